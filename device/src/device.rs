@@ -1,0 +1,218 @@
+//! The door through which every room reaches a GPU, real or emulated.
+
+use crate::error::DeviceError;
+use serde::{Deserialize, Serialize};
+use spanforge_emulator::counters::Counters;
+use std::collections::BTreeMap;
+
+/// Where a time comes from. A predicted time is never reported as a measured one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Basis {
+    /// Computed by the emulator's cost model.
+    Predicted,
+    /// Taken with events on a GPU.
+    Measured,
+}
+
+/// What a device is and what it can hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceProperties {
+    /// Marketing name, such as `NVIDIA H200`.
+    pub name: String,
+    /// Whether times from this device are predicted or measured.
+    pub basis: Basis,
+    /// Architecture that cubins are made for, such as `sm_90a`.
+    pub architecture: String,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Shared memory that one block can use after opting in, in bytes.
+    pub shared_bytes_per_block: u32,
+    /// Shared memory of one multiprocessor, in bytes.
+    pub shared_bytes_per_multiprocessor: u32,
+    /// L2 cache, in bytes.
+    pub l2_bytes: u64,
+    /// Peak DRAM bandwidth of the data sheet, in bytes per second.
+    pub dram_bytes_per_second: f64,
+    /// Peak f32 rate of the CUDA cores, in operations per second (a fused multiply-add is two).
+    pub float32_per_second: f64,
+}
+
+/// An allocation of device memory; freed by [`Device::free`] or with the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Buffer {
+    /// Device address of the first byte.
+    pub address: u64,
+    /// Size in bytes.
+    pub bytes: usize,
+}
+
+impl Buffer {
+    /// The address `bytes` into the buffer, as a kernel argument.
+    pub fn at(&self, bytes: usize) -> Argument {
+        Argument::Pointer(self.address + bytes as u64)
+    }
+}
+
+/// One kernel argument.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Argument {
+    /// A device address.
+    Pointer(u64),
+    /// A signed 32-bit integer.
+    I32(i32),
+    /// An unsigned 32-bit integer.
+    U32(u32),
+    /// A signed 64-bit integer.
+    I64(i64),
+    /// An unsigned 64-bit integer.
+    U64(u64),
+    /// A 32-bit float.
+    F32(f32),
+    /// A 64-bit float.
+    F64(f64),
+}
+
+/// Compiled code of one translation unit, in the forms that the devices need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// PTX text: what the emulated device executes, and what a newer GPU can still translate.
+    pub ptx: String,
+    /// Machine code for the architecture of `resources`; `None` where only PTX was made.
+    pub cubin: Option<Vec<u8>>,
+    /// Architecture of the cubin, such as `sm_90a`; of the PTX where there is no cubin.
+    pub architecture: String,
+    /// What each kernel takes on that architecture; empty where there is no cubin.
+    pub resources: BTreeMap<String, Resources>,
+}
+
+/// What `ptxas` gave a kernel on a named architecture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Registers per thread.
+    pub registers: u32,
+    /// Static shared memory per block, in bytes, without the part that the system reserves.
+    pub static_shared_bytes: u32,
+    /// Stack frame per thread, in bytes.
+    pub stack_bytes: u32,
+    /// Bytes stored to local memory because registers ran out (0 means no spills).
+    pub spill_store_bytes: u32,
+    /// Bytes loaded back.
+    pub spill_load_bytes: u32,
+}
+
+/// Code that a device has loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ModuleId(pub u64);
+
+/// One launch of one kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// The loaded code.
+    pub module: ModuleId,
+    /// The kernel's name in it.
+    pub kernel: String,
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads in x, y and z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory per block, in bytes. Opting in to more than 48 KiB is the device's
+    /// business.
+    pub shared_bytes: u32,
+    /// The arguments in order.
+    pub arguments: Vec<Argument>,
+}
+
+/// What [`Device::time`] is to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimeOptions {
+    /// Samples to take on a GPU after warming up; an emulated device predicts once.
+    pub samples: u32,
+    /// Whether the L2 cache is flushed before each sample.
+    pub cold_l2: bool,
+    /// How many blocks of a launch an emulated device executes before it scales the counters up.
+    pub sampled_blocks: u32,
+}
+
+impl Default for TimeOptions {
+    fn default() -> Self {
+        Self { samples: 20, cold_l2: true, sampled_blocks: 2 }
+    }
+}
+
+/// The time of a sequence of launches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Predicted or measured.
+    pub basis: Basis,
+    /// Microseconds of the whole sequence, one entry per sample.
+    pub samples_us: Vec<f64>,
+    /// Per launch what the cost model saw; empty for measured times.
+    pub predictions: Vec<Prediction>,
+}
+
+impl Timing {
+    /// The median sample in microseconds; infinite where there is none.
+    pub fn median_us(&self) -> f64 {
+        let mut sorted = self.samples_us.clone();
+        sorted.sort_by(f64::total_cmp);
+        match sorted.len() {
+            0 => f64::INFINITY,
+            n if n % 2 == 1 => sorted[n / 2],
+            n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+        }
+    }
+}
+
+/// One launch as the cost model sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Kernel name.
+    pub kernel: String,
+    /// Counters of the blocks that were executed, not scaled.
+    pub counters: Counters,
+    /// The estimate for the whole grid, term by term.
+    pub estimate: spanforge_emulator::cost::Estimate,
+}
+
+/// What one launch did, where the device can tell.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LaunchReport {
+    /// Counters of the launch; `None` on a GPU or with counting off.
+    pub counters: Option<Counters>,
+}
+
+/// A GPU, real or emulated. All methods are synchronous unless they say otherwise.
+pub trait Device: Send + Sync {
+    /// What the device is and what it can hold.
+    fn properties(&self) -> &DeviceProperties;
+
+    /// Allocates `bytes` of uninitialised memory (at least 256-byte aligned). `name` is used in
+    /// diagnoses and counters.
+    fn allocate(&self, name: &str, bytes: usize) -> Result<Buffer, DeviceError>;
+
+    /// Gives an allocation back.
+    fn free(&self, buffer: Buffer) -> Result<(), DeviceError>;
+
+    /// Copies `data` to `offset` bytes into the buffer.
+    fn upload(&self, buffer: Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError>;
+
+    /// Copies from `offset` bytes into the buffer, after all earlier launches have finished. Reads
+    /// of bytes that nothing has written are not an error here (they are in a kernel).
+    fn download(&self, buffer: Buffer, offset: usize, data: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Loads compiled code: the cubin on a GPU whose architecture it fits, else the PTX.
+    fn load(&self, image: &Image) -> Result<ModuleId, DeviceError>;
+
+    /// Forgets loaded code.
+    fn unload(&self, module: ModuleId) -> Result<(), DeviceError>;
+
+    /// Runs one kernel over its whole grid. On a GPU it is queued; what goes wrong may surface at
+    /// the next download. On an emulated device every finding of the checks is an error here.
+    fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError>;
+
+    /// Times the launches, run in order, as one sequence. Every launch must have run correctly
+    /// before. What the sequence leaves in its output buffers is unspecified (an emulated device
+    /// runs a sample of the blocks only).
+    fn time(&self, launches: &[Launch], options: &TimeOptions) -> Result<Timing, DeviceError>;
+}

@@ -1,0 +1,115 @@
+//! What a launch did, counted: instructions by class, memory requests, sectors, wavefronts.
+//!
+//! The counts are those of the PTX, not of the SASS that `ptxas` makes of it. Mathematics,
+//! shuffles, asynchronous copies and the bytes and sectors of loads agree with the hardware's;
+//! integer, move and store-request counts do not, and the cost model weights them accordingly.
+
+use serde::{Deserialize, Serialize};
+
+/// Size of the unit in which the memory system moves data, in bytes.
+pub const SECTOR_BYTES: u64 = 32;
+
+/// Executed warp instructions by the pipeline that would issue them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstructionMix {
+    /// f32 add, multiply, fused multiply-add, min, max, compare.
+    pub float32: u64,
+    /// f64 arithmetic.
+    pub float64: u64,
+    /// f16, bf16, f16x2 and bf16x2 arithmetic.
+    pub half: u64,
+    /// Integer and logic arithmetic, integer compares, selects.
+    pub integer: u64,
+    /// Conversions between types.
+    pub convert: u64,
+    /// Special functions: ex2, lg2, rcp, rsqrt, sqrt, sin, cos, tanh, div.
+    pub special: u64,
+    /// Register moves, address conversions and reads of parameters and special registers.
+    pub moves: u64,
+    /// Branches, returns, calls.
+    pub control: u64,
+    /// Loads and stores of every space, and asynchronous copies.
+    pub memory: u64,
+    /// Shuffles, votes, match and warp-level reductions.
+    pub exchange: u64,
+    /// Barriers, fences and waits.
+    pub synchronise: u64,
+    /// `mma` and `wgmma`.
+    pub matrix: u64,
+}
+
+/// Requests to global memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GlobalTraffic {
+    /// Warp instructions with at least one active lane.
+    pub requests: u64,
+    /// 32-byte sectors touched, counted once per request.
+    pub sectors: u64,
+    /// Bytes that the lanes asked for.
+    pub bytes: u64,
+}
+
+/// Requests to shared memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedTraffic {
+    /// Warp instructions with at least one active lane.
+    pub requests: u64,
+    /// Passes through the 32 four-byte banks that the addresses need.
+    pub wavefronts: u64,
+    /// Passes that the same number of distinct bytes would need without bank conflicts.
+    pub ideal_wavefronts: u64,
+}
+
+/// Traffic of one allocation of global memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BufferTraffic {
+    /// The allocation's name, as given when it was made.
+    pub name: String,
+    /// Bytes that lanes read by plain loads and asynchronous copies.
+    pub read_bytes: u64,
+    /// Sectors read, counted once per request.
+    pub read_sectors: u64,
+    /// Bytes that lanes wrote.
+    pub written_bytes: u64,
+    /// Sectors written, counted once per request.
+    pub written_sectors: u64,
+}
+
+/// Everything counted in one launch. All zero when counting is off, but for `blocks`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Thread blocks that were executed; fewer than the grid where the launch was sampled.
+    pub blocks: u64,
+    /// Warps that were executed.
+    pub warps: u64,
+    /// Warp instructions issued.
+    pub warp_instructions: u64,
+    /// The same, weighted by the lanes that were active and not predicated off.
+    pub thread_instructions: u64,
+    /// Warp instructions by pipeline.
+    pub mix: InstructionMix,
+    /// Plain loads from global memory.
+    pub global_load: GlobalTraffic,
+    /// Plain stores to global memory.
+    pub global_store: GlobalTraffic,
+    /// Asynchronous copies from global to shared memory (zero-filled bytes are not counted).
+    pub async_copy: GlobalTraffic,
+    /// Atomics and reductions on global memory.
+    pub global_atomic: GlobalTraffic,
+    /// Loads from shared memory, `ldmatrix` included.
+    pub shared_load: SharedTraffic,
+    /// Stores to shared memory, `stmatrix` included.
+    pub shared_store: SharedTraffic,
+    /// Branches at which the active lanes of a warp went different ways.
+    pub divergent_branches: u64,
+    /// Waits for asynchronous copies.
+    pub async_waits: u64,
+    /// Sum, over those waits, of the bytes the warp had in flight when it began to wait.
+    pub async_bytes_in_flight: u64,
+    /// Sum, over plain global loads, of bytes loaded times bytes of the batch the load belongs to:
+    /// loads that a warp issues before it first uses one of their results. Divided by
+    /// `global_load.bytes` it is the mean number of bytes that a warp has in flight.
+    pub load_bytes_in_flight: u64,
+    /// Traffic by allocation, in the order in which the allocations were made.
+    pub buffers: Vec<BufferTraffic>,
+}

@@ -1,0 +1,1 @@
+//! The span-attention kernel family: device code, configurations, rendering, launch, artifact.

@@ -1,0 +1,1 @@
+//! The oracle: attention over spans in f64, error metrics and tolerances.

@@ -1,0 +1,1 @@
+//! The model runtime: loads artifacts and computes attention over spans.

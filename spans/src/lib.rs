@@ -1,0 +1,1 @@
+//! Spans, span sets, tag protocols and decode traces.

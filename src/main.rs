@@ -1,0 +1,2 @@
+//! The `spanforge` command.
+fn main() {}

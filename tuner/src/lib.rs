@@ -1,0 +1,1 @@
+//! Search, measuring, records and reports.

@@ -1,0 +1,1 @@
+//! Correctness of kernels: problem generators and the check against the oracle.
