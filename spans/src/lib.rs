@@ -1,1 +1,16 @@
-//! Spans, span sets, tag protocols and decode traces.
+//! Which tokens a decode step attends to, from the text that declares them to the arrays that a
+//! kernel takes.
+//!
+//! - [`Span`], [`SpanSet`]: half-open token ranges and their canonical union.
+//! - [`SpanBatch`]: the sets of many rows in compressed (CSR) form, checked.
+//! - [`Dtype`], [`KvLayout`]: the words of tensor formats that kernels and the reference share.
+//!
+//! This room computes and owns no files or devices.
+
+mod batch;
+mod span;
+mod tensor;
+
+pub use batch::{BatchError, SpanBatch};
+pub use span::{Span, SpanError, SpanSet};
+pub use tensor::{Dtype, KvLayout, UnknownName};
