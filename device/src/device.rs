@@ -28,6 +28,8 @@ pub struct DeviceProperties {
     pub multiprocessors: u32,
     /// Shared memory that one block can use after opting in, in bytes.
     pub shared_bytes_per_block: u32,
+    /// Threads that one multiprocessor holds.
+    pub threads_per_multiprocessor: u32,
     /// Shared memory of one multiprocessor, in bytes.
     pub shared_bytes_per_multiprocessor: u32,
     /// L2 cache, in bytes.
