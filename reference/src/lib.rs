@@ -1,1 +1,30 @@
-//! The oracle: attention over spans in f64, error metrics and tolerances.
+//! What a span-attention kernel must compute, and how close to it a correct one comes.
+//!
+//! - [`Problem`]: one decode launch over paged keys and values.
+//! - [`attention_f64`]: the oracle, in f64 over the same rounded inputs.
+//! - [`attention_rounded`]: the same in the launch dtype's roundings: the error that a correct
+//!   kernel may have.
+//! - [`compare`], [`Tolerance`]: a kernel's answer against the oracle.
+//! - [`PartialState`]: merging attention over shares of the selected tokens.
+//!
+//! # Semantics
+//! For row `r` and query head `h`: softmax over the selected tokens of `q . k * scale`, times v;
+//! LSE is the natural logarithm of the sum of the exponentials. An empty set gives +0 and an LSE
+//! of -inf, and so does a set whose logits are all -inf. Otherwise NaN and infinities of selected
+//! tokens propagate as in IEEE arithmetic; a logit of NaN or +inf makes the head's output and LSE
+//! NaN, since every online softmax forms inf - inf. Keys and values outside the set are not read.
+//!
+//! The comparison is meant for problems that f32 arithmetic can compute: dot products and sums of
+//! values below `f32::MAX`.
+
+mod compare;
+mod merge;
+mod oracle;
+mod problem;
+mod rounded;
+
+pub use compare::{CompareError, Comparison, Tolerance, WorstElement, WorstLse, compare};
+pub use merge::PartialState;
+pub use oracle::{Output, attention_f64};
+pub use problem::{Problem, ProblemError};
+pub use rounded::{RoundedOutput, attention_rounded};
