@@ -3,3 +3,5 @@
 
 pub mod cost;
 pub mod counters;
+pub mod occupancy;
+pub mod profile;
