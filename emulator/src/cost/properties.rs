@@ -319,6 +319,51 @@ fn a_known_launch_by_hand() {
 }
 
 #[test]
+fn pipelines_by_hand() {
+    // H200 at 1980 cycles per microsecond, one block of four warps on each multiprocessor.
+    let h200 = find("h200").expect("built in");
+    let shape =
+        Shape { blocks: 132, threads_per_block: 128, registers: 64, shared_bytes_per_block: 0 };
+    let mut counters = streaming(0, 1).counters(1);
+    counters.mix = InstructionMix {
+        float32: 19_800,
+        half: 19_800,
+        integer: 19_800,
+        special: 19_800,
+        exchange: 19_800,
+        moves: 66_000,
+        matrix: 19_800,
+        ..InstructionMix::default()
+    };
+    counters.shared_load =
+        SharedTraffic { requests: 19_800, wavefronts: 79_200, ideal_wavefronts: 19_800 };
+    let expected = [
+        // 79,200 wavefronts and 19,800 shuffles, one a cycle.
+        ("shared memory and shuffles", 50.0),
+        // 2 cycles a warp of 16 lanes.
+        ("special functions", 20.0),
+        // 6 x 19,800 and 0.3 x 66,000, four a cycle.
+        ("instruction issue", 17.5),
+        // 4096 flop of 0.63 x 989.4 TFLOP/s / 132 / 1.98 GHz = 2384.9 a cycle.
+        ("tensor cores", 17.174_6),
+        // 19,800 and the 34 % of the integer ones, 4 a cycle; the other 66 %, 2 a cycle.
+        ("float32 pipe", 3.35),
+        ("integer pipe", 3.3),
+        ("half pipe", 2.5),
+    ];
+    let estimate = estimate(&h200, &shape, &counters).expect("fits");
+    for (name, us) in expected {
+        let term = estimate.terms.iter().find(|term| term.name == name).expect(name);
+        assert!((term.us - us).abs() < 1e-3, "{name}: {}", term.us);
+    }
+    // One warp of a block uses one partition of four.
+    let narrow = Shape { threads_per_block: 32, ..shape };
+    let narrow = super::estimate(&h200, &narrow, &counters).expect("fits");
+    let issue = narrow.terms.iter().find(|term| term.name == "instruction issue").expect("there");
+    assert!((issue.us - 70.0).abs() < 1e-3, "{}", issue.us);
+}
+
+#[test]
 fn a_launch_without_a_time_says_why() {
     let h100 = find("h100").expect("built in");
     let shape =
