@@ -1,1 +1,21 @@
-//! The span-attention kernel family: device code, configurations, rendering, launch, artifact.
+//! The span-attention kernel family: CUDA device code (`cuda/*.cuh`), the problems it solves, the
+//! configurations it can be built in, how a configuration becomes source text, how it is launched,
+//! and the artifact it ships in. The binary interface of the kernels is written down here and
+//! nowhere else ([`abi`]).
+//!
+//! The way of a configuration: [`KernelSpec`] -> [`render()`] -> (compiled by the device room) ->
+//! [`Decoder`] -> launches.
+
+pub mod abi;
+pub mod artifact;
+pub mod configuration;
+pub mod decoder;
+pub mod problem;
+pub mod render;
+pub mod space;
+
+pub use configuration::{Configuration, KernelShape, KernelSpec, LoadPath, Merge, QueryHome};
+pub use decoder::Decoder;
+pub use problem::{DecodeProblem, ProblemError};
+pub use render::{RenderError, Rendered, render};
+pub use space::{Limits, SearchSpace};

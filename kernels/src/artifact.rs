@@ -1,0 +1,529 @@
+//! What is shipped: a folder with a manifest, the tuned kernels as source, PTX and machine code, and
+//! the evidence that chose them.
+//!
+//! ```text
+//! manifest.json                     what the artifact holds and how to launch it
+//! evidence.json                     how it was checked, timed and chosen
+//! kernels/<id>/source.cu            self-contained CUDA source
+//! kernels/<id>/kernel.ptx           for architectures without a cubin, newer ones included
+//! kernels/<id>/<architecture>.cubin machine code
+//! SHA256SUMS                        of every other file, as `sha256sum` writes and checks it
+//! ```
+//!
+//! A folder is written beside its final place and renamed, so it is whole or absent. Loading reads
+//! every file, compares its SHA-256, and compares the manifest's argument lists with those that the
+//! cubins themselves declare; a changed byte is refused with the name of the file.
+
+use crate::abi::{ABI_VERSION, ArgumentKind, Kernel};
+use crate::configuration::{KernelShape, KernelSpec};
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use spanforge_device::{Architecture, CubinError, DeviceProperties, Image, Resources, cubin};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Component, Path, PathBuf};
+
+/// Raised whenever the manifest changes in a way that older readers would misread.
+pub const SCHEMA_VERSION: u32 = 1;
+
+const MANIFEST: &str = "manifest.json";
+const EVIDENCE: &str = "evidence.json";
+const SUMS: &str = "SHA256SUMS";
+
+/// What an artifact holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`SCHEMA_VERSION`].
+    pub schema: u32,
+    /// [`ABI_VERSION`].
+    pub abi: u32,
+    /// Tool and version that wrote it.
+    pub created_by: String,
+    /// Seconds since 1970, UTC.
+    pub created_unix_s: u64,
+    /// Workload it was tuned for.
+    pub workload: String,
+    /// Device it was tuned on, such as `emulated:h200`.
+    pub device: String,
+    /// Argument lists of the exported kernels, for loaders that know nothing of this tool.
+    pub interface: Vec<Interface>,
+    /// Kernels in order of preference: the first that a device and a problem can use is used.
+    pub kernels: Vec<KernelEntry>,
+}
+
+/// The arguments of one exported kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Which.
+    pub kernel: Kernel,
+    /// The name it is exported under.
+    pub symbol: String,
+    /// Names and kinds in order.
+    pub arguments: Vec<(String, ArgumentKind)>,
+}
+
+/// One kernel of an artifact.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelEntry {
+    /// The spec as an identifier.
+    pub id: String,
+    /// What it serves and how it is built and launched.
+    pub spec: KernelSpec,
+    /// Why it is here: `winner`, or `default` for the fallback.
+    pub role: String,
+    /// Time of the workload's problem in microseconds, on the manifest's device.
+    pub time_us: f64,
+    /// `predicted` or `measured`.
+    pub basis: spanforge_device::Basis,
+    /// Threads per block of the decode kernel.
+    pub threads: u32,
+    /// Dynamic shared memory of the decode kernel in bytes.
+    pub shared_bytes: u32,
+    /// Alignment that q, k, v and the output need, in bytes.
+    pub alignment_bytes: u32,
+    /// Path of the source.
+    pub source: String,
+    /// Path of the PTX.
+    pub ptx: String,
+    /// Oldest architecture that can run the PTX.
+    pub ptx_architecture: String,
+    /// Machine code by architecture.
+    pub cubins: BTreeMap<String, CubinEntry>,
+}
+
+/// Machine code for one architecture.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CubinEntry {
+    /// Path of the file.
+    pub file: String,
+    /// What each kernel takes there.
+    pub resources: BTreeMap<String, Resources>,
+}
+
+/// One kernel as it goes into an artifact.
+#[derive(Clone, Debug)]
+pub struct KernelFiles {
+    /// Which.
+    pub spec: KernelSpec,
+    /// See [`KernelEntry::role`].
+    pub role: String,
+    /// See [`KernelEntry::time_us`].
+    pub time_us: f64,
+    /// See [`KernelEntry::basis`].
+    pub basis: spanforge_device::Basis,
+    /// Rendered source.
+    pub source: String,
+    /// PTX for the oldest architecture to serve.
+    pub portable: Image,
+    /// Images with machine code, one per architecture.
+    pub images: Vec<Image>,
+}
+
+/// Everything that goes into an artifact.
+#[derive(Clone, Debug)]
+pub struct Contents {
+    /// See [`Manifest::workload`].
+    pub workload: String,
+    /// See [`Manifest::device`].
+    pub device: String,
+    /// See [`Manifest::created_by`].
+    pub created_by: String,
+    /// See [`Manifest::created_unix_s`].
+    pub created_unix_s: u64,
+    /// In order of preference.
+    pub kernels: Vec<KernelFiles>,
+    /// How they were checked, timed and chosen.
+    pub evidence: serde_json::Value,
+}
+
+/// A verified artifact in memory.
+#[derive(Clone, Debug)]
+pub struct Artifact {
+    root: PathBuf,
+    manifest: Manifest,
+    evidence: serde_json::Value,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+/// An artifact that cannot be written, read or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArtifactError {
+    /// The file system refuses; the message names the path.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// A file is not what was written.
+    #[error(
+        "{}: changed since the artifact was written (SHA-256 {found}, expected {expected}); export it again with `spanforge tune`", path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// Its digest.
+        found: String,
+        /// The recorded digest.
+        expected: String,
+    },
+    /// A file that is not listed, a list that cannot be read, or a manifest that makes no sense.
+    #[error("{}: {fault}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        fault: String,
+    },
+    /// Written by a version that this one does not understand.
+    #[error("{}: {what} {found} is not supported; this version reads {supported}", path.display())]
+    Version {
+        /// The manifest.
+        path: PathBuf,
+        /// `schema` or `abi`.
+        what: &'static str,
+        /// What it says.
+        found: u32,
+        /// What is read.
+        supported: u32,
+    },
+    /// The machine code expects other arguments than the manifest says.
+    #[error("{}: {symbol} takes {found}, but the interface says {expected}", path.display())]
+    Interface {
+        /// The cubin.
+        path: PathBuf,
+        /// The kernel.
+        symbol: String,
+        /// Argument sizes in the cubin.
+        found: String,
+        /// Argument sizes in the manifest.
+        expected: String,
+    },
+    /// A cubin that cannot be read.
+    #[error("{}: {source}", path.display())]
+    Cubin {
+        /// The cubin.
+        path: PathBuf,
+        /// Why.
+        source: CubinError,
+    },
+    /// Nothing in the artifact fits.
+    #[error("no kernel of this artifact serves {shape} on {device}:\n{reasons}")]
+    NoKernel {
+        /// The problem's shape.
+        shape: String,
+        /// The device.
+        device: String,
+        /// One line per kernel: why not.
+        reasons: String,
+    },
+}
+
+impl Contents {
+    /// Writes the artifact to `directory`, replacing what an earlier run left there. Nothing is at
+    /// `directory` until everything is.
+    pub fn write(&self, directory: &Path) -> Result<Artifact, ArtifactError> {
+        let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        let mut entries = Vec::new();
+        for kernel in &self.kernels {
+            let id = kernel.spec.to_string();
+            let path = |name: &str| format!("kernels/{id}/{name}");
+            let mut cubins = BTreeMap::new();
+            for image in &kernel.images {
+                let Some(cubin) = &image.cubin else { continue };
+                let file = path(&format!("{}.cubin", image.architecture));
+                files.insert(file.clone(), cubin.clone());
+                let entry = CubinEntry { file, resources: image.resources.clone() };
+                cubins.insert(image.architecture.clone(), entry);
+            }
+            let c = &kernel.spec.configuration;
+            entries.push(KernelEntry {
+                threads: c.threads(&kernel.spec.shape),
+                shared_bytes: c.shared_bytes(&kernel.spec.shape) as u32,
+                alignment_bytes: 16,
+                spec: kernel.spec,
+                role: kernel.role.clone(),
+                time_us: kernel.time_us,
+                basis: kernel.basis,
+                source: path("source.cu"),
+                ptx: path("kernel.ptx"),
+                ptx_architecture: kernel.portable.architecture.replace("compute_", "sm_"),
+                cubins,
+                id: id.clone(),
+            });
+            files.insert(path("source.cu"), kernel.source.clone().into_bytes());
+            files.insert(path("kernel.ptx"), kernel.portable.ptx.clone().into_bytes());
+        }
+        let manifest = Manifest {
+            schema: SCHEMA_VERSION,
+            abi: ABI_VERSION,
+            created_by: self.created_by.clone(),
+            created_unix_s: self.created_unix_s,
+            workload: self.workload.clone(),
+            device: self.device.clone(),
+            interface: interface(),
+            kernels: entries,
+        };
+        files.insert(MANIFEST.into(), json(&manifest));
+        files.insert(EVIDENCE.into(), json(&self.evidence));
+        let mut sums = String::new();
+        for (name, data) in &files {
+            writeln!(sums, "{}  {name}", digest(data)).expect("writing to a string");
+        }
+        files.insert(SUMS.into(), sums.into_bytes());
+
+        let parent = match directory.parent() {
+            Some(p) if p != Path::new("") => p,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(parent)?;
+        let staging = tempfile::Builder::new()
+            .prefix(".spanforge-")
+            .tempdir_in(parent)
+            .map_err(|e| named(parent, e))?;
+        for (name, data) in &files {
+            let path = staging.path().join(name);
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            fs::write(path, data)?;
+        }
+        Artifact::load(staging.path())?;
+        let old = directory.exists().then(|| staging.path().with_extension("old"));
+        if let Some(old) = &old {
+            fs::rename(directory, old)?;
+        }
+        fs::rename(staging.keep(), directory)?;
+        if let Some(old) = old {
+            fs::remove_dir_all(old)?;
+        }
+        Artifact::load(directory)
+    }
+}
+
+impl Artifact {
+    /// Reads and verifies an artifact.
+    pub fn load(root: &Path) -> Result<Self, ArtifactError> {
+        let files = verified_files(root)?;
+        let malformed =
+            |file: &str, fault: String| ArtifactError::Malformed { path: root.join(file), fault };
+        let get = |name: &str| {
+            files.get(name).ok_or_else(|| malformed(SUMS, format!("does not list {name}")))
+        };
+        // The versions first: a newer manifest may not even have the fields of this one.
+        let raw: serde_json::Value = serde_json::from_slice(get(MANIFEST)?)
+            .map_err(|e| malformed(MANIFEST, e.to_string()))?;
+        for (what, supported) in [("schema", SCHEMA_VERSION), ("abi", ABI_VERSION)] {
+            let found = raw.get(what).and_then(serde_json::Value::as_u64).unwrap_or(0) as u32;
+            if found != supported {
+                let path = root.join(MANIFEST);
+                return Err(ArtifactError::Version { path, what, found, supported });
+            }
+        }
+        let manifest: Manifest =
+            serde_json::from_value(raw).map_err(|e| malformed(MANIFEST, e.to_string()))?;
+        let evidence = serde_json::from_slice(get(EVIDENCE)?)
+            .map_err(|e| malformed(EVIDENCE, e.to_string()))?;
+        for entry in &manifest.kernels {
+            get(&entry.source)?;
+            get(&entry.ptx)?;
+            for cubin in entry.cubins.values() {
+                check_interface(&root.join(&cubin.file), get(&cubin.file)?, &manifest.interface)?;
+            }
+        }
+        Ok(Self { root: root.to_owned(), manifest, evidence, files })
+    }
+
+    /// The folder it was read from.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What it holds.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// How its kernels were checked, timed and chosen.
+    pub fn evidence(&self) -> &serde_json::Value {
+        &self.evidence
+    }
+
+    /// Names and sizes in bytes of all files that were verified.
+    pub fn files(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.files.iter().map(|(name, data)| (name.as_str(), data.len()))
+    }
+
+    /// The first kernel that serves `shape` on the device.
+    pub fn select(
+        &self,
+        shape: KernelShape,
+        device: &DeviceProperties,
+    ) -> Result<&KernelEntry, ArtifactError> {
+        let mut reasons = String::new();
+        for entry in &self.manifest.kernels {
+            match unfit(entry, shape, device) {
+                None => return Ok(entry),
+                Some(reason) => {
+                    writeln!(reasons, "  {}: {reason}", entry.id).expect("writing to a string");
+                }
+            }
+        }
+        Err(ArtifactError::NoKernel {
+            shape: shape.to_string(),
+            device: device.name.clone(),
+            reasons: reasons.trim_end().to_owned(),
+        })
+    }
+
+    /// For each kernel, in order of preference, why it cannot serve `shape` on the device; `None`
+    /// where it can.
+    pub fn explain(
+        &self,
+        shape: KernelShape,
+        device: &DeviceProperties,
+    ) -> Vec<(&KernelEntry, Option<String>)> {
+        self.manifest.kernels.iter().map(|entry| (entry, unfit(entry, shape, device))).collect()
+    }
+
+    /// The code of a kernel for a device: machine code where there is some for its architecture,
+    /// PTX in any case.
+    pub fn image(&self, entry: &KernelEntry, device: &DeviceProperties) -> Image {
+        let text = |name: &str| {
+            self.files.get(name).map(|data| String::from_utf8_lossy(data).into_owned())
+        };
+        let ptx = text(&entry.ptx).unwrap_or_default();
+        match entry.cubins.get(&device.architecture) {
+            Some(cubin) => Image {
+                ptx,
+                cubin: self.files.get(&cubin.file).cloned(),
+                architecture: device.architecture.clone(),
+                resources: cubin.resources.clone(),
+            },
+            None => Image {
+                ptx,
+                cubin: None,
+                architecture: entry.ptx_architecture.clone(),
+                resources: BTreeMap::new(),
+            },
+        }
+    }
+}
+
+/// Why a kernel cannot serve a shape on a device.
+fn unfit(entry: &KernelEntry, shape: KernelShape, device: &DeviceProperties) -> Option<String> {
+    if entry.spec.shape != shape {
+        return Some(format!("it is built for {}", entry.spec.shape));
+    }
+    if entry.shared_bytes > device.shared_bytes_per_block {
+        return Some(format!(
+            "it needs {} bytes of shared memory per block and the device has {}",
+            entry.shared_bytes, device.shared_bytes_per_block
+        ));
+    }
+    if entry.cubins.contains_key(&device.architecture) {
+        return None;
+    }
+    let number = |name: &str| Architecture::parse(name).map_or(0, |a| a.number);
+    (number(&entry.ptx_architecture) > number(&device.architecture)).then(|| {
+        format!(
+            "there is no cubin for {} and its PTX is for {} and newer",
+            device.architecture, entry.ptx_architecture
+        )
+    })
+}
+
+fn interface() -> Vec<Interface> {
+    Kernel::ALL
+        .into_iter()
+        .map(|kernel| Interface {
+            kernel,
+            symbol: kernel.symbol().to_owned(),
+            arguments: kernel.arguments().iter().map(|(n, k)| ((*n).to_owned(), *k)).collect(),
+        })
+        .collect()
+}
+
+/// Compares the argument sizes that a cubin declares with the interface.
+fn check_interface(path: &Path, data: &[u8], interface: &[Interface]) -> Result<(), ArtifactError> {
+    for kernel in interface {
+        let declared = cubin::kernel_parameters(data, &kernel.symbol)
+            .map_err(|source| ArtifactError::Cubin { path: path.to_owned(), source })?;
+        let found: Vec<u32> = declared.iter().map(|p| p.bytes).collect();
+        let expected: Vec<u32> = kernel.arguments.iter().map(|(_, k)| k.bytes()).collect();
+        if found != expected {
+            return Err(ArtifactError::Interface {
+                path: path.to_owned(),
+                symbol: kernel.symbol.clone(),
+                found: format!("arguments of {found:?} bytes"),
+                expected: format!("{expected:?}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Reads every file that the list of digests names and compares them; refuses files it does not
+/// name.
+fn verified_files(root: &Path) -> Result<BTreeMap<String, Vec<u8>>, ArtifactError> {
+    let sums_path = root.join(SUMS);
+    let sums = fs::read(&sums_path)?;
+    let malformed = |fault: String| ArtifactError::Malformed { path: sums_path.clone(), fault };
+    let text =
+        std::str::from_utf8(&sums).map_err(|_| malformed("is not text: it was changed".into()))?;
+    let mut files = BTreeMap::new();
+    for (index, line) in text.lines().enumerate() {
+        let (expected, name) = line
+            .split_once("  ")
+            .filter(|(sum, _)| sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_hexdigit()))
+            .ok_or_else(|| malformed(format!("line {} is not a digest and a file", index + 1)))?;
+        let inside = Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
+        if !inside || name.is_empty() {
+            return Err(malformed(format!("line {} names a file outside the artifact", index + 1)));
+        }
+        let path = root.join(name);
+        let data = fs::read(&path)?;
+        let found = digest(&data);
+        if found != expected {
+            return Err(ArtifactError::Changed { path, found, expected: expected.to_owned() });
+        }
+        files.insert(name.to_owned(), data);
+    }
+    refuse_unlisted(root, root, &files)?;
+    Ok(files)
+}
+
+fn refuse_unlisted(
+    root: &Path,
+    folder: &Path,
+    listed: &BTreeMap<String, Vec<u8>>,
+) -> Result<(), ArtifactError> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            refuse_unlisted(root, &path, listed)?;
+            continue;
+        }
+        let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+        if name != SUMS && !listed.contains_key(&name) {
+            let fault = format!("is not listed in {SUMS}: it does not belong to the artifact");
+            return Err(ArtifactError::Malformed { path, fault });
+        }
+    }
+    Ok(())
+}
+
+fn digest(data: &[u8]) -> String {
+    Sha256::digest(data).iter().fold(String::with_capacity(64), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string");
+        text
+    })
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).expect("plain data serialises");
+    text.push(b'\n');
+    text
+}
+
+fn named(path: &Path, error: std::io::Error) -> std::io::Error {
+    std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,318 @@
+//! What a decode kernel is built for (its shape) and how it is built (its configuration), and the
+//! readable identifier that says both.
+
+use serde::{Deserialize, Serialize};
+use spanforge_spans::{Dtype, KvLayout};
+use std::fmt;
+use std::str::FromStr;
+
+/// The part of a problem that is fixed when a kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct KernelShape {
+    /// Element type of q, k, v and the output.
+    pub dtype: Dtype,
+    /// Elements of one head's query, key or value.
+    pub head_dim: u32,
+    /// Query heads per KV head.
+    pub group_size: u32,
+}
+
+/// Head dimensions the kernels are written for.
+pub const HEAD_DIMS: [u32; 4] = [64, 128, 256, 512];
+
+/// Largest group size; more query heads per KV head than this exceed a block's threads.
+pub const MAX_GROUP_SIZE: u32 = 128;
+
+impl KernelShape {
+    /// Bytes of one K or V row: one token, one KV head.
+    pub fn row_bytes(&self) -> u32 {
+        self.head_dim * self.dtype.bytes() as u32
+    }
+
+    /// Fails for shapes that no configuration can serve, naming what is served.
+    pub fn check(&self) -> Result<(), ShapeError> {
+        if !HEAD_DIMS.contains(&self.head_dim) {
+            return Err(ShapeError::HeadDim(self.head_dim));
+        }
+        if !(1..=MAX_GROUP_SIZE).contains(&self.group_size) {
+            return Err(ShapeError::GroupSize(self.group_size));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for KernelShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-d{}-g{}", self.dtype, self.head_dim, self.group_size)
+    }
+}
+
+/// A shape outside what the kernels serve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ShapeError {
+    /// Unsupported head dimension.
+    #[error("head_dim {0} is not served: use 64, 128, 256 or 512")]
+    HeadDim(u32),
+    /// Unsupported group size.
+    #[error(
+        "{0} query heads per KV head are not served: use 1 to {MAX_GROUP_SIZE}, and a number of query heads that is a multiple of the KV heads"
+    )]
+    GroupSize(u32),
+}
+
+/// How K and V rows reach the threads that use them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoadPath {
+    /// `cp.async` into a ring of tiles in shared memory.
+    Staged,
+    /// Plain loads into registers.
+    Direct,
+}
+
+/// Where a block keeps the queries it works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueryHome {
+    /// In registers, as f32.
+    Registers,
+    /// In shared memory, as f32.
+    Shared,
+}
+
+/// Who merges the partial states of a row that several blocks share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Merge {
+    /// A second kernel.
+    SecondKernel,
+    /// The last of the row's blocks to finish.
+    LastArriver,
+}
+
+/// One point of the search space. What each parameter does to the kernel is said in
+/// `cuda/decode.cuh`; which values may meet is said in [`crate::space`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Configuration {
+    /// Way of K and V into the block.
+    pub load_path: LoadPath,
+    /// Tokens per tile of the ring; for direct loads the 32 tokens whose addresses a warp finds at
+    /// a time.
+    pub tile_tokens: u32,
+    /// Tiles in the ring; 1 for direct loads.
+    pub stages: u32,
+    /// Warps that split a piece's tokens.
+    pub token_warps: u32,
+    /// Query heads per warp; a group with more is split over several warps.
+    pub heads_per_warp: u32,
+    /// Bytes that one load instruction of a lane moves.
+    pub vector_bytes: u32,
+    /// Tokens per lane and update of the softmax state.
+    pub unroll: u32,
+    /// Where queries are kept.
+    pub query: QueryHome,
+    /// Aligned run of bytes that L2 fetches along with a load; 0 leaves it to the hardware.
+    pub l2_prefetch: u32,
+    /// Blocks per multiprocessor that the compiler must leave registers for: the register cap.
+    pub min_blocks: u32,
+    /// Blocks launched per multiprocessor.
+    pub blocks_per_multiprocessor: u32,
+    /// Fewest selected tokens that are given to a block of their own.
+    pub smallest_share: u32,
+    /// Who merges.
+    pub merge: Merge,
+}
+
+impl Configuration {
+    /// Warps that split the group's query heads.
+    pub fn head_warps(&self, shape: &KernelShape) -> u32 {
+        shape.group_size.div_ceil(self.heads_per_warp)
+    }
+
+    /// Threads per block.
+    pub fn threads(&self, shape: &KernelShape) -> u32 {
+        32 * self.head_warps(shape) * self.token_warps
+    }
+
+    /// Elements per lane load.
+    pub fn vector(&self, shape: &KernelShape) -> u32 {
+        self.vector_bytes / shape.dtype.bytes() as u32
+    }
+
+    /// Lanes that a K or V row is spread over.
+    pub fn lanes_per_row(&self, shape: &KernelShape) -> u32 {
+        (shape.head_dim / self.vector(shape)).min(32)
+    }
+
+    /// Elements of a row that one lane holds.
+    pub fn elements_per_lane(&self, shape: &KernelShape) -> u32 {
+        shape.head_dim / self.lanes_per_row(shape)
+    }
+
+    /// Tokens that a warp takes into one update of the softmax state.
+    pub fn step_tokens(&self, shape: &KernelShape) -> u32 {
+        32 / self.lanes_per_row(shape) * self.unroll
+    }
+
+    /// Dynamic shared memory per block in bytes. The device code computes the same number and
+    /// refuses to compile where the two differ.
+    pub fn shared_bytes(&self, shape: &KernelShape) -> u64 {
+        let [stages, tile, token_warps, heads] =
+            [self.stages, self.tile_tokens, self.token_warps, self.heads_per_warp].map(u64::from);
+        let [group_size, head_dim] = [shape.group_size, shape.head_dim].map(u64::from);
+        let staged = self.load_path == LoadPath::Staged;
+        let ring = if staged { stages * 2 * tile * u64::from(shape.row_bytes()) } else { 0 };
+        let states = token_warps * group_size * (head_dim + 2) * 4;
+        let query = match self.query {
+            QueryHome::Registers => 0,
+            QueryHome::Shared => u64::from(self.head_warps(shape)) * heads * head_dim * 4,
+        };
+        let offsets = if staged { 2 * tile * 8 } else { 0 };
+        ring.max(states).next_multiple_of(16) + query + offsets
+    }
+}
+
+/// A kernel to build: what for, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct KernelSpec {
+    /// What it serves.
+    pub shape: KernelShape,
+    /// How it is built and launched.
+    pub configuration: Configuration,
+}
+
+impl KernelSpec {
+    /// The same kernel with the parameters that only a launch depends on put to fixed values: specs
+    /// that agree in this share one compiled image.
+    pub fn compiled(&self) -> Self {
+        let configuration = Configuration {
+            blocks_per_multiprocessor: self.configuration.min_blocks,
+            smallest_share: 128,
+            ..self.configuration
+        };
+        Self { configuration, ..*self }
+    }
+}
+
+/// Query heads, KV heads and head dimension of a model's attention, with the type of its cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AttentionShape {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Query heads.
+    pub query_heads: u32,
+    /// KV heads.
+    pub kv_heads: u32,
+    /// Elements per head.
+    pub head_dim: u32,
+    /// Tokens per page of the cache.
+    pub page_size: u32,
+    /// Order of a page's elements.
+    pub layout: KvLayout,
+}
+
+impl AttentionShape {
+    /// The part that a kernel is compiled for.
+    pub fn kernel_shape(&self) -> Result<KernelShape, ShapeError> {
+        let whole = self.kv_heads > 0 && self.query_heads.is_multiple_of(self.kv_heads);
+        let group_size = if whole { self.query_heads / self.kv_heads } else { 0 };
+        let shape = KernelShape { dtype: self.dtype, head_dim: self.head_dim, group_size };
+        shape.check()?;
+        Ok(shape)
+    }
+}
+
+impl fmt::Display for KernelSpec {
+    /// The identifier, such as
+    /// `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let c = &self.configuration;
+        let load = match c.load_path {
+            LoadPath::Staged => "staged",
+            LoadPath::Direct => "direct",
+        };
+        let query = match c.query {
+            QueryHome::Registers => "qr",
+            QueryHome::Shared => "qs",
+        };
+        let merge = match c.merge {
+            Merge::SecondKernel => "second",
+            Merge::LastArriver => "last",
+        };
+        write!(
+            f,
+            "{}-{load}-t{}-s{}-w{}-h{}-v{}-u{}-{query}-p{}-b{}-x{}-m{}-{merge}",
+            self.shape,
+            c.tile_tokens,
+            c.stages,
+            c.token_warps,
+            c.heads_per_warp,
+            c.vector_bytes,
+            c.unroll,
+            c.l2_prefetch,
+            c.min_blocks,
+            c.blocks_per_multiprocessor,
+            c.smallest_share
+        )
+    }
+}
+
+/// An identifier that does not name a kernel.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{id}` is not a kernel id: {fault}. An id looks like f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second; `spanforge configs` lists them"
+)]
+pub struct IdError {
+    id: String,
+    fault: String,
+}
+
+impl FromStr for KernelSpec {
+    type Err = IdError;
+
+    fn from_str(id: &str) -> Result<Self, IdError> {
+        let error = |fault: String| IdError { id: id.to_owned(), fault };
+        let parts: Vec<&str> = id.split('-').collect();
+        if parts.len() != 16 {
+            return Err(error(format!("it has {} parts where there are 16", parts.len())));
+        }
+        let number = |index: usize, prefix: &str| -> Result<u32, IdError> {
+            parts[index]
+                .strip_prefix(prefix)
+                .and_then(|n| n.parse().ok())
+                .ok_or_else(|| error(format!("`{}` is not `{prefix}` and a number", parts[index])))
+        };
+        let choice = |index: usize, names: [&str; 2]| match parts[index] {
+            p if p == names[0] => Ok(true),
+            p if p == names[1] => Ok(false),
+            p => Err(error(format!("`{p}` is neither `{}` nor `{}`", names[0], names[1]))),
+        };
+        let dtype = Dtype::from_str(parts[0]).map_err(|e| error(e.to_string()))?;
+        let shape = KernelShape { dtype, head_dim: number(1, "d")?, group_size: number(2, "g")? };
+        shape.check().map_err(|e| error(e.to_string()))?;
+        let configuration = Configuration {
+            load_path: if choice(3, ["staged", "direct"])? {
+                LoadPath::Staged
+            } else {
+                LoadPath::Direct
+            },
+            tile_tokens: number(4, "t")?,
+            stages: number(5, "s")?,
+            token_warps: number(6, "w")?,
+            heads_per_warp: number(7, "h")?,
+            vector_bytes: number(8, "v")?,
+            unroll: number(9, "u")?,
+            query: if choice(10, ["qr", "qs"])? { QueryHome::Registers } else { QueryHome::Shared },
+            l2_prefetch: number(11, "p")?,
+            min_blocks: number(12, "b")?,
+            blocks_per_multiprocessor: number(13, "x")?,
+            smallest_share: number(14, "m")?,
+            merge: if choice(15, ["second", "last"])? {
+                Merge::SecondKernel
+            } else {
+                Merge::LastArriver
+            },
+        };
+        Ok(Self { shape, configuration })
+    }
+}

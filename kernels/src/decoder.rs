@@ -1,0 +1,333 @@
+//! A compiled decode kernel on a device: which launches make a decode step, with what grid, shared
+//! memory and scratch space.
+
+use crate::abi::{
+    self, Kernel, MERGE_THREADS, Operands, PLAN_THREADS, PlanBuffers, Scalars, Workspace,
+};
+use crate::configuration::{KernelSpec, Merge};
+use crate::problem::{DecodeProblem, ProblemError};
+use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport, ModuleId};
+
+/// What can go wrong when a decoder is used.
+#[derive(Debug, thiserror::Error)]
+pub enum DecoderError {
+    /// The inputs are at fault.
+    #[error(transparent)]
+    Problem(#[from] ProblemError),
+    /// The device is, or a check of the emulated one has reported.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The kernel is for another shape than the problem.
+    #[error("the kernel is built for {kernel} and cannot serve {problem}")]
+    OtherShape {
+        /// Shape of the kernel.
+        kernel: String,
+        /// Shape of the problem.
+        problem: String,
+    },
+}
+
+/// How a problem is put on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UploadOptions {
+    /// Bytes before and after each buffer that no kernel may write. An emulated device checks the
+    /// bounds of every access by itself and needs none.
+    pub guard_bytes: usize,
+    /// Fill outputs and scratch memory with NaN before the launch.
+    pub poison: bool,
+}
+
+/// A problem on a device, with the scratch memory of its launches. Freed on drop.
+pub struct Resident<'d> {
+    device: &'d dyn Device,
+    allocations: Vec<Buffer>,
+    guard_bytes: usize,
+    operands: Operands,
+    plan: PlanBuffers,
+    workspace: Workspace,
+    scalars: Scalars,
+    outputs: usize,
+    heads: usize,
+}
+
+/// What a decode step computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecodeOutput {
+    /// `[rows, query_heads, head_dim]`, bits of the dtype.
+    pub out: Vec<u16>,
+    /// `[rows, query_heads]`, natural logarithm.
+    pub lse: Vec<f32>,
+}
+
+/// A decode kernel that a device has loaded. Unloaded on drop.
+pub struct Decoder<'d> {
+    device: &'d dyn Device,
+    module: ModuleId,
+    spec: KernelSpec,
+    blocks: u32,
+}
+
+impl<'d> Decoder<'d> {
+    /// Loads the image that was compiled for `spec`.
+    pub fn load(
+        device: &'d dyn Device,
+        image: &Image,
+        spec: KernelSpec,
+    ) -> Result<Self, DecoderError> {
+        let module = device.load(image)?;
+        let blocks =
+            device.properties().multiprocessors * spec.configuration.blocks_per_multiprocessor;
+        Ok(Self { device, module, spec, blocks })
+    }
+
+    /// What was loaded.
+    pub fn spec(&self) -> &KernelSpec {
+        &self.spec
+    }
+
+    /// Blocks of a decode launch: fixed, whatever the problem.
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// The device.
+    pub fn device(&self) -> &'d dyn Device {
+        self.device
+    }
+
+    /// Checks a problem and copies it to the device.
+    pub fn upload(
+        &self,
+        problem: &DecodeProblem,
+        options: UploadOptions,
+    ) -> Result<Resident<'d>, DecoderError> {
+        problem.check()?;
+        let shape = problem.kernel_shape().map_err(ProblemError::from)?;
+        if shape != self.spec.shape {
+            return Err(DecoderError::OtherShape {
+                kernel: self.spec.shape.to_string(),
+                problem: shape.to_string(),
+            });
+        }
+        let mut builder = Builder { device: self.device, options, allocations: Vec::new() };
+        let built = self.place(problem, &mut builder);
+        let allocations = std::mem::take(&mut builder.allocations);
+        match built {
+            Ok((operands, plan, workspace, scalars)) => Ok(Resident {
+                device: self.device,
+                allocations,
+                guard_bytes: options.guard_bytes,
+                operands,
+                plan,
+                workspace,
+                scalars,
+                outputs: problem.q.len(),
+                heads: problem.rows() * problem.attention.query_heads as usize,
+            }),
+            Err(error) => {
+                for buffer in allocations {
+                    // The first error is the one to report.
+                    let _ = self.device.free(buffer);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn place(
+        &self,
+        problem: &DecodeProblem,
+        builder: &mut Builder<'d>,
+    ) -> Result<(Operands, PlanBuffers, Workspace, Scalars), DecoderError> {
+        let a = &problem.attention;
+        let rows = problem.rows();
+        let spans = problem.spans.canonicalise();
+        let operands = Operands {
+            q: builder.input("q", &bytes_u16(&problem.q))?,
+            k: builder.input("k", &bytes_u16(&problem.k))?,
+            v: builder.input("v", &bytes_u16(&problem.v))?,
+            page_table: builder.input("page_table", &bytes_i32(&problem.page_table))?,
+            row_request: builder.input("row_request", &bytes_i32(&problem.row_request))?,
+            out: builder.scratch("out", 2 * problem.q.len())?,
+            lse: builder.scratch("lse", 4 * rows * a.query_heads as usize)?,
+        };
+        let pairs: Vec<i32> = spans.spans().iter().flatten().copied().collect();
+        let plan = PlanBuffers {
+            span_ptr: builder.input("span_ptr", &bytes_i32(spans.span_ptr()))?,
+            spans: builder.input("spans", &bytes_i32(&pairs))?,
+            row_tokens: builder.scratch("row_tokens", 4 * (rows + 1))?,
+            span_tokens: builder.scratch("span_tokens", 4 * (spans.spans().len() + 1))?,
+        };
+        let slots = 2 * self.blocks as usize * self.spec.shape.group_size as usize;
+        let arrivals = vec![0; 4 * rows * a.kv_heads as usize];
+        let workspace = Workspace {
+            partial_acc: builder.scratch("partial_acc", 4 * slots * a.head_dim as usize)?,
+            partial_ml: builder.scratch("partial_ml", 8 * slots)?,
+            arrivals: builder.input("arrivals", &arrivals)?,
+        };
+        // `check` has established that all of these fit.
+        let [page_stride, token_stride, head_stride] = problem.strides().map(|s| s as i32);
+        let scalars = Scalars {
+            rows: rows as i32,
+            kv_heads: a.kv_heads as i32,
+            page_size: a.page_size as i32,
+            max_pages: problem.max_pages as i32,
+            page_stride,
+            token_stride,
+            head_stride,
+            smallest_share: self.spec.configuration.smallest_share as i32,
+            scale: problem.scale,
+        };
+        Ok((operands, plan, workspace, scalars))
+    }
+
+    /// The launches of one decode step, the plan first. None for a problem without rows.
+    pub fn launches(&self, resident: &Resident<'_>) -> Vec<Launch> {
+        let r = resident;
+        if r.scalars.rows == 0 {
+            return Vec::new();
+        }
+        let launch =
+            |kernel: Kernel, grid: u32, threads: u32, shared_bytes: u32, arguments| Launch {
+                module: self.module,
+                kernel: kernel.symbol().to_owned(),
+                grid: [grid, 1, 1],
+                block: [threads, 1, 1],
+                shared_bytes,
+                arguments,
+            };
+        let c = &self.spec.configuration;
+        let shared = c.shared_bytes(&self.spec.shape) as u32;
+        let mut launches = vec![
+            launch(Kernel::Plan, 1, PLAN_THREADS, 0, abi::plan_arguments(&r.plan, r.scalars.rows)),
+            launch(
+                Kernel::Decode,
+                self.blocks,
+                c.threads(&self.spec.shape),
+                shared,
+                abi::decode_arguments(&r.operands, &r.plan, &r.workspace, &r.scalars),
+            ),
+        ];
+        if c.merge == Merge::SecondKernel {
+            let blocks = self.blocks as i32;
+            launches.push(launch(
+                Kernel::Merge,
+                (r.scalars.rows * r.scalars.kv_heads).cast_unsigned(),
+                MERGE_THREADS,
+                0,
+                abi::merge_arguments(&r.operands, &r.plan, &r.workspace, &r.scalars, blocks),
+            ));
+        }
+        launches
+    }
+
+    /// Runs one decode step; one report per launch.
+    pub fn run(&self, resident: &Resident<'_>) -> Result<Vec<LaunchReport>, DecoderError> {
+        self.launches(resident)
+            .iter()
+            .map(|launch| self.device.launch(launch).map_err(DecoderError::from))
+            .collect()
+    }
+}
+
+impl Drop for Decoder<'_> {
+    fn drop(&mut self) {
+        // A device that refuses has lost the module already.
+        let _ = self.device.unload(self.module);
+    }
+}
+
+impl Resident<'_> {
+    /// Reads the results back.
+    pub fn output(&self) -> Result<DecodeOutput, DeviceError> {
+        let mut out = vec![0; 2 * self.outputs];
+        self.device.download(self.operands.out, 0, &mut out)?;
+        let mut lse = vec![0; 4 * self.heads];
+        self.device.download(self.operands.lse, 0, &mut lse)?;
+        Ok(DecodeOutput {
+            out: out.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect(),
+            lse: lse
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+        })
+    }
+
+    /// Fills the outputs with NaN, so that a later launch cannot pass on what an earlier one left.
+    pub fn poison_output(&self) -> Result<(), DeviceError> {
+        self.device.upload(self.operands.out, 0, &vec![POISON; 2 * self.outputs])?;
+        self.device.upload(self.operands.lse, 0, &vec![POISON; 4 * self.heads])
+    }
+
+    /// Names of buffers beyond whose ends something was written: empty where all guards are whole.
+    pub fn broken_guards(&self) -> Result<Vec<usize>, DeviceError> {
+        let mut broken = Vec::new();
+        let mut guard = vec![0; self.guard_bytes];
+        for (index, whole) in self.allocations.iter().enumerate() {
+            for offset in [0, whole.bytes - self.guard_bytes] {
+                self.device.download(*whole, offset, &mut guard)?;
+                if guard.iter().any(|b| *b != GUARD) {
+                    broken.push(index);
+                    break;
+                }
+            }
+        }
+        Ok(broken)
+    }
+}
+
+impl Drop for Resident<'_> {
+    fn drop(&mut self) {
+        for buffer in &self.allocations {
+            // Nothing to be done about a device that is gone.
+            let _ = self.device.free(*buffer);
+        }
+    }
+}
+
+/// All bits set: NaN in every float type, and a negative integer.
+const POISON: u8 = 0xff;
+const GUARD: u8 = 0xa7;
+
+struct Builder<'d> {
+    device: &'d dyn Device,
+    options: UploadOptions,
+    allocations: Vec<Buffer>,
+}
+
+impl Builder<'_> {
+    fn allocate(&mut self, name: &str, bytes: usize) -> Result<Buffer, DeviceError> {
+        let guard = self.options.guard_bytes;
+        // Empty tensors have an address like all others.
+        let whole = self.device.allocate(name, bytes.max(4) + 2 * guard)?;
+        self.allocations.push(whole);
+        if guard > 0 {
+            let band = vec![GUARD; guard];
+            self.device.upload(whole, 0, &band)?;
+            self.device.upload(whole, whole.bytes - guard, &band)?;
+        }
+        Ok(Buffer { address: whole.address + guard as u64, bytes: bytes.max(4) })
+    }
+
+    fn input(&mut self, name: &str, data: &[u8]) -> Result<Buffer, DeviceError> {
+        let buffer = self.allocate(name, data.len())?;
+        self.device.upload(buffer, 0, data)?;
+        Ok(buffer)
+    }
+
+    fn scratch(&mut self, name: &str, bytes: usize) -> Result<Buffer, DeviceError> {
+        let buffer = self.allocate(name, bytes)?;
+        if self.options.poison {
+            self.device.upload(buffer, 0, &vec![POISON; bytes])?;
+        }
+        Ok(buffer)
+    }
+}
+
+fn bytes_u16(values: &[u16]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn bytes_i32(values: &[i32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}

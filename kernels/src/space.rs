@@ -1,0 +1,484 @@
+//! The search space of decode kernels: what each parameter may be, which values may meet, and the
+//! name of the constraint that rules a point out. Constraints are checked before anything is
+//! compiled.
+
+use crate::configuration::{Configuration, KernelShape, LoadPath, Merge, QueryHome};
+use serde::{Deserialize, Serialize};
+
+/// What a device can hold, as far as constraints ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Shared memory that one block can opt in to, in bytes.
+    pub shared_bytes_per_block: u32,
+    /// Shared memory of a multiprocessor, in bytes.
+    pub shared_bytes_per_multiprocessor: u32,
+    /// Threads that a multiprocessor holds.
+    pub threads_per_multiprocessor: u32,
+}
+
+impl Limits {
+    /// The limits of a device.
+    pub fn of(properties: &spanforge_device::DeviceProperties) -> Self {
+        Self {
+            shared_bytes_per_block: properties.shared_bytes_per_block,
+            shared_bytes_per_multiprocessor: properties.shared_bytes_per_multiprocessor,
+            threads_per_multiprocessor: properties.threads_per_multiprocessor,
+        }
+    }
+}
+
+/// Shared memory that the system keeps of each resident block, in bytes (CUDA C++ Programming
+/// Guide, compute capability 8.0 and later).
+const RESERVED_SHARED_BYTES: u64 = 1024;
+
+/// 32-bit registers of a multiprocessor, every architecture since sm_80 (same source).
+const REGISTERS_PER_MULTIPROCESSOR: u32 = 65_536;
+
+/// No parameter of a configuration is larger than this; the bound keeps sizes computed from
+/// hand-written configurations within their integers.
+const LARGEST_VALUE: u32 = 4096;
+
+/// One tunable parameter and the values it is tried with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Parameter {
+    /// Name, as in [`Configuration`].
+    pub name: &'static str,
+    /// Values as numbers; words are numbered in the order of `words`.
+    pub values: Vec<u32>,
+    /// The words of a parameter that is not a number, by value; empty for numbers.
+    pub words: &'static [&'static str],
+}
+
+impl Parameter {
+    /// Value number `index` as people write it.
+    pub fn text(&self, index: usize) -> String {
+        let value = self.values[index];
+        self.words.get(value as usize).map_or_else(|| value.to_string(), |w| (*w).to_owned())
+    }
+}
+
+type Holds = fn(&KernelShape, &Limits, &Configuration) -> bool;
+
+/// A rule that configurations must keep.
+pub struct Constraint {
+    /// Short name, such as `shared-memory`.
+    pub name: &'static str,
+    /// Why the rule exists, in a sentence.
+    pub reason: &'static str,
+    holds: Holds,
+}
+
+/// Every constraint, in the order in which they are checked; a point is counted against the first
+/// that it breaks.
+pub static CONSTRAINTS: [Constraint; 14] = [
+    Constraint {
+        name: "positive",
+        reason: "every size and count is between 1 and 4096 (l2_prefetch may be 0)",
+        holds: |_, _, c| {
+            [
+                c.tile_tokens,
+                c.stages,
+                c.token_warps,
+                c.heads_per_warp,
+                c.unroll,
+                c.min_blocks,
+                c.blocks_per_multiprocessor,
+                c.smallest_share,
+            ]
+            .iter()
+            .all(|v| (1..=LARGEST_VALUE).contains(v))
+                && [8, 16].contains(&c.vector_bytes)
+                && [0, 64, 128, 256].contains(&c.l2_prefetch)
+                && c.unroll <= 16
+        },
+    },
+    Constraint {
+        name: "direct-has-no-ring",
+        reason: "direct loads keep no tiles: one stage, and the 32 tokens whose addresses a warp finds at a time",
+        holds: |_, _, c| c.load_path == LoadPath::Staged || (c.stages == 1 && c.tile_tokens == 32),
+    },
+    Constraint {
+        name: "staged-needs-a-ring",
+        reason: "copies overlap computing only with two or more stages",
+        holds: |_, _, c| c.load_path == LoadPath::Direct || c.stages >= 2,
+    },
+    Constraint {
+        name: "heads-balanced",
+        reason: "the warps of a group hold equally many query heads, or the last one fewer by less than one each",
+        holds: |s, _, c| {
+            c.heads_per_warp <= s.group_size
+                && c.heads_per_warp == s.group_size.div_ceil(c.head_warps(s))
+        },
+    },
+    Constraint {
+        name: "direct-shares-nothing",
+        reason: "direct loads are not shared between warps, so each warp holds all query heads of the group: K and V are read once",
+        holds: |s, _, c| c.load_path == LoadPath::Staged || c.head_warps(s) == 1,
+    },
+    Constraint {
+        name: "threads",
+        reason: "a block has at most 1024 threads",
+        holds: |s, _, c| c.threads(s) <= 1024,
+    },
+    Constraint {
+        name: "whole-steps",
+        reason: "a tile is a whole number of softmax steps of all its token warps",
+        holds: |s, _, c| match c.load_path {
+            LoadPath::Staged => c.tile_tokens % (c.token_warps * c.step_tokens(s)) == 0,
+            LoadPath::Direct => 32 % c.step_tokens(s) == 0,
+        },
+    },
+    Constraint {
+        name: "thread-per-token",
+        reason: "each thread finds the address of at most one token of a tile",
+        holds: |s, _, c| c.load_path == LoadPath::Direct || c.tile_tokens <= c.threads(s),
+    },
+    Constraint {
+        name: "prefetch-within-row",
+        reason: "L2 fetches no bytes beyond the K or V row that was asked for",
+        holds: |s, _, c| c.l2_prefetch <= s.row_bytes(),
+    },
+    Constraint {
+        name: "shared-memory",
+        reason: "the ring, the states and the queries fit the shared memory a block can have",
+        holds: |s, l, c| c.shared_bytes(s) <= u64::from(l.shared_bytes_per_block),
+    },
+    Constraint {
+        name: "resident-shared-memory",
+        reason: "all blocks launched on a multiprocessor are resident at once: shared memory",
+        holds: |s, l, c| {
+            u64::from(c.blocks_per_multiprocessor) * (c.shared_bytes(s) + RESERVED_SHARED_BYTES)
+                <= u64::from(l.shared_bytes_per_multiprocessor)
+        },
+    },
+    Constraint {
+        name: "resident-threads",
+        reason: "all blocks launched on a multiprocessor are resident at once: threads",
+        holds: |s, l, c| {
+            c.blocks_per_multiprocessor.max(c.min_blocks) * c.threads(s)
+                <= l.threads_per_multiprocessor
+        },
+    },
+    Constraint {
+        name: "register-cap-used",
+        reason: "registers are not held back for blocks that are never launched",
+        holds: |_, _, c| c.min_blocks <= c.blocks_per_multiprocessor,
+    },
+    Constraint {
+        name: "registers",
+        reason: "queries, accumulators and the rows in flight fit the registers that the cap leaves",
+        holds: |s, _, c| {
+            let cap = REGISTERS_PER_MULTIPROCESSOR
+                / (c.threads(s) * c.blocks_per_multiprocessor.max(c.min_blocks));
+            registers_needed(s, c) <= cap.min(255)
+        },
+    },
+];
+
+/// Registers that a lane holds through its main loop, estimated: accumulators, queries, logits, the
+/// rows in flight, and 40 for addresses and loop state (what `ptxas` adds to the arrays in the
+/// default configurations).
+fn registers_needed(shape: &KernelShape, c: &Configuration) -> u32 {
+    let elements = c.elements_per_lane(shape);
+    let held = match c.query {
+        QueryHome::Registers => 2,
+        QueryHome::Shared => 1,
+    };
+    let words = elements * shape.dtype.bytes() as u32 / 4;
+    let in_flight = match c.load_path {
+        LoadPath::Staged => words,
+        LoadPath::Direct => 2 * c.unroll * words,
+    };
+    c.heads_per_warp * (held * elements + c.unroll + 2) + in_flight + 40
+}
+
+/// How many points each constraint rules out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Census {
+    /// Points of the product of all values.
+    pub points: u64,
+    /// Points that keep every constraint.
+    pub valid: u64,
+    /// Per constraint, points for which it is the first that they break.
+    pub pruned: Vec<(&'static str, u64)>,
+}
+
+/// The configurations of one kernel shape on one device.
+#[derive(Clone, Debug)]
+pub struct SearchSpace {
+    shape: KernelShape,
+    limits: Limits,
+    parameters: Vec<Parameter>,
+}
+
+impl SearchSpace {
+    /// The space for `shape` under `limits`.
+    pub fn new(shape: KernelShape, limits: Limits) -> Self {
+        let number = |name, values: &[u32]| Parameter { name, values: values.to_vec(), words: &[] };
+        let word = |name, words: &'static [&'static str]| Parameter {
+            name,
+            values: (0..words.len() as u32).collect(),
+            words,
+        };
+        let heads: Vec<u32> = (1..=shape.group_size.min(16))
+            .filter(|h| *h == shape.group_size.div_ceil(shape.group_size.div_ceil(*h)))
+            .collect();
+        let parameters = vec![
+            word("load_path", &["staged", "direct"]),
+            number("tile_tokens", &[16, 32, 64, 128]),
+            number("stages", &[1, 2, 3, 4]),
+            number("token_warps", &[1, 2, 4, 8]),
+            number("heads_per_warp", &heads),
+            number("vector_bytes", &[8, 16]),
+            number("unroll", &[1, 2, 4]),
+            word("query", &["registers", "shared"]),
+            number("l2_prefetch", &[0, 128, 256]),
+            number("min_blocks", &[1, 2, 3, 4]),
+            number("blocks_per_multiprocessor", &[1, 2, 3, 4, 6, 8]),
+            number("smallest_share", &[64, 128, 256, 512]),
+            word("merge", &["second-kernel", "last-arriver"]),
+        ];
+        Self { shape, limits, parameters }
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> KernelShape {
+        self.shape
+    }
+
+    /// The parameters in the order of a point's indices.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// The configuration at a point: one value index per parameter. `None` where the point has
+    /// another number of indices or one out of range.
+    pub fn at(&self, point: &[usize]) -> Option<Configuration> {
+        if point.len() != self.parameters.len() {
+            return None;
+        }
+        let mut values = [0; 13];
+        for ((slot, parameter), &index) in values.iter_mut().zip(&self.parameters).zip(point) {
+            *slot = *parameter.values.get(index)?;
+        }
+        let [
+            load,
+            tile_tokens,
+            stages,
+            token_warps,
+            heads_per_warp,
+            vector_bytes,
+            unroll,
+            query,
+            l2_prefetch,
+            min_blocks,
+            blocks_per_multiprocessor,
+            smallest_share,
+            merge,
+        ] = values;
+        Some(Configuration {
+            load_path: if load == 0 { LoadPath::Staged } else { LoadPath::Direct },
+            tile_tokens,
+            stages,
+            token_warps,
+            heads_per_warp,
+            vector_bytes,
+            unroll,
+            query: if query == 0 { QueryHome::Registers } else { QueryHome::Shared },
+            l2_prefetch,
+            min_blocks,
+            blocks_per_multiprocessor,
+            smallest_share,
+            merge: if merge == 0 { Merge::SecondKernel } else { Merge::LastArriver },
+        })
+    }
+
+    /// The first constraint that a configuration breaks, if any.
+    pub fn broken_constraint(&self, configuration: &Configuration) -> Option<&'static Constraint> {
+        CONSTRAINTS.iter().find(|c| !(c.holds)(&self.shape, &self.limits, configuration))
+    }
+
+    /// Every point that keeps all constraints, in lexical order of its indices.
+    pub fn valid(&self) -> impl Iterator<Item = Configuration> + '_ {
+        self.points().filter(|c| self.broken_constraint(c).is_none())
+    }
+
+    /// Counts what each constraint prunes.
+    pub fn census(&self) -> Census {
+        let mut pruned: Vec<_> = CONSTRAINTS.iter().map(|c| (c.name, 0)).collect();
+        let mut valid = 0;
+        let mut points = 0;
+        for configuration in self.points() {
+            points += 1;
+            match CONSTRAINTS
+                .iter()
+                .position(|c| !(c.holds)(&self.shape, &self.limits, &configuration))
+            {
+                Some(index) => pruned[index].1 += 1,
+                None => valid += 1,
+            }
+        }
+        Census { points, valid, pruned }
+    }
+
+    fn points(&self) -> impl Iterator<Item = Configuration> + '_ {
+        let mut point = vec![0; self.parameters.len()];
+        let mut done = false;
+        std::iter::from_fn(move || {
+            if done {
+                return None;
+            }
+            let configuration = self.at(&point);
+            done = true;
+            for (index, parameter) in point.iter_mut().zip(&self.parameters).rev() {
+                *index += 1;
+                if *index < parameter.values.len() {
+                    done = false;
+                    break;
+                }
+                *index = 0;
+            }
+            configuration
+        })
+    }
+
+    /// The configuration to use where nothing has been tuned: a three-stage ring, 16-byte loads, as
+    /// many query heads per warp as the registers hold with room to spare, and enough token warps
+    /// for four warps. `None` where no configuration fits the shape on this device.
+    pub fn default_configuration(&self) -> Option<Configuration> {
+        let elements = self.shape.head_dim / (self.shape.head_dim / 8).min(32);
+        let heads = self.parameters[4]
+            .values
+            .iter()
+            .copied()
+            .filter(|h| h * elements <= 32)
+            .max()
+            .unwrap_or(1);
+        let head_warps = self.shape.group_size.div_ceil(heads);
+        let preferred = Configuration {
+            load_path: LoadPath::Staged,
+            tile_tokens: if self.shape.head_dim <= 128 { 32 } else { 16 },
+            stages: 3,
+            token_warps: if head_warps >= 4 { 1 } else { 4 / head_warps.next_power_of_two() },
+            heads_per_warp: heads,
+            vector_bytes: 16,
+            unroll: 2,
+            query: QueryHome::Registers,
+            l2_prefetch: 0,
+            min_blocks: 1,
+            blocks_per_multiprocessor: 2,
+            smallest_share: 128,
+            merge: Merge::SecondKernel,
+        };
+        if self.broken_constraint(&preferred).is_none() {
+            return Some(preferred);
+        }
+        // Shapes at the edge (very large groups): the valid point nearest to the preference.
+        self.valid().min_by_key(|c| {
+            u32::from(c.load_path != preferred.load_path) * 1000
+                + c.heads_per_warp.abs_diff(preferred.heads_per_warp) * 64
+                + c.tile_tokens.abs_diff(preferred.tile_tokens)
+                + c.token_warps.abs_diff(preferred.token_warps) * 16
+                + c.stages.abs_diff(preferred.stages) * 8
+                + c.unroll.abs_diff(preferred.unroll) * 4
+                + c.min_blocks
+                + c.blocks_per_multiprocessor.abs_diff(2)
+                + u32::from(c.query != preferred.query) * 2
+                + u32::from(c.merge != preferred.merge)
+                + c.smallest_share.abs_diff(128) / 64
+                + c.l2_prefetch / 128
+                + u32::from(c.vector_bytes != 16)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::configuration::{HEAD_DIMS, KernelSpec};
+    use proptest::prelude::*;
+    use spanforge_spans::Dtype;
+
+    const H200: Limits = Limits {
+        shared_bytes_per_block: 232_448,
+        shared_bytes_per_multiprocessor: 233_472,
+        threads_per_multiprocessor: 2048,
+    };
+
+    fn shape(head_dim: u32, group_size: u32) -> KernelShape {
+        KernelShape { dtype: Dtype::F16, head_dim, group_size }
+    }
+
+    #[test]
+    fn llama_3_8b_has_over_ten_parameters_and_a_thousand_configurations() {
+        let space = SearchSpace::new(shape(128, 4), H200);
+        assert_eq!(space.parameters().len(), 13);
+        let census = space.census();
+        assert!(census.valid > 1000, "{census:?}");
+        assert_eq!(census.points, census.valid + census.pruned.iter().map(|p| p.1).sum::<u64>());
+        assert_eq!(census.valid, space.valid().count() as u64);
+        // Every constraint earns its place in at least one shape.
+        let large = SearchSpace::new(shape(512, 12), H200).census();
+        for ((name, here), (_, there)) in census.pruned.iter().zip(&large.pruned) {
+            // Two rules bind hand-written configurations only: the space has no such values.
+            let hand_written = ["positive", "heads-balanced"].contains(name);
+            assert!(here + there > 0 || hand_written, "{name} prunes nothing");
+        }
+    }
+
+    #[test]
+    fn every_shape_has_a_default_that_keeps_all_constraints() {
+        for head_dim in HEAD_DIMS {
+            for group_size in [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 71] {
+                if head_dim > 128 && group_size > 32 {
+                    continue; // the states of so many wide heads exceed a block's shared memory
+                }
+                let space = SearchSpace::new(shape(head_dim, group_size), H200);
+                let default = space.default_configuration();
+                let fault = default.map(|c| space.broken_constraint(&c).map(|b| b.name));
+                assert_eq!(fault, Some(None), "d{head_dim} g{group_size}");
+            }
+        }
+    }
+
+    #[test]
+    fn hand_written_nonsense_breaks_a_constraint_and_nothing_else() {
+        let space = SearchSpace::new(shape(128, 4), H200);
+        let mut c = space.default_configuration().unwrap();
+        c.token_warps = u32::MAX;
+        assert_eq!(space.broken_constraint(&c).map(|b| b.name), Some("positive"));
+        let mut c = space.default_configuration().unwrap();
+        c.tile_tokens = 4096;
+        assert_eq!(space.broken_constraint(&c).map(|b| b.name), Some("thread-per-token"));
+        c.tile_tokens = 128;
+        c.stages = 4;
+        assert_eq!(space.broken_constraint(&c).map(|b| b.name), Some("shared-memory"));
+    }
+
+    fn any_point() -> impl Strategy<Value = Vec<usize>> {
+        let sizes: Vec<usize> = SearchSpace::new(shape(128, 4), H200)
+            .parameters()
+            .iter()
+            .map(|p| p.values.len())
+            .collect();
+        sizes.into_iter().map(|n| 0..n).collect::<Vec<_>>()
+    }
+
+    proptest! {
+        /// An identifier says everything about a kernel, valid or not.
+        #[test]
+        fn ids_name_exactly_one_kernel(point in any_point(), head_dim in 0..4usize, group_size in 1..=128u32) {
+            let shape = shape(HEAD_DIMS[head_dim], group_size);
+            let configuration = SearchSpace::new(KernelShape { group_size: 4, ..shape }, H200).at(&point).unwrap();
+            let spec = KernelSpec { shape, configuration };
+            prop_assert_eq!(spec.to_string().parse::<KernelSpec>().unwrap(), spec);
+            let json = serde_json::to_string(&spec).unwrap();
+            prop_assert_eq!(serde_json::from_str::<KernelSpec>(&json).unwrap(), spec);
+        }
+
+        #[test]
+        fn no_text_makes_the_id_parser_panic(text in "[a-z0-9-]{0,80}") {
+            let _ = text.parse::<KernelSpec>();
+        }
+    }
+}

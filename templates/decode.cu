@@ -1,0 +1,26 @@
+// Span-attention decode kernels, one configuration.
+#include "decode.cuh"
+
+namespace {
+
+struct Configuration {
+    using Element = spanforge::${ element }$;
+    static constexpr int HEAD_DIM = ${ head_dim }$;
+    static constexpr int GROUP = ${ group_size }$;
+    static constexpr bool STAGED = ${ staged }$;
+    static constexpr int TILE = ${ tile_tokens }$;
+    static constexpr int STAGES = ${ stages }$;
+    static constexpr int TOKEN_WARPS = ${ token_warps }$;
+    static constexpr int HEADS_PER_WARP = ${ heads_per_warp }$;
+    static constexpr int VECTOR_BYTES = ${ vector_bytes }$;
+    static constexpr int UNROLL = ${ unroll }$;
+    static constexpr bool QUERY_SHARED = ${ query_shared }$;
+    static constexpr int L2_PREFETCH = ${ l2_prefetch }$;
+    static constexpr int MIN_BLOCKS = ${ min_blocks }$;
+    static constexpr bool LAST_ARRIVER_MERGES = ${ last_arriver_merges }$;
+    static constexpr int SHARED_BYTES = ${ shared_bytes }$;
+};
+
+}  // namespace
+
+#include "kernels.cuh"
