@@ -75,6 +75,28 @@ pub enum Argument {
     F64(f64),
 }
 
+impl Argument {
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::I32(_) | Self::U32(_) | Self::F32(_) => 4,
+            Self::Pointer(_) | Self::I64(_) | Self::U64(_) | Self::F64(_) => 8,
+        }
+    }
+
+    /// The value's bits, in the low bytes.
+    pub fn bits(&self) -> u64 {
+        match *self {
+            Self::Pointer(value) | Self::U64(value) => value,
+            Self::I64(value) => value as u64,
+            Self::F64(value) => value.to_bits(),
+            Self::I32(value) => u64::from(value as u32),
+            Self::U32(value) => u64::from(value),
+            Self::F32(value) => u64::from(value.to_bits()),
+        }
+    }
+}
+
 /// Compiled code of one translation unit, in the forms that the devices need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {

@@ -153,7 +153,124 @@ pub enum CubinError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
-    /// Placeholder for the room's first error.
-    #[error("{0}")]
-    Other(String),
+    /// The name of a device cannot be read, or there is no such device.
+    #[error("unknown device {spec:?}; there are cuda:<n> and {}", known.join(", "))]
+    UnknownDevice {
+        /// What was asked for.
+        spec: String,
+        /// The emulated devices.
+        known: Vec<String>,
+    },
+    /// There is no NVIDIA driver on this machine.
+    #[error(
+        "no NVIDIA driver was found (tried {}); install one of release {OLDEST_DRIVER} or newer, \
+         or use an emulated device such as emulated:h200",
+        searched.join(", ")
+    )]
+    DriverUnavailable {
+        /// The library names that were tried.
+        searched: Vec<String>,
+    },
+    /// There is a driver, but it does not serve.
+    #[error(
+        "the NVIDIA driver cannot be used: {reason}; update it to release {OLDEST_DRIVER} or \
+         newer, or use an emulated device such as emulated:h200"
+    )]
+    DriverUnusable {
+        /// Why.
+        reason: String,
+    },
+    /// The driver has fewer devices.
+    #[error("there is no cuda:{ordinal}; the driver has {count} device(s), numbered from 0")]
+    NoSuchDevice {
+        /// The number that was asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A call to the driver failed. An error of a kernel that ran earlier surfaces here too; after
+    /// one, the driver refuses everything else until the process ends.
+    #[error("{call} failed on {device}: {reason}")]
+    Driver {
+        /// The device.
+        device: String,
+        /// What was being done.
+        call: String,
+        /// The driver's own words.
+        reason: String,
+    },
+    /// Memory cannot be had.
+    #[error("no memory for {name:?} ({bytes} bytes) on {device}: {reason}")]
+    OutOfMemory {
+        /// The device.
+        device: String,
+        /// Name of the allocation.
+        name: String,
+        /// Its size.
+        bytes: usize,
+        /// What the device said.
+        reason: String,
+    },
+    /// The buffer was not allocated on this device, or was freed.
+    #[error("no buffer of {bytes} bytes at address {address:#x}: never allocated here, or freed")]
+    UnknownBuffer {
+        /// Its address.
+        address: u64,
+        /// Its size.
+        bytes: usize,
+    },
+    /// A copy leaves its buffer.
+    #[error("a copy of {bytes} bytes at offset {offset} leaves its buffer of {size} bytes")]
+    OutOfBuffer {
+        /// Bytes into the buffer.
+        offset: usize,
+        /// Bytes to copy.
+        bytes: usize,
+        /// Size of the buffer.
+        size: usize,
+    },
+    /// The module was not loaded on this device, or was unloaded.
+    #[error("module {0} is not loaded on this device")]
+    UnknownModule(u64),
+    /// The code cannot be loaded.
+    #[error("code for {architecture} does not load on {device}: {reason}")]
+    BadImage {
+        /// The device.
+        device: String,
+        /// Architecture of the code.
+        architecture: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The kernel is not in the module.
+    #[error("no kernel {kernel:?} in the module; it has {}", present.join(", "))]
+    NoSuchKernel {
+        /// The kernel.
+        kernel: String,
+        /// What is there.
+        present: Vec<String>,
+    },
+    /// The launch asks for what the kernel or the device does not take.
+    #[error("kernel {kernel} cannot be launched: {reason}")]
+    BadLaunch {
+        /// The kernel.
+        kernel: String,
+        /// What is at fault, and what was expected.
+        reason: String,
+    },
+    /// A time is to be predicted for code whose registers are not known.
+    #[error(
+        "the time of kernel {kernel} cannot be predicted: only its PTX is at hand, and the \
+         registers that it takes decide how many blocks run at once; compile it to a cubin for \
+         {architecture}"
+    )]
+    ResourcesUnknown {
+        /// The kernel.
+        kernel: String,
+        /// The architecture of the device.
+        architecture: String,
+    },
 }
+
+/// First driver release that takes CUDA 13 code (CUDA toolkit release notes, table 3).
+const OLDEST_DRIVER: &str = "580";

@@ -3,8 +3,10 @@
 
 pub mod compiler;
 pub mod cubin;
+pub mod cuda;
 pub mod device;
 pub mod error;
+mod launch_check;
 pub mod nvrtc;
 pub mod settings;
 

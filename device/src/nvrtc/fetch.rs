@@ -112,6 +112,16 @@ pub(super) fn by_hand() -> String {
 /// does the same is waited for. A fetch that fails or is interrupted leaves the cache as it was,
 /// but for a hidden folder that the next fetch removes.
 pub(super) fn into_cache(settings: &Settings, found: &[Attempt]) -> Result<PathBuf, NvrtcError> {
+    let commands: [&[&str]; 4] =
+        [&["python3", "-m", "pip"], &["python", "-m", "pip"], &["pip3"], &["pip"]];
+    into_cache_with(settings, found, &commands)
+}
+
+fn into_cache_with(
+    settings: &Settings,
+    found: &[Attempt],
+    commands: &[&[&str]],
+) -> Result<PathBuf, NvrtcError> {
     let fail = |reason: String| NvrtcError::FetchFailed {
         reason,
         attempts: found.to_vec(),
@@ -134,9 +144,10 @@ pub(super) fn into_cache(settings: &Settings, found: &[Attempt]) -> Result<PathB
     }
     remove_leftovers(&parent);
 
-    let pip = find_pip().ok_or_else(|| {
-        fail("pip was not found (tried python3 -m pip, python -m pip, pip3, pip)".into())
-    })?;
+    let Some(pip) = commands.iter().copied().find(|pip| runs(pip)) else {
+        let tried: Vec<_> = commands.iter().map(|words| words.join(" ")).collect();
+        return Err(fail(format!("pip was not found (tried {})", tried.join(", "))));
+    };
     let staging =
         tempfile::Builder::new().prefix(STAGING_PREFIX).tempdir_in(&parent).map_err(unwritable)?;
     let requirements = staging.path().join("requirements.txt");
@@ -187,15 +198,11 @@ fn remove_unused(folder: &Path) {
     }
 }
 
-/// The first command that runs a pip.
-fn find_pip() -> Option<&'static [&'static str]> {
-    const COMMANDS: [&[&str]; 4] =
-        [&["python3", "-m", "pip"], &["python", "-m", "pip"], &["pip3"], &["pip"]];
-    COMMANDS.into_iter().find(|pip| {
-        let mut command = Command::new(pip[0]);
-        command.args(&pip[1..]).arg("--version");
-        command.stdin(Stdio::null()).output().is_ok_and(|output| output.status.success())
-    })
+/// Whether a pip answers to the command.
+fn runs(pip: &[&str]) -> bool {
+    let mut command = Command::new(pip[0]);
+    command.args(&pip[1..]).arg("--version");
+    command.stdin(Stdio::null()).output().is_ok_and(|output| output.status.success())
 }
 
 fn install(pip: &[&str], requirements: &Path, target: &Path) -> std::io::Result<Output> {
@@ -249,6 +256,107 @@ mod tests {
         let text = pinned_release().requirements();
         assert!(text.starts_with("nvidia-cuda-nvrtc==13.0.88 \\\n    --hash=sha256:ad9b6d2e"));
         assert_eq!(text.matches("--hash=sha256:").count(), 4);
+    }
+
+    /// A cache folder and a stand-in for pip that runs `script` with the target folder in `$T`, and
+    /// notes each install in the file `runs`.
+    struct Stage {
+        folder: tempfile::TempDir,
+        pip: String,
+    }
+
+    impl Stage {
+        fn new(script: &str) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let pip = folder.path().join("pip");
+            let runs = folder.path().join("runs");
+            let text = format!(
+                "[ \"$1\" = --version ] && exit 0\necho run >> {}\n\
+                 while [ \"$1\" != --target ]; do shift; done\nT=\"$2\"\n{script}\n",
+                runs.display()
+            );
+            fs::write(&pip, text).unwrap();
+            Self { pip: pip.to_str().unwrap().into(), folder }
+        }
+
+        fn fetch(&self) -> Result<PathBuf, NvrtcError> {
+            let settings = Settings {
+                nvrtc_dir: None,
+                cache_dir: Some(self.folder.path().join("cache")),
+                fetch: true,
+                progress: None,
+            };
+            into_cache_with(&settings, &[], &[&["no-such-pip"], &["sh", &self.pip]])
+        }
+
+        fn installs(&self) -> usize {
+            fs::read_to_string(self.folder.path().join("runs")).unwrap_or_default().lines().count()
+        }
+
+        /// What lies in the cache, but for the lock.
+        fn kept(&self) -> Vec<String> {
+            let entries = fs::read_dir(self.folder.path().join("cache/nvrtc")).unwrap();
+            let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name != ".lock").collect()
+        }
+    }
+
+    const INSTALL: &str = "mkdir -p $T/nvidia/cu13/lib; touch $T/nvidia/cu13/lib/libnvrtc.so.13 \
+                           $T/nvidia/cu13/lib/libnvrtc.alt.so.13";
+
+    #[test]
+    fn wheels_are_fetched_once_though_several_ask() {
+        let stage = Stage::new(&format!("{INSTALL}; sleep 0.2"));
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(|| stage.fetch())).collect();
+            for fetch in all {
+                let library = fetch.join().unwrap().unwrap();
+                assert!(library.join("libnvrtc.so.13").exists());
+                assert!(!library.join("libnvrtc.alt.so.13").exists());
+            }
+        });
+        assert_eq!(stage.installs(), 1);
+        assert_eq!(stage.kept(), [format!("13.0.88-{ARCH}")]);
+    }
+
+    #[test]
+    fn a_failed_fetch_leaves_nothing_and_says_what_pip_said_and_what_to_do() {
+        let stage =
+            Stage::new(&format!("{INSTALL}; echo 'ERROR: No space left on device' >&2; exit 1"));
+        let message = stage.fetch().unwrap_err().to_string();
+        for part in ["No space left on device", "nvidia_cuda_nvrtc-13.0.88", "SPANFORGE_NVRTC_DIR"]
+        {
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(stage.kept().is_empty());
+        assert!(stage.fetch().is_err());
+        assert_eq!(stage.installs(), 2, "the next one tries again");
+    }
+
+    #[test]
+    fn wheels_of_another_layout_are_not_kept() {
+        let stage = Stage::new("mkdir -p $T/lib");
+        assert!(stage.fetch().unwrap_err().to_string().contains("unexpected layout"));
+        assert!(stage.kept().is_empty());
+    }
+
+    #[test]
+    fn a_missing_pip_and_a_cache_that_cannot_be_written_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = Settings {
+            nvrtc_dir: None,
+            cache_dir: Some(folder.path().join("cache")),
+            fetch: true,
+            progress: None,
+        };
+        let error = into_cache_with(&settings, &[], &[&["no-such-pip", "-m"]]).unwrap_err();
+        assert!(error.to_string().contains("pip was not found (tried no-such-pip -m)"), "{error}");
+        fs::write(folder.path().join("file"), b"").unwrap();
+        settings.cache_dir = Some(folder.path().join("file/cache"));
+        let error = into_cache(&settings, &[]).unwrap_err();
+        assert!(matches!(error, NvrtcError::CacheUnwritable { .. }), "{error}");
+        settings.cache_dir = None;
+        assert!(matches!(into_cache(&settings, &[]), Err(NvrtcError::NoCacheFolder)));
     }
 
     #[test]
