@@ -3,11 +3,13 @@
 //!
 //! - [`Span`], [`SpanSet`]: half-open token ranges and their canonical union.
 //! - [`SpanBatch`]: the sets of many rows in compressed (CSR) form, checked.
+//! - [`protocol`]: state machines that read declarations of spans from generated text.
 //! - [`Dtype`], [`KvLayout`]: the words of tensor formats that kernels and the reference share.
 //!
 //! This room computes and owns no files or devices.
 
 mod batch;
+pub mod protocol;
 mod span;
 mod tensor;
 
