@@ -71,11 +71,12 @@ fn tokens_of_several_characters_and_named_prompt_spans() {
         (" s2 >", true, set(&[(0, 1), (12, 28), (30, 33)])),
         (" Rain", false, set(&[(0, 1), (12, 28), (30, 34)])),
         (".;\n", true, set(&[(0, 35)])),
+        // The line break behind `;` makes that token part of this line too.
         ("then<first s1>", true, set(&[(0, 1), (4, 12), (30, 36)])),
         // Ends one line and opens the next: part of both.
-        ("sun;last<", true, set(&[(0, 30), (35, 37)])),
+        ("sun;last<", true, set(&[(0, 30), (34, 37)])),
         ("then", true, set(&[(0, 30), (36, 38)])),
-        (">", true, set(&[(0, 1), (35, 39)])),
+        (">", true, set(&[(0, 1), (34, 39)])),
     ] {
         assert_eq!((state.push_token(text), state.spans()), (changed, expected), "{text}");
     }

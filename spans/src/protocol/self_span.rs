@@ -179,7 +179,7 @@ impl SelfSpanAttention {
 
     fn push_char(&mut self, c: char) {
         // A token that ends one line and goes on belongs to the next as well.
-        if self.line_start == self.kv_len && !c.is_whitespace() {
+        if self.line_start == self.kv_len {
             self.line_start = self.kv_len - 1;
         }
         match (self.region, c) {
@@ -270,15 +270,17 @@ impl SelfSpanAttention {
 
 impl TagProtocol for SelfSpanAttention {
     fn push_token(&mut self, text: &str) -> bool {
-        let before = (self.scope(), self.line_start, !self.ended.is_empty());
+        let before = (self.scope(), self.line_start);
+        let ended_before = !self.ended.is_empty();
         let dense = self.region == Region::Computation && self.declared.is_none();
         self.ended = SpanSet::empty();
         self.kv_len = self.kv_len.saturating_add(1);
         text.chars().for_each(|c| self.push_char(c));
         let still_dense = self.region == Region::Computation && self.declared.is_none();
-        let after = (self.scope(), self.line_start, !self.ended.is_empty());
+        let after = (self.scope(), self.line_start);
+        let at_line_end = ended_before || !self.ended.is_empty();
         // Under the dense fallback the scope itself grows by the token, and that is no change.
-        !(dense && still_dense || before == after)
+        !(dense && still_dense) && (at_line_end || before != after)
     }
 
     fn spans(&self) -> SpanSet {
