@@ -4,6 +4,7 @@
 mod loader;
 mod raw;
 
+use crate::checks::{check_arguments, check_range, check_shape, unknown};
 use crate::compiler::Architecture;
 use crate::cubin;
 use crate::device::{
@@ -11,7 +12,7 @@ use crate::device::{
     Timing,
 };
 use crate::error::DeviceError;
-use crate::launch_check::{check_arguments, check_shape};
+
 use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr};
@@ -355,20 +356,4 @@ fn entries(ptx: &str) -> Vec<String> {
         text[..end.unwrap_or(text.len())].to_owned()
     };
     ptx.split(".entry ").skip(1).map(name).collect()
-}
-
-fn unknown(buffer: Buffer) -> DeviceError {
-    DeviceError::UnknownBuffer { address: buffer.address, bytes: buffer.bytes }
-}
-
-/// The range of a copy, if it lies in the buffer.
-fn check_range(
-    buffer: Buffer,
-    offset: usize,
-    bytes: usize,
-) -> Result<std::ops::Range<usize>, DeviceError> {
-    match offset.checked_add(bytes) {
-        Some(end) if end <= buffer.bytes => Ok(offset..end),
-        _ => Err(DeviceError::OutOfBuffer { offset, bytes, size: buffer.bytes }),
-    }
 }

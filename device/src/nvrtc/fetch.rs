@@ -8,6 +8,7 @@ use fs_err as fs;
 use serde::Deserialize;
 use std::env::consts::ARCH;
 use std::fmt::Write as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
@@ -160,10 +161,17 @@ fn into_cache_with(
         parent.display(),
     ));
     let target = staging.path().join("wheels");
-    let output = install(pip, &requirements, &target)
+    let output = install(pip, &requirements, &target, staging.path())
         .map_err(|error| fail(format!("{} does not start: {error}", pip.join(" "))))?;
     if !output.status.success() {
-        return Err(fail(format!("{} failed: {}", pip.join(" "), last_words(&output))));
+        let words = last_words(&output);
+        if words.contains("No space left on device") {
+            // Wheels and what is unpacked from them, together; a third of it stays.
+            let needed = size.saturating_mul(4).div_ceil(1_000_000);
+            let text = format!("no storage space left, and unpacking NVRTC takes {needed} MB");
+            return Err(unwritable(io::Error::new(io::ErrorKind::StorageFull, text)));
+        }
+        return Err(fail(format!("{} failed: {words}", pip.join(" "))));
     }
     remove_unused(&target.join(&PINNED.library_folder));
     if let Err(reason) = libraries_in(&target.join(&PINNED.library_folder)) {
@@ -205,7 +213,7 @@ fn runs(pip: &[&str]) -> bool {
     command.stdin(Stdio::null()).output().is_ok_and(|output| output.status.success())
 }
 
-fn install(pip: &[&str], requirements: &Path, target: &Path) -> std::io::Result<Output> {
+fn install(pip: &[&str], requirements: &Path, target: &Path, staging: &Path) -> io::Result<Output> {
     Command::new(pip[0])
         .args(&pip[1..])
         .args(["install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-compile"])
@@ -214,6 +222,9 @@ fn install(pip: &[&str], requirements: &Path, target: &Path) -> std::io::Result<
         .arg(target)
         .arg("--requirement")
         .arg(requirements)
+        // pip unpacks here before it moves to the target: on one disk that is no copy, and what an
+        // interruption leaves is removed with the rest.
+        .env("TMPDIR", staging)
         // A user who installs into the home folder by default would clash with --target.
         .env("PIP_USER", "0")
         .env_remove("PIP_PREFIX")
@@ -322,15 +333,24 @@ mod tests {
     #[test]
     fn a_failed_fetch_leaves_nothing_and_says_what_pip_said_and_what_to_do() {
         let stage =
-            Stage::new(&format!("{INSTALL}; echo 'ERROR: No space left on device' >&2; exit 1"));
+            Stage::new(&format!("{INSTALL}; echo 'ERROR: No matching distribution' >&2; exit 1"));
         let message = stage.fetch().unwrap_err().to_string();
-        for part in ["No space left on device", "nvidia_cuda_nvrtc-13.0.88", "SPANFORGE_NVRTC_DIR"]
+        for part in ["No matching distribution", "nvidia_cuda_nvrtc-13.0.88", "SPANFORGE_NVRTC_DIR"]
         {
             assert!(message.contains(part), "{message}");
         }
         assert!(stage.kept().is_empty());
         assert!(stage.fetch().is_err());
         assert_eq!(stage.installs(), 2, "the next one tries again");
+    }
+
+    #[test]
+    fn a_full_disk_is_said_to_be_one() {
+        let words = "OSError: [Errno 28] No space left on device: 'libnvrtc.so.13'";
+        let stage = Stage::new(&format!("{INSTALL}; echo \"{words}\" >&2; exit 1"));
+        let message = stage.fetch().unwrap_err().to_string();
+        assert!(message.contains("no storage space") && message.contains("SPANFORGE_CACHE"));
+        assert!(stage.kept().is_empty());
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Nvrtc {
     /// Finds NVRTC and loads it. Looked at in this order: the folder of `settings.nvrtc_dir` (and
     /// then nothing else); the system's toolkits (`LD_LIBRARY_PATH`, `CUDA_HOME`, `CUDA_PATH`,
     /// `nvcc` on the `PATH`, the loader's cache, `/usr/local/cuda*`); Python site-packages; the
-    /// cache. Where none has one that serves (release 12 or newer, with `cuda_fp16.h` beside it),
+    /// cache; once more Python, by asking `python3`. Where none has one that serves (release 12 or newer, with `cuda_fp16.h` beside it),
     /// the pinned wheels are fetched into the cache with the user's own pip, if
     /// `settings.fetch` allows.
     ///

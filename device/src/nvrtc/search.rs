@@ -63,16 +63,23 @@ impl Place {
     }
 }
 
-/// The folders that exist and hold a `libnvrtc.so*`, in order, each once. Lazy, so that Python is
-/// not started where the system has a toolkit.
+/// The folders that exist and hold a `libnvrtc.so*`, in order, each once. Lazy: starting `python3`
+/// takes 30 to 250 ms, so it is asked last, where neither the folders that Python environments
+/// commonly have nor the cache hold one.
 pub(super) fn places(settings: &Settings) -> impl Iterator<Item = Place> {
     let cache = settings.cache_dir.as_deref().map(fetch::library_folder);
     let of = |origin| move |folder| Place { origin, folder };
+    let wheels = |sites: Vec<PathBuf>| sites.into_iter().flat_map(|site| wheel_folders(&site));
     let mut seen = BTreeSet::new();
     system_folders()
         .map(of(Origin::System))
-        .chain(std::iter::once_with(site_packages).flatten().map(of(Origin::SitePackages)))
+        .chain(wheels(site_packages()).chain(conda()).map(of(Origin::SitePackages)))
         .chain(cache.map(of(Origin::Cache)))
+        .chain(
+            std::iter::once_with(move || wheels(asked_of_python()))
+                .flatten()
+                .map(of(Origin::SitePackages)),
+        )
         .filter(|place| libraries_in(&place.folder).is_ok())
         .filter(move |place| match place.folder.canonicalize() {
             Ok(folder) => seen.insert(folder),
@@ -131,36 +138,58 @@ fn loader_cache() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The library folders that NVIDIA's wheels make in the Python environments at hand: the active
-/// virtual environment, the active conda environment, and what `python3` itself says.
-fn site_packages() -> impl Iterator<Item = PathBuf> {
-    let virtual_env = env::var_os("VIRTUAL_ENV")
-        .map(|root| numbered_folders(&Path::new(&root).join("lib"), "python"))
+/// The package folders of the active virtual environment, of the `python3` on the `PATH`, and of
+/// the user.
+fn site_packages() -> Vec<PathBuf> {
+    let python = env::var_os("PATH")
         .into_iter()
-        .flatten()
-        .map(|folder| folder.join("site-packages"));
-    let conda = env::var_os("CONDA_PREFIX").map(|root| Path::new(&root).join("lib"));
-    let of_python = std::iter::once_with(|| {
-        let script = "import site\n\
-                      for f in site.getsitepackages() + [site.getusersitepackages()]: print(f)";
-        let command = Command::new("python3")
-            .args(["-c", script])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output();
-        let text = command.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-        text.unwrap_or_default().lines().map(PathBuf::from).collect::<Vec<_>>()
-    });
-    virtual_env
-        .chain(of_python.flatten())
-        .flat_map(|site| {
-            let nvidia = site.join("nvidia");
-            let mut folders: Vec<_> =
-                numbered_folders(&nvidia, "cu").into_iter().map(|f| f.join("lib")).collect();
-            folders.push(nvidia.join("cuda_nvrtc/lib"));
-            folders
-        })
-        .chain(conda)
+        .flat_map(|paths| split(&paths))
+        .map(|folder| folder.join("python3"))
+        .find(|python| python.exists());
+    // A virtual environment's python3 links to the one it was made with.
+    let resolved = python.as_ref().and_then(|python| python.canonicalize().ok());
+    let prefix = |python: PathBuf| Some(python.parent()?.parent()?.to_owned());
+    let prefixes = [
+        env::var_os("VIRTUAL_ENV").map(PathBuf::from),
+        python.and_then(prefix),
+        resolved.and_then(prefix),
+        env::var_os("HOME").map(|home| Path::new(&home).join(".local")),
+    ];
+    prefixes.into_iter().flatten().flat_map(|prefix| packages_below(&prefix)).collect()
+}
+
+/// Package folders of a Python installed at `prefix`; Debian has its own, and some in `local`.
+fn packages_below(prefix: &Path) -> Vec<PathBuf> {
+    ["lib", "local/lib"]
+        .into_iter()
+        .flat_map(|lib| numbered_folders(&prefix.join(lib), "python"))
+        .flat_map(|python| [python.join("site-packages"), python.join("dist-packages")])
+        .collect()
+}
+
+/// The library folder of the active conda environment.
+fn conda() -> Option<PathBuf> {
+    env::var_os("CONDA_PREFIX").map(|root| Path::new(&root).join("lib"))
+}
+
+/// The package folders that `python3` itself names.
+fn asked_of_python() -> Vec<PathBuf> {
+    let script = "import site\n\
+                  for f in site.getsitepackages() + [site.getusersitepackages()]: print(f)";
+    let mut command = Command::new("python3");
+    command.args(["-c", script]).stdin(Stdio::null()).stderr(Stdio::null());
+    let text = command.output().map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
+    text.unwrap_or_default().lines().map(PathBuf::from).collect()
+}
+
+/// The library folders that NVIDIA's wheels make in a package folder: one per CUDA release since
+/// 13, before that one per library.
+fn wheel_folders(site: &Path) -> Vec<PathBuf> {
+    let nvidia = site.join("nvidia");
+    let mut folders: Vec<_> =
+        numbered_folders(&nvidia, "cu").into_iter().map(|folder| folder.join("lib")).collect();
+    folders.push(nvidia.join("cuda_nvrtc/lib"));
+    folders
 }
 
 /// The files that make up one NVRTC.
@@ -273,5 +302,19 @@ mod tests {
             .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
             .collect();
         assert_eq!(names, ["cuda", "cuda-13.0", "cuda-12.9", "cuda-9.2"]);
+    }
+
+    #[test]
+    fn wheels_are_found_in_the_package_folders_of_a_python() {
+        let root = tempfile::tempdir().unwrap();
+        let site = root.path().join("lib/python3.11/site-packages");
+        for folder in ["nvidia/cu13/lib", "nvidia/cublas/lib", "nvidia/cuda_nvrtc/lib"] {
+            fs_err::create_dir_all(site.join(folder)).unwrap();
+        }
+        assert_eq!(packages_below(root.path())[0], site);
+        let found: Vec<_> =
+            wheel_folders(&site).into_iter().filter(|folder| folder.exists()).collect();
+        assert_eq!(found[0], site.join("nvidia/cu13/lib"));
+        assert_eq!(found.last().unwrap(), &site.join("nvidia/cuda_nvrtc/lib"));
     }
 }

@@ -1,8 +1,9 @@
-//! What a launch may ask for, whatever the device: checked before it is tried, so that both kinds
-//! of device refuse the same launches in the same words.
+//! What a copy or a launch may ask for, whatever the device: checked before it is tried, so that
+//! both kinds of device refuse the same requests in the same words.
 
-use crate::device::{DeviceProperties, Launch};
+use crate::device::{Buffer, DeviceProperties, Launch};
 use crate::error::DeviceError;
+use std::ops::Range;
 
 /// Most threads of a block (CUDA C++ programming guide, table of compute capabilities).
 const MOST_THREADS: u64 = 1024;
@@ -10,6 +11,23 @@ const MOST_THREADS: u64 = 1024;
 const MOST_BLOCK: [u32; 3] = [1024, 1024, 64];
 /// Most blocks of a grid in x, y and z.
 const MOST_GRID: [u32; 3] = [0x7fff_ffff, 0xffff, 0xffff];
+
+/// The error for a buffer that the device does not have.
+pub(crate) fn unknown(buffer: Buffer) -> DeviceError {
+    DeviceError::UnknownBuffer { address: buffer.address, bytes: buffer.bytes }
+}
+
+/// The range of a copy, if it lies in the buffer.
+pub(crate) fn check_range(
+    buffer: Buffer,
+    offset: usize,
+    bytes: usize,
+) -> Result<Range<usize>, DeviceError> {
+    match offset.checked_add(bytes) {
+        Some(end) if end <= buffer.bytes => Ok(offset..end),
+        _ => Err(DeviceError::OutOfBuffer { offset, bytes, size: buffer.bytes }),
+    }
+}
 
 /// Refuses what no GPU of these properties takes: empty or too large grids and blocks, and more
 /// shared memory than a block can have.
@@ -109,6 +127,16 @@ mod tests {
         ] {
             let message = check(grid, block, shared).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn copies_stay_in_their_buffer() {
+        let buffer = Buffer { address: 256, bytes: 10 };
+        assert_eq!(check_range(buffer, 4, 6).unwrap(), 4..10);
+        assert_eq!(check_range(buffer, 10, 0).unwrap(), 10..10);
+        for (offset, bytes) in [(5, 6), (11, 0), (usize::MAX, 2)] {
+            assert!(check_range(buffer, offset, bytes).is_err(), "{offset} {bytes}");
         }
     }
 
