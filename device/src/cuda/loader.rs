@@ -6,17 +6,15 @@ use crate::error::DeviceError;
 use libloading::Library;
 
 /// Every driver function that this room calls, through cudarc or by itself.
-const FUNCTIONS: [&str; 38] = [
+const FUNCTIONS: [&str; 33] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
-    "cuCtxSynchronize",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
     "cuDeviceGetCount",
     "cuDeviceGetName",
     "cuDevicePrimaryCtxRelease_v2",
     "cuDevicePrimaryCtxRetain",
-    "cuDriverGetVersion",
     "cuEventCreate",
     "cuEventDestroy_v2",
     "cuEventElapsedTime_v2",
@@ -42,9 +40,6 @@ const FUNCTIONS: [&str; 38] = [
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
-    "cuStreamWaitEvent",
-    "cuEventQuery",
-    "cuMemGetInfo_v2",
 ];
 
 /// Loads the driver library that cudarc will load, and checks that it has every function.
