@@ -31,7 +31,8 @@ impl PartialState {
         if self.is_empty() {
             return other.clone();
         }
-        let max = if self.lse.is_nan() { self.lse } else { self.lse.max(other.lse) };
+        // A NaN on either side stays one: max passes over it, the exponents do not.
+        let max = self.lse.max(other.lse);
         let (a, b) = ((self.lse - max).exp(), (other.lse - max).exp());
         let sum = a + b;
         let out = self.out.iter().zip(&other.out).map(|(x, y)| (a * x + b * y) / sum).collect();

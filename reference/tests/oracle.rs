@@ -42,7 +42,7 @@ fn close(a: f64, b: f64) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     /// Also shows that NaN in unselected tokens never leaks: a case holds NaN wherever no row looks.
     #[test]
@@ -239,6 +239,20 @@ fn special_values_of_selected_tokens_propagate() {
         let tolerance = Tolerance::of(Dtype::F16);
         let result = compare(&rounded.out, &rounded.lse, &answer, Dtype::F16, &tolerance);
         assert!(result.as_ref().is_ok_and(|r| r.passed), "{key} {val}: {result:?}");
+    }
+}
+
+/// A NaN is no -inf: a row whose only logit is NaN is not taken for an empty one.
+#[test]
+fn a_lone_nan_is_not_an_empty_row() {
+    let tiny = Tiny::new(&[1.0], &[0.0, 0.0, f32::NAN, 0.0], &[1.0; 4], &[(0, 1)]);
+    let answer = attention_f64(&tiny.problem()).expect("valid");
+    assert!(answer.out[0].is_nan() && answer.lse[0].is_nan());
+    let empty = PartialState::empty(1);
+    let nan = PartialState { out: answer.out, lse: answer.lse[0] };
+    let one = PartialState { out: vec![1.0], lse: 0.0 };
+    for merged in [nan.merge(&one), one.merge(&nan), nan.merge(&empty), empty.merge(&nan)] {
+        assert!(merged.out[0].is_nan() && merged.lse.is_nan());
     }
 }
 
