@@ -1,7 +1,69 @@
 //! A GPU on the CPU: parses PTX, runs it warp by warp, checks every access, counts every
 //! transaction and estimates time for a named GPU. It knows nothing of attention.
+//!
+//! How it works. `lex` and `parse` make a tree of the text; `decode` turns each instruction into
+//! operations with modifiers and types resolved, refusing what it does not know; `link` lays a
+//! kernel and the functions it calls out as one run of code; `allocate` gives registers slots.
+//! At a launch, `launch` runs blocks one after another and their warps in turns, and `machine` is
+//! the loop that runs one warp, 32 lanes at a time. Registers are typeless arrays of 32 lanes
+//! (`registers`); constants, special registers and parameters stand in slots of their own, so an
+//! arithmetic instruction is: some arrays in, one array out, blended by the mask of active lanes.
+//! What it computes on one lane is said in `arithmetic`, `convert` and `math`; `lanes` makes a
+//! function for 32 lanes of it, once for any processor and once for AVX2 with FMA, with the same
+//! results. `access` does loads, stores and asynchronous copies, `exchange` what lanes tell each
+//! other, `matrix` the tensor cores.
+//!
+//! Lanes that branch apart form groups, each with its own instruction; the lowest runs first and
+//! groups that meet merge. Asynchronous copies land when they are waited for and not before.
+//! Barriers and warp-wide instructions wait for lanes that can still come, and report the rest.
+//!
+//! Checks and counters are const generics of the loop: switched off, they cost nothing.
+//!
+//! Addresses. Each allocation has a window of 2^40 addresses; shared, local and parameter memory
+//! have one each for generic addresses.
+//!
+//! To add an opcode that computes lane by lane: one line in a match of `arithmetic` (or
+//! `convert`), and, if its operands are of a new shape, a case in `decode`. To add any other: a
+//! [`Code`](op::Code), a case in `decode` that fills the operation, and an arm in `machine`.
+//! Results must not depend on the host: no libm, no contraction; fused multiply-add only through
+//! `math::fma`.
 
+// A lane number indexes several arrays at once throughout; comparisons of floats are negated
+// where NaN must count as true.
+#![allow(clippy::needless_range_loop, clippy::neg_cmp_op_on_partial_ord)]
+
+mod access;
+mod allocate;
+mod arithmetic;
+mod atomic;
+mod convert;
 pub mod cost;
 pub mod counters;
+mod decode;
+mod error;
+mod exchange;
+mod findings;
+mod kernel;
+mod lanes;
+mod launch;
+mod lex;
+mod link;
+mod machine;
+mod math;
+mod matrix;
+mod memory;
+mod moves;
 pub mod occupancy;
+mod op;
+mod parse;
 pub mod profile;
+mod registers;
+mod shadow;
+mod syntax;
+
+pub use counters::Counters;
+pub use error::{LaunchError, LoadError, MemoryError};
+pub use findings::{Check, Finding, SourceLine};
+pub use kernel::{Kernel, Module, Parameter};
+pub use launch::{Argument, BlockSelection, Launch, Options, Report, launch};
+pub use memory::Memory;

@@ -1,0 +1,1140 @@
+//! Loads, stores, atomics and asynchronous copies of a warp: addresses, checks, counting, data.
+//!
+//! Most warps access one contiguous range or one address; both are recognised once and checked,
+//! counted and moved as a whole. Everything else goes lane by lane.
+
+use crate::atomic;
+use crate::findings::{Check, Fault};
+use crate::machine::{Copy, Machine, Warp};
+use crate::memory::{
+    Allocation, LOCAL_BASE, MODULE_BASE, PARAMETER_BASE, SHARED_BASE, WINDOW_BITS, WINDOW_MASK,
+};
+use crate::op::{Op, SIGNED, WIDE_ADDRESS, WIDE_DATA};
+use crate::registers::{FULL, Registers, Word};
+use crate::shadow::Shadow;
+use crate::syntax::Space;
+
+pub(crate) type Outcome = Result<(), Box<Fault>>;
+
+/// How the offsets of the active lanes lie.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pattern {
+    /// All 32 lanes, one after the other.
+    Contiguous,
+    /// One address for all.
+    Uniform,
+    Scattered,
+}
+
+#[inline(always)]
+fn lanes(mask: u32) -> impl Iterator<Item = usize> {
+    let mut left = mask;
+    std::iter::from_fn(move || {
+        (left != 0).then(|| {
+            let lane = left.trailing_zeros() as usize;
+            left &= left - 1;
+            lane
+        })
+    })
+}
+
+#[inline(always)]
+pub(crate) fn addresses(registers: &Registers, slot: u16, wide: bool, offset: i64) -> [u64; 32] {
+    let mut out = [0u64; 32];
+    if wide {
+        let base = registers.read::<u64>(slot);
+        for lane in 0..32 {
+            out[lane] = base[lane].wrapping_add(offset as u64);
+        }
+    } else {
+        let base = registers.read::<u32>(slot);
+        for lane in 0..32 {
+            out[lane] = u64::from(base[lane].wrapping_add(offset as u32));
+        }
+    }
+    out
+}
+
+/// Gives lanes that are off the offset of one that is on, so that whole-warp arithmetic is safe.
+#[inline(always)]
+fn settle(offsets: &mut [u64; 32], mask: u32) -> usize {
+    let first = mask.trailing_zeros() as usize & 31;
+    if mask != FULL {
+        let stand_in = offsets[first];
+        for lane in 0..32 {
+            offsets[lane] = u64::blend(stand_in, offsets[lane], mask >> lane & 1 != 0);
+        }
+    }
+    first
+}
+
+#[inline(always)]
+fn pattern(offsets: &[u64; 32], mask: u32, width: u64) -> Pattern {
+    let base = offsets[0];
+    let (mut contiguous, mut uniform) = (0u64, 0u64);
+    for lane in 0..32 {
+        let delta = offsets[lane].wrapping_sub(base);
+        contiguous |= delta ^ (lane as u64 * width);
+        uniform |= delta;
+    }
+    if uniform == 0 {
+        Pattern::Uniform
+    } else if contiguous == 0 && mask == FULL {
+        Pattern::Contiguous
+    } else {
+        Pattern::Scattered
+    }
+}
+
+#[inline(always)]
+fn any_beyond(offsets: &[u64; 32], limit: u64) -> bool {
+    let mut beyond = 0u64;
+    for lane in 0..32 {
+        beyond |= u64::from(offsets[lane] > limit);
+    }
+    beyond != 0
+}
+
+fn lanes_where(mask: u32, test: impl Fn(usize) -> bool) -> u32 {
+    lanes(mask).filter(|&lane| test(lane)).fold(0, |out, lane| out | 1 << lane)
+}
+
+/// Distinct 32-byte sectors of a request.
+#[inline(always)]
+pub(crate) fn sectors(offsets: &[u64; 32], mask: u32, width: u64, pattern: Pattern) -> u64 {
+    match pattern {
+        Pattern::Contiguous => ((offsets[31] + width - 1) >> 5) - (offsets[0] >> 5) + 1,
+        Pattern::Uniform => ((offsets[0] + width - 1) >> 5) - (offsets[0] >> 5) + 1,
+        Pattern::Scattered => scattered_sectors(offsets, mask, width),
+    }
+}
+
+fn scattered_sectors(offsets: &[u64; 32], mask: u32, width: u64) -> u64 {
+    let mut list = [0u64; 64];
+    let mut length = 0;
+    let mut ordered = true;
+    for lane in lanes(mask) {
+        let (from, to) = (offsets[lane] >> 5, (offsets[lane] + width - 1) >> 5);
+        for sector in from..=to.min(from + 1) {
+            let last = if length == 0 { None } else { Some(list[length - 1]) };
+            if last == Some(sector) {
+                continue;
+            }
+            ordered &= last.is_none_or(|last| last < sector);
+            list[length & 63] = sector;
+            length += 1;
+        }
+    }
+    let list = &mut list[..length.min(64)];
+    if !ordered {
+        list.sort_unstable();
+        return 1 + list.windows(2).filter(|pair| pair[0] != pair[1]).count() as u64;
+    }
+    list.len() as u64
+}
+
+/// Passes through the 32 banks, and passes that would do without conflicts. Accesses of 8 bytes
+/// go by half-warps, of 16 by quarter-warps.
+#[inline(always)]
+pub(crate) fn wavefronts(
+    offsets: &[u64; 32],
+    mask: u32,
+    width: u64,
+    pattern: Pattern,
+) -> (u64, u64) {
+    let phases = (width / 4).clamp(1, 4);
+    if pattern == Pattern::Contiguous && offsets[0] & (width.max(4) - 1) == 0 {
+        return (phases, phases);
+    }
+    if pattern == Pattern::Uniform && width <= 4 {
+        return (1, 1);
+    }
+    scattered_wavefronts(offsets, mask, width, phases)
+}
+
+fn scattered_wavefronts(offsets: &[u64; 32], mask: u32, width: u64, phases: u64) -> (u64, u64) {
+    let per_phase = 32 / phases as u32;
+    let mut total = (0, 0);
+    for phase in 0..phases as u32 {
+        let ones = if per_phase == 32 { FULL } else { (1 << per_phase) - 1 };
+        let part = mask & ones << (phase * per_phase);
+        if part != 0 {
+            let (passes, ideal) = bank_passes(offsets, part, width);
+            total.0 += passes;
+            total.1 += ideal;
+        }
+    }
+    total
+}
+
+/// One phase: the most distinct words that one bank holds, and the words over the banks.
+pub(crate) fn bank_passes(offsets: &[u64; 32], mask: u32, width: u64) -> (u64, u64) {
+    // The first word of each bank stands in an array; further ones, which are conflicts, in a
+    // list.
+    let mut first = [u64::MAX; 32];
+    let mut depth = [0u8; 32];
+    let mut more = [(0usize, 0u64); 64];
+    let mut extra = 0;
+    let mut distinct = 0u64;
+    let mut deepest = 0u8;
+    for lane in lanes(mask) {
+        let (from, to) = (offsets[lane] >> 2, (offsets[lane] + width - 1) >> 2);
+        for word in from..=to {
+            let bank = word as usize & 31;
+            if first[bank] == word || (depth[bank] > 1 && more[..extra].contains(&(bank, word))) {
+                continue;
+            }
+            if depth[bank] == 0 {
+                first[bank] = word;
+            } else if extra < more.len() {
+                more[extra] = (bank, word);
+                extra += 1;
+            }
+            depth[bank] += 1;
+            distinct += 1;
+            deepest = deepest.max(depth[bank]);
+        }
+    }
+    (u64::from(deepest), distinct.div_ceil(32))
+}
+
+/// A part of memory that one space access resolved to.
+struct Place<'m> {
+    data: &'m mut [u8],
+    shadow: &'m mut Shadow,
+    /// Bytes that belong to a variable; red zones do not. `None` where all do.
+    valid: Option<&'m Shadow>,
+    whole: bool,
+}
+
+#[cold]
+#[inline(never)]
+fn describe_shared(machine: &crate::kernel::Kernel, offset: u64) -> String {
+    let dynamic = u64::from(machine.dynamic_base);
+    if offset >= dynamic && offset < 1 << 30 {
+        return format!("dynamic shared memory + {}", offset - dynamic);
+    }
+    match machine.shared.iter().rev().find(|v| u64::from(v.start) <= offset) {
+        Some(v) => format!("shared `{}` + {}", v.name, offset - u64::from(v.start)),
+        None => format!("shared memory + {offset}"),
+    }
+}
+
+impl Machine<'_> {
+    /// The allocation of a window, as an index into the allocations or the module's variables.
+    #[inline(always)]
+    fn window(&mut self, window: u64) -> Option<&mut Allocation> {
+        let module = MODULE_BASE >> WINDOW_BITS;
+        if window >= module {
+            self.module.get_mut((window - module) as usize)
+        } else {
+            self.allocations.get_mut((window as usize).wrapping_sub(1))?.as_mut()
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn name_of(&mut self, space: Space, window: u64, offset: u64) -> String {
+        match space {
+            Space::Shared => describe_shared(self.kernel, offset),
+            Space::Local => format!("local memory + {offset}"),
+            Space::Param => format!("parameters + {offset}"),
+            _ => match self.window(window) {
+                Some(allocation) => format!("`{}` + {offset}", allocation.name),
+                None => format!("{:#x}, which is in no allocation", window << WINDOW_BITS | offset),
+            },
+        }
+    }
+
+    /// Runs `access` once for each memory window that the lanes address.
+    #[inline(always)]
+    fn by_window(
+        &mut self,
+        space: Space,
+        address: &mut [u64; 32],
+        mask: u32,
+        mut access: impl FnMut(&mut Self, Space, u64, &mut [u64; 32], u32) -> Outcome,
+    ) -> Outcome {
+        if !matches!(space, Space::Generic | Space::Global | Space::Const) {
+            return access(self, space, 0, address, mask);
+        }
+        let first = mask.trailing_zeros() as usize & 31;
+        let window = address[first] >> WINDOW_BITS;
+        let mut other = 0u64;
+        let mut inside = [0u64; 32];
+        for lane in 0..32 {
+            inside[lane] = address[lane] & WINDOW_MASK;
+            let on = 0u64.wrapping_sub(u64::from(mask >> lane & 1));
+            other |= (address[lane] >> WINDOW_BITS ^ window) & on;
+        }
+        let to = |window: u64| {
+            let base = window << WINDOW_BITS;
+            match base {
+                _ if space != Space::Generic => space,
+                SHARED_BASE => Space::Shared,
+                LOCAL_BASE => Space::Local,
+                PARAMETER_BASE => Space::Param,
+                _ => Space::Global,
+            }
+        };
+        if other == 0 {
+            return access(self, to(window), window, &mut inside, mask);
+        }
+        let mut left = mask;
+        while left != 0 {
+            let window = address[left.trailing_zeros() as usize] >> WINDOW_BITS;
+            let these = lanes_where(left, |lane| address[lane] >> WINDOW_BITS == window);
+            let mut part = inside;
+            access(self, to(window), window, &mut part, these)?;
+            left &= !these;
+        }
+        Ok(())
+    }
+
+    /// Bounds, alignment, and for local memory the move to the lane's own part. Afterwards every
+    /// offset, those of inactive lanes included, is inside the place.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn bound<const CHECK: bool>(
+        &mut self,
+        warp: &Warp,
+        space: Space,
+        window: u64,
+        offsets: &mut [u64; 32],
+        mask: u32,
+        width: u64,
+        verb: &str,
+    ) -> Outcome {
+        settle(offsets, mask);
+        let length = match space {
+            Space::Shared => self.shared.len() as u64,
+            Space::Local => u64::from(self.kernel.local_bytes),
+            Space::Param => self.parameters.len() as u64,
+            _ => self.window(window).map_or(0, |a| a.data.len() as u64),
+        };
+        let limit = length.wrapping_sub(width);
+        if length < width || any_beyond(offsets, limit) {
+            let bad = lanes_where(mask, |lane| length < width || offsets[lane] > limit);
+            let offset = offsets[bad.trailing_zeros() as usize & 31];
+            return Err(Fault::new(
+                Check::OutOfBounds,
+                bad,
+                format!("{verb} of {width} bytes outside its {length} bytes"),
+            )
+            .at(self.name_of(space, window, offset)));
+        }
+        if CHECK {
+            let mut low = 0u64;
+            for offset in offsets.iter() {
+                low |= offset;
+            }
+            if low & (width - 1) != 0 {
+                let bad = lanes_where(mask, |lane| offsets[lane] & (width - 1) != 0);
+                let offset = offsets[bad.trailing_zeros() as usize & 31];
+                return Err(Fault::new(
+                    Check::Misaligned,
+                    bad,
+                    format!(
+                        "{verb} of {width} bytes at an address that is not a multiple of {width}"
+                    ),
+                )
+                .at(self.name_of(space, window, offset)));
+            }
+        }
+        if space == Space::Local {
+            let stride = u64::from(self.kernel.local_bytes);
+            for (lane, offset) in offsets.iter_mut().enumerate() {
+                *offset += lane as u64 * stride;
+            }
+            // Lanes that are off moved too; they stay inside, each in its own part.
+            let _ = warp;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn place<'m>(&'m mut self, warp: &'m mut Warp, space: Space, window: u64) -> Place<'m> {
+        match space {
+            Space::Shared => Place {
+                data: &mut self.shared,
+                shadow: &mut self.shared_shadow,
+                valid: self.shared_valid.as_ref(),
+                whole: false,
+            },
+            Space::Local => Place {
+                data: &mut warp.local,
+                shadow: &mut warp.local_shadow,
+                valid: None,
+                whole: false,
+            },
+            Space::Param => Place {
+                data: &mut self.parameters,
+                shadow: &mut self.no_shadow,
+                valid: None,
+                whole: true,
+            },
+            _ => {
+                let module = MODULE_BASE >> WINDOW_BITS;
+                let allocation = if window >= module {
+                    self.module.get_mut((window - module) as usize)
+                } else {
+                    self.allocations
+                        .get_mut((window as usize).wrapping_sub(1))
+                        .and_then(Option::as_mut)
+                };
+                match allocation {
+                    Some(allocation) => Place {
+                        data: &mut allocation.data,
+                        shadow: &mut allocation.shadow,
+                        valid: None,
+                        whole: allocation.whole,
+                    },
+                    // Not reached: `bound` has refused the access.
+                    None => Place {
+                        data: &mut [],
+                        shadow: &mut self.no_shadow,
+                        valid: None,
+                        whole: true,
+                    },
+                }
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn unwritten(
+        &mut self,
+        warp: &mut Warp,
+        space: Space,
+        window: u64,
+        offsets: &[u64; 32],
+        mask: u32,
+        width: usize,
+    ) -> Box<Fault> {
+        let in_flight = warp.copies.iter().any(|copy| {
+            lanes(copy.mask).any(|lane| {
+                let to = u64::from(copy.to[lane]);
+                lanes(mask).any(|l| {
+                    offsets[l] < to + u64::from(copy.size) && to < offsets[l] + width as u64
+                })
+            })
+        }) && space == Space::Shared;
+        let place = self.place(warp, space, window);
+        let bad = lanes_where(mask, |lane| !place.shadow.has_range(offsets[lane] as usize, width));
+        let outside = place.valid.is_some_and(|valid| {
+            lanes(bad).any(|lane| !valid.has_range(offsets[lane] as usize, width))
+        });
+        let lane = bad.trailing_zeros() as usize & 31;
+        let mut offset = offsets[lane];
+        if space == Space::Local {
+            offset -= lane as u64 * u64::from(self.kernel.local_bytes);
+        }
+        let name = self.name_of(space, window, offset);
+        if outside {
+            return Fault::new(
+                Check::OutOfBounds,
+                bad,
+                format!("read of {width} bytes past the end of a shared variable"),
+            )
+            .at(name);
+        }
+        let why = if in_flight {
+            "whose asynchronous copy this warp has not waited for"
+        } else {
+            "that were never written"
+        };
+        Fault::new(Check::Uninitialised, bad, format!("read of {width} bytes {why}")).at(name)
+    }
+
+    /// Checks that what is read has been written.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn written(
+        &mut self,
+        warp: &mut Warp,
+        space: Space,
+        window: u64,
+        offsets: &[u64; 32],
+        mask: u32,
+        width: usize,
+        pattern: Pattern,
+    ) -> Outcome {
+        let place = self.place(warp, space, window);
+        if place.whole {
+            return Ok(());
+        }
+        let shadow = &*place.shadow;
+        let fine = match pattern {
+            Pattern::Contiguous => shadow.has_range(offsets[0] as usize, 32 * width),
+            Pattern::Uniform => shadow.has(offsets[0] as usize, width),
+            Pattern::Scattered => {
+                let mut fine = true;
+                for lane in 0..32 {
+                    fine &= shadow.has(offsets[lane] as usize, width) | (mask >> lane & 1 == 0);
+                }
+                fine
+            }
+        };
+        if fine { Ok(()) } else { Err(self.unwritten(warp, space, window, offsets, mask, width)) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn load<const CHECK: bool, const COUNT: bool>(
+        &mut self,
+        warp: &mut Warp,
+        op: &Op,
+        mask: u32,
+        batch: u32,
+    ) -> Outcome {
+        let mut address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
+        let width = u64::from(op.size) * u64::from(op.count);
+        self.by_window(op.space, &mut address, mask, |this, space, window, offsets, mask| {
+            this.bound::<CHECK>(warp, space, window, offsets, mask, width, "read")?;
+            let pattern = pattern(offsets, mask, width);
+            if CHECK {
+                this.written(warp, space, window, offsets, mask, width as usize, pattern)?;
+            }
+            if COUNT {
+                this.count_load(op.space, space, window, offsets, mask, width, pattern, batch);
+            }
+            // The registers are lent out while the place may be the warp's own local memory.
+            let mut registers = std::mem::take(&mut warp.registers);
+            let place = this.place(warp, space, window);
+            fetch(&mut registers, op, place.data, offsets, mask, pattern);
+            warp.registers = registers;
+            Ok(())
+        })
+    }
+
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn count_load(
+        &mut self,
+        stated: Space,
+        space: Space,
+        window: u64,
+        offsets: &[u64; 32],
+        mask: u32,
+        width: u64,
+        pattern: Pattern,
+        batch: u32,
+    ) {
+        let active = u64::from(mask.count_ones());
+        match space {
+            Space::Shared => {
+                let (passes, ideal) = wavefronts(offsets, mask, width, pattern);
+                let count = &mut self.counters.shared_load;
+                count.requests += 1;
+                count.wavefronts += passes;
+                count.ideal_wavefronts += ideal;
+            }
+            Space::Global if stated != Space::Const => {
+                let sectors = sectors(offsets, mask, width, pattern);
+                let count = &mut self.counters.global_load;
+                count.requests += 1;
+                count.sectors += sectors;
+                count.bytes += active * width;
+                self.counters.load_bytes_in_flight += active * width * u64::from(batch) * active;
+                if let Some(allocation) = self.window(window) {
+                    allocation.traffic.read_bytes += active * width;
+                    allocation.traffic.read_sectors += sectors;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[inline(always)]
+    fn count_store(
+        &mut self,
+        space: Space,
+        window: u64,
+        offsets: &[u64; 32],
+        mask: u32,
+        width: u64,
+        pattern: Pattern,
+    ) {
+        let active = u64::from(mask.count_ones());
+        match space {
+            Space::Shared => {
+                let (passes, ideal) = wavefronts(offsets, mask, width, pattern);
+                let count = &mut self.counters.shared_store;
+                count.requests += 1;
+                count.wavefronts += passes;
+                count.ideal_wavefronts += ideal;
+            }
+            Space::Global => {
+                let sectors = sectors(offsets, mask, width, pattern);
+                let count = &mut self.counters.global_store;
+                count.requests += 1;
+                count.sectors += sectors;
+                count.bytes += active * width;
+                if let Some(allocation) = self.window(window) {
+                    allocation.traffic.written_bytes += active * width;
+                    allocation.traffic.written_sectors += sectors;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Checks that a write stays inside one shared variable, and marks it written.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn mark(
+        &mut self,
+        warp: &mut Warp,
+        space: Space,
+        window: u64,
+        offsets: &[u64; 32],
+        mask: u32,
+        width: usize,
+        pattern: Pattern,
+    ) -> Outcome {
+        let place = self.place(warp, space, window);
+        if let Some(valid) = place.valid {
+            let fine = match pattern {
+                Pattern::Contiguous => valid.has_range(offsets[0] as usize, 32 * width),
+                Pattern::Uniform => valid.has(offsets[0] as usize, width),
+                Pattern::Scattered => {
+                    lanes(mask).all(|lane| valid.has(offsets[lane] as usize, width))
+                }
+            };
+            if !fine {
+                let bad = lanes_where(mask, |lane| !valid.has_range(offsets[lane] as usize, width));
+                let offset = offsets[bad.trailing_zeros() as usize & 31];
+                let message = format!("write of {width} bytes past the end of a shared variable");
+                return Err(Fault::new(Check::OutOfBounds, bad, message)
+                    .at(self.name_of(space, window, offset)));
+            }
+        }
+        if place.whole {
+            return Ok(());
+        }
+        match pattern {
+            Pattern::Contiguous => place.shadow.set_range(offsets[0] as usize, 32 * width),
+            Pattern::Uniform => place.shadow.set(offsets[0] as usize, width),
+            Pattern::Scattered => {
+                for lane in lanes(mask) {
+                    place.shadow.set(offsets[lane] as usize, width);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    pub(crate) fn store<const CHECK: bool, const COUNT: bool>(
+        &mut self,
+        warp: &mut Warp,
+        op: &Op,
+        mask: u32,
+    ) -> Outcome {
+        let mut address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
+        let width = u64::from(op.size) * u64::from(op.count);
+        self.by_window(op.space, &mut address, mask, |this, space, window, offsets, mask| {
+            if space == Space::Param {
+                return Err(Fault::new(Check::OutOfBounds, mask, "write to kernel parameters"));
+            }
+            this.bound::<CHECK>(warp, space, window, offsets, mask, width, "write")?;
+            let pattern = pattern(offsets, mask, width);
+            if CHECK {
+                this.mark(warp, space, window, offsets, mask, width as usize, pattern)?;
+            }
+            if COUNT {
+                this.count_store(space, window, offsets, mask, width, pattern);
+            }
+            let registers = std::mem::take(&mut warp.registers);
+            let place = this.place(warp, space, window);
+            deposit(&registers, op, place.data, offsets, mask);
+            warp.registers = registers;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn atomic<const CHECK: bool, const COUNT: bool>(
+        &mut self,
+        warp: &mut Warp,
+        op: &Op,
+        mask: u32,
+    ) -> Outcome {
+        let mut address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
+        let width = u64::from(op.size);
+        let wide = op.flags & WIDE_DATA != 0;
+        self.by_window(op.space, &mut address, mask, |this, space, window, offsets, mask| {
+            if space == Space::Param {
+                return Err(Fault::new(Check::OutOfBounds, mask, "write to kernel parameters"));
+            }
+            this.bound::<CHECK>(warp, space, window, offsets, mask, width, "atomic update")?;
+            if CHECK {
+                this.written(
+                    warp,
+                    space,
+                    window,
+                    offsets,
+                    mask,
+                    width as usize,
+                    Pattern::Scattered,
+                )?;
+            }
+            if COUNT {
+                let pattern = pattern(offsets, mask, width);
+                let active = u64::from(mask.count_ones());
+                if space == Space::Global {
+                    let sectors = sectors(offsets, mask, width, pattern);
+                    let count = &mut this.counters.global_atomic;
+                    count.requests += 1;
+                    count.sectors += sectors;
+                    count.bytes += active * width;
+                    if let Some(allocation) = this.window(window) {
+                        allocation.traffic.read_bytes += active * width;
+                        allocation.traffic.read_sectors += sectors;
+                        allocation.traffic.written_bytes += active * width;
+                        allocation.traffic.written_sectors += sectors;
+                    }
+                } else {
+                    this.count_store(space, window, offsets, mask, width, pattern);
+                }
+            }
+            let read = |registers: &Registers, slot: u16, lane: usize| {
+                if wide {
+                    registers.read::<u64>(slot)[lane]
+                } else {
+                    u64::from(registers.read::<u32>(slot)[lane])
+                }
+            };
+            let mut old = [0u64; 32];
+            for lane in lanes(mask) {
+                let operand = read(&warp.registers, op.s[1], lane);
+                let second = read(&warp.registers, op.s[2], lane);
+                let place = this.place(warp, space, window);
+                let at = offsets[lane] as usize;
+                let bytes = &mut place.data[at..at + width as usize];
+                let mut word = [0u8; 8];
+                word[..width as usize].copy_from_slice(bytes);
+                old[lane] = u64::from_le_bytes(word);
+                let new = atomic::apply(op.count, old[lane], operand, second);
+                bytes.copy_from_slice(&new.to_le_bytes()[..width as usize]);
+            }
+            if wide {
+                warp.registers.put(op.d[0], &old, mask);
+            } else {
+                warp.registers.put(op.d[0], &old.map(|value| value as u32), mask);
+            }
+            Ok(())
+        })
+    }
+
+    /// `cp.async`: checked and queued now, done when it is waited for.
+    #[inline(always)]
+    pub(crate) fn copy<const CHECK: bool, const COUNT: bool>(
+        &mut self,
+        warp: &mut Warp,
+        op: &Op,
+        mask: u32,
+    ) -> Outcome {
+        let width = u64::from(op.size);
+        let mut to =
+            addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm >> 32);
+        let mut from = addresses(&warp.registers, op.s[1], true, i64::from(op.imm as i32));
+        // With a source size, lanes of size 0 read nothing.
+        let mut bytes = [width as u32; 32];
+        let mut reading = mask;
+        if op.flags & SIGNED != 0 {
+            bytes = *warp.registers.read::<u32>(op.s[2]);
+            let bad = lanes_where(mask, |lane| u64::from(bytes[lane]) > width);
+            if bad != 0 {
+                let size = bytes[bad.trailing_zeros() as usize & 31];
+                return Err(Fault::new(
+                    Check::InvalidArgument,
+                    bad,
+                    format!("cp.async of {width} bytes with a source size of {size}"),
+                ));
+            }
+            let mut zero = 0u32;
+            for lane in 0..32 {
+                zero |= u32::from(bytes[lane] == 0) << lane;
+            }
+            reading &= !zero;
+        }
+        self.bound::<CHECK>(warp, Space::Shared, 0, &mut to, mask, width, "asynchronous write")?;
+        let to_pattern = pattern(&to, mask, width);
+        if CHECK {
+            self.mark(warp, Space::Shared, 0, &to, mask, width as usize, to_pattern)?;
+            match to_pattern {
+                Pattern::Contiguous => {
+                    self.shared_shadow.unset_range(to[0] as usize, 32 * width as usize);
+                }
+                _ => {
+                    for lane in lanes(mask) {
+                        self.shared_shadow.unset(to[lane] as usize, width as usize);
+                    }
+                }
+            }
+        }
+        if COUNT {
+            let (passes, ideal) = wavefronts(&to, mask, width, to_pattern);
+            let count = &mut self.counters.shared_store;
+            count.requests += 1;
+            count.wavefronts += passes;
+            count.ideal_wavefronts += ideal;
+        }
+        let mut copy = Copy {
+            mask,
+            size: op.size,
+            group: warp.commits,
+            to: to.map(|offset| offset as u32),
+            bytes: [0; 32],
+            data: [[0; 16]; 32],
+        };
+        if reading != 0 {
+            self.by_window(
+                Space::Global,
+                &mut from,
+                reading,
+                |this, space, window, offsets, mask| {
+                    this.bound::<CHECK>(
+                        warp,
+                        space,
+                        window,
+                        offsets,
+                        mask,
+                        width,
+                        "asynchronous read",
+                    )?;
+                    let pattern = pattern(offsets, mask, width);
+                    if CHECK {
+                        let full = lanes(mask).all(|lane| u64::from(bytes[lane]) == width);
+                        if full {
+                            this.written(
+                                warp,
+                                space,
+                                window,
+                                offsets,
+                                mask,
+                                width as usize,
+                                pattern,
+                            )?;
+                        } else {
+                            for lane in lanes(mask) {
+                                let size = bytes[lane] as usize;
+                                let place = this.place(warp, space, window);
+                                if !place.whole
+                                    && !place.shadow.has_range(offsets[lane] as usize, size)
+                                {
+                                    let one = 1 << lane;
+                                    return Err(
+                                        this.unwritten(warp, space, window, offsets, one, size)
+                                    );
+                                }
+                            }
+                        }
+                    }
+                    if COUNT {
+                        let sectors = sectors(offsets, mask, width, pattern);
+                        let asked: u64 = lanes(mask).map(|lane| u64::from(bytes[lane])).sum();
+                        let count = &mut this.counters.async_copy;
+                        count.requests += 1;
+                        count.sectors += sectors;
+                        count.bytes += asked;
+                        if let Some(allocation) = this.window(window) {
+                            allocation.traffic.read_bytes += asked;
+                            allocation.traffic.read_sectors += sectors;
+                        }
+                    }
+                    let place = this.place(warp, space, window);
+                    for lane in lanes(mask) {
+                        let at = offsets[lane] as usize;
+                        let size = bytes[lane] as usize & 31;
+                        if size == 16 {
+                            copy.data[lane].copy_from_slice(&place.data[at..at + 16]);
+                        } else {
+                            copy.data[lane][..size].copy_from_slice(&place.data[at..at + size]);
+                        }
+                        copy.bytes[lane] = size as u8;
+                    }
+                    Ok(())
+                },
+            )?;
+        }
+        if COUNT {
+            warp.bytes_in_flight += copy.bytes.iter().map(|&bytes| u64::from(bytes)).sum::<u64>();
+        }
+        warp.copies.push(copy);
+        Ok(())
+    }
+
+    /// Lands the copies of `mask` lanes whose group is older than `newest` allows.
+    pub(crate) fn wait<const CHECK: bool, const COUNT: bool>(
+        &mut self,
+        warp: &mut Warp,
+        mask: u32,
+        groups: u32,
+        all: bool,
+    ) {
+        if COUNT {
+            self.counters.async_waits += 1;
+            self.counters.async_bytes_in_flight += warp.bytes_in_flight;
+        }
+        let mut landed_all = true;
+        for copy in &mut warp.copies {
+            let mut due = 0u32;
+            for lane in 0..32 {
+                // Groups up to commits - groups - 1 must be complete.
+                let old = copy.group[lane].wrapping_add(groups) < warp.commits[lane];
+                due |= u32::from(old | all) << lane;
+            }
+            due &= mask & copy.mask;
+            if due == 0 {
+                landed_all &= copy.mask == 0;
+                continue;
+            }
+            let size = copy.size as usize;
+            let contiguous = due == FULL
+                && (0..32).all(|lane| copy.to[lane] == copy.to[0] + (lane * size) as u32);
+            for lane in lanes(due) {
+                let at = copy.to[lane] as usize;
+                let target = &mut self.shared[at..at + size];
+                if size == 16 {
+                    target.copy_from_slice(&copy.data[lane]);
+                } else {
+                    target.copy_from_slice(&copy.data[lane][..size]);
+                }
+                if CHECK && !contiguous {
+                    self.shared_shadow.set(at, size);
+                }
+                if COUNT {
+                    warp.bytes_in_flight -= u64::from(copy.bytes[lane]);
+                }
+            }
+            if CHECK && contiguous {
+                self.shared_shadow.set_range(copy.to[0] as usize, 32 * size);
+            }
+            copy.mask &= !due;
+            landed_all &= copy.mask == 0;
+        }
+        if landed_all {
+            warp.copies.clear();
+        } else {
+            warp.copies.retain(|copy| copy.mask != 0);
+        }
+    }
+
+    /// `ldmatrix`: lane 8 i + r holds the address of row r of matrix i; every lane receives two
+    /// neighbouring elements of each matrix.
+    pub(crate) fn matrix_load<const CHECK: bool, const COUNT: bool>(
+        &mut self,
+        warp: &mut Warp,
+        op: &Op,
+    ) -> Outcome {
+        let count = op.count as usize;
+        let mut offsets = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
+        let rows = if count == 4 { FULL } else { (1u32 << (8 * count)) - 1 };
+        self.bound::<CHECK>(warp, Space::Shared, 0, &mut offsets, rows, 16, "matrix read")?;
+        if CHECK {
+            let fine = lanes(rows).all(|lane| self.shared_shadow.has(offsets[lane] as usize, 16));
+            if !fine {
+                return Err(self.unwritten(warp, Space::Shared, 0, &offsets, rows, 16));
+            }
+        }
+        if COUNT {
+            self.counters.shared_load.requests += 1;
+            for matrix in 0..count {
+                let (passes, ideal) = bank_passes(&offsets, 0xff << (8 * matrix), 16);
+                self.counters.shared_load.wavefronts += passes;
+                self.counters.shared_load.ideal_wavefronts += ideal;
+            }
+        }
+        let transposed = op.flags & SIGNED != 0;
+        for matrix in 0..count {
+            let mut words = [0u32; 32];
+            for row in 0..8 {
+                let at = offsets[8 * matrix + row] as usize;
+                for (column, pair) in self.shared[at..at + 16].chunks_exact(4).enumerate() {
+                    let word = u32::from_le_bytes([pair[0], pair[1], pair[2], pair[3]]);
+                    if transposed {
+                        // Element (row, c) goes to lane 4 c + row / 2, half row % 2.
+                        let shift = 16 * (row & 1);
+                        words[4 * (2 * column) + row / 2] |= (word & 0xffff) << shift;
+                        words[4 * (2 * column + 1) + row / 2] |= (word >> 16) << shift;
+                    } else {
+                        words[4 * row + column] = word;
+                    }
+                }
+            }
+            warp.registers.put(op.d[matrix], &words, FULL);
+        }
+        Ok(())
+    }
+
+    /// `stmatrix`, the reverse of `ldmatrix`.
+    pub(crate) fn matrix_store<const CHECK: bool, const COUNT: bool>(
+        &mut self,
+        warp: &mut Warp,
+        op: &Op,
+    ) -> Outcome {
+        let count = op.count as usize;
+        let mut offsets = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
+        let rows = if count == 4 { FULL } else { (1u32 << (8 * count)) - 1 };
+        self.bound::<CHECK>(warp, Space::Shared, 0, &mut offsets, rows, 16, "matrix write")?;
+        if CHECK {
+            self.mark(warp, Space::Shared, 0, &offsets, rows, 16, Pattern::Scattered)?;
+        }
+        if COUNT {
+            self.counters.shared_store.requests += 1;
+            for matrix in 0..count {
+                let (passes, ideal) = bank_passes(&offsets, 0xff << (8 * matrix), 16);
+                self.counters.shared_store.wavefronts += passes;
+                self.counters.shared_store.ideal_wavefronts += ideal;
+            }
+        }
+        let transposed = op.flags & SIGNED != 0;
+        for matrix in 0..count {
+            let words = *warp.registers.read::<u32>(op.s[1 + matrix]);
+            for row in 0..8 {
+                let at = offsets[8 * matrix + row] as usize;
+                for column in 0..8 {
+                    let half = if transposed {
+                        words[4 * column + row / 2] >> (16 * (row & 1))
+                    } else {
+                        words[4 * row + column / 2] >> (16 * (column & 1))
+                    };
+                    self.shared[at + 2 * column..at + 2 * column + 2]
+                        .copy_from_slice(&(half as u16).to_le_bytes());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads `N` bytes of every lane. The offsets have been bounded by `Machine::bound`.
+#[inline(always)]
+fn word<const N: usize>(data: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&data[at..at + N]);
+    out
+}
+
+/// Memory to registers.
+#[inline(always)]
+fn fetch(
+    registers: &mut Registers,
+    op: &Op,
+    data: &[u8],
+    offsets: &[u64; 32],
+    mask: u32,
+    pattern: Pattern,
+) {
+    let count = op.count as usize;
+    match op.size {
+        4 if op.flags & WIDE_DATA == 0 => {
+            if pattern == Pattern::Uniform {
+                for k in 0..count {
+                    let value = u32::from_le_bytes(word(data, offsets[0] as usize + 4 * k));
+                    registers.put(op.d[k], &[value; 32], mask);
+                }
+                return;
+            }
+            match count {
+                1 => {
+                    let mut out = [0u32; 32];
+                    if pattern == Pattern::Contiguous {
+                        let bytes: [u8; 128] = word(data, offsets[0] as usize);
+                        for lane in 0..32 {
+                            out[lane] = u32::from_le_bytes(word(&bytes, 4 * lane));
+                        }
+                    } else {
+                        for lane in 0..32 {
+                            out[lane] = u32::from_le_bytes(word(data, offsets[lane] as usize));
+                        }
+                    }
+                    registers.put(op.d[0], &out, mask);
+                }
+                2 => split::<2, 8>(registers, op, data, offsets, mask),
+                _ => split::<4, 16>(registers, op, data, offsets, mask),
+            }
+        }
+        8 => {
+            for k in 0..count {
+                let mut out = [0u64; 32];
+                for lane in 0..32 {
+                    out[lane] = u64::from_le_bytes(word(data, offsets[lane] as usize + 8 * k));
+                }
+                registers.put(op.d[k], &out, mask);
+            }
+        }
+        size => {
+            let signed = op.flags & SIGNED != 0;
+            for k in 0..count {
+                let mut out = [0u64; 32];
+                for lane in 0..32 {
+                    let at = offsets[lane] as usize + size as usize * k;
+                    out[lane] = match (size, signed) {
+                        (1, false) => u64::from(data[at]),
+                        (1, true) => data[at] as i8 as u64,
+                        (2, false) => u64::from(u16::from_le_bytes(word(data, at))),
+                        (2, true) => i16::from_le_bytes(word(data, at)) as u64,
+                        (_, false) => u64::from(u32::from_le_bytes(word(data, at))),
+                        (_, true) => i32::from_le_bytes(word(data, at)) as u64,
+                    };
+                }
+                if op.flags & WIDE_DATA != 0 {
+                    registers.put(op.d[k], &out, mask);
+                } else {
+                    registers.put(op.d[k], &out.map(|value| value as u32), mask);
+                }
+            }
+        }
+    }
+}
+
+/// Vector loads of `N` words of 4 bytes, `B` bytes in all.
+#[inline(always)]
+fn split<const N: usize, const B: usize>(
+    registers: &mut Registers,
+    op: &Op,
+    data: &[u8],
+    offsets: &[u64; 32],
+    mask: u32,
+) {
+    let mut out = [[0u32; 32]; N];
+    for lane in 0..32 {
+        let bytes: [u8; B] = word(data, offsets[lane] as usize);
+        for k in 0..N {
+            out[k][lane] = u32::from_le_bytes(word(&bytes, 4 * k));
+        }
+    }
+    for k in 0..N {
+        registers.put(op.d[k], &out[k], mask);
+    }
+}
+
+/// Registers to memory, in lane order: the last of lanes with one address wins.
+#[inline(always)]
+fn deposit(registers: &Registers, op: &Op, data: &mut [u8], offsets: &[u64; 32], mask: u32) {
+    let size = op.size as usize;
+    for k in 0..op.count as usize {
+        if op.flags & WIDE_DATA != 0 {
+            let values = registers.read::<u64>(op.s[1 + k]);
+            for lane in lanes(mask) {
+                let at = offsets[lane] as usize + size * k;
+                data[at..at + size].copy_from_slice(&values[lane].to_le_bytes()[..size]);
+            }
+        } else {
+            let values = registers.read::<u32>(op.s[1 + k]);
+            if size == 4 {
+                for lane in lanes(mask) {
+                    let at = offsets[lane] as usize + 4 * k;
+                    data[at..at + 4].copy_from_slice(&values[lane].to_le_bytes());
+                }
+            } else {
+                for lane in lanes(mask) {
+                    let at = offsets[lane] as usize + size * k;
+                    data[at..at + size].copy_from_slice(&values[lane].to_le_bytes()[..size.min(4)]);
+                }
+            }
+        }
+    }
+}

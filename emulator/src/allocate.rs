@@ -1,0 +1,325 @@
+//! Slots for registers: liveness over the control flow, then a linear scan.
+//!
+//! NVRTC's PTX is in static single assignment form, with hundreds of registers of which a few
+//! dozen live at once. Sharing slots keeps a warp's registers in the first-level cache: a file of
+//! about 8 KB instead of 130 KB for a decode kernel.
+
+use std::collections::HashMap;
+
+use crate::decode::Pending;
+use crate::link::{SpecialRegister, Value};
+use crate::op::{Code, NEGATED, Op};
+use crate::syntax::Type;
+
+pub(crate) struct Assigned {
+    pub code: Vec<Op>,
+    /// Operands of `mma`: accumulators out, then sources.
+    pub lists: Vec<Vec<u16>>,
+    /// Targets of `brx.idx`.
+    pub tables: Vec<Vec<u32>>,
+    pub slots: usize,
+    pub first_register: usize,
+    pub predicates: usize,
+    /// Slot, bits, and whether it is 64 bits wide.
+    pub constants: Vec<(u16, u64, bool)>,
+    pub specials: Vec<(u16, SpecialRegister)>,
+    pub parameters: Vec<u16>,
+}
+
+/// Predicate written where a result is not wanted, and the constant ones.
+const SINK_PREDICATE: u16 = 0;
+const FALSE_PREDICATE: u16 = 1;
+pub(crate) const TRUE_PREDICATE: u16 = 2;
+/// Slots 0 and 1 take unwanted results.
+const SINK: u16 = 0;
+const MOST_SLOTS: usize = 30_000;
+
+pub(crate) fn assign(
+    code: &[Pending],
+    targets: &[Vec<usize>],
+    registers: &[Type],
+    parameters: usize,
+) -> Result<Assigned, String> {
+    let mut next = 2usize;
+    let mut constants = HashMap::new();
+    let mut constant_list = Vec::new();
+    let mut specials = HashMap::new();
+    let mut special_list = Vec::new();
+    let mut parameter_slots: Vec<Option<u16>> = vec![None; parameters];
+    for value in code.iter().flat_map(|pending| pending.s.iter()) {
+        match *value {
+            Value::Constant(bits, wide) => {
+                constants.entry((bits, wide)).or_insert_with(|| {
+                    let slot = next as u16;
+                    next += 1 + usize::from(wide);
+                    constant_list.push((slot, bits, wide));
+                    slot
+                });
+            }
+            Value::Special(special) => {
+                specials.entry(special).or_insert_with(|| {
+                    let slot = next as u16;
+                    next += 1;
+                    special_list.push((slot, special));
+                    slot
+                });
+            }
+            Value::Parameter(index) => {
+                parameter_slots[index as usize].get_or_insert_with(|| {
+                    next += 2;
+                    (next - 2) as u16
+                });
+            }
+            _ => {}
+        }
+        if next > MOST_SLOTS {
+            return Err("the kernel has too many constants".to_owned());
+        }
+    }
+    let first_register = next;
+    let (register_slots, next) = scan(code, targets, registers, next)?;
+    let mut predicate_slots: HashMap<u32, u16> = HashMap::new();
+    let mut predicate = |register: u32| -> u16 {
+        let fresh = 3 + predicate_slots.len() as u16;
+        *predicate_slots.entry(register).or_insert(fresh)
+    };
+    let mut lists = Vec::new();
+    let mut tables = Vec::new();
+    let mut out = Vec::with_capacity(code.len());
+    for (at, pending) in code.iter().enumerate() {
+        let mut op = pending.op;
+        let mut slot = |value: &Value| -> u16 {
+            match *value {
+                Value::Register(register) if registers[register as usize] == Type::Pred => {
+                    predicate(register)
+                }
+                Value::Register(register) => register_slots[register as usize],
+                Value::Constant(bits, wide) => constants[&(bits, wide)],
+                Value::Special(special) => specials[&special],
+                Value::Parameter(index) => parameter_slots[index as usize].unwrap_or(SINK),
+                Value::ConstantPredicate(true) => TRUE_PREDICATE,
+                Value::ConstantPredicate(false) => FALSE_PREDICATE,
+                Value::Sink => SINK,
+                Value::SinkPredicate => SINK_PREDICATE,
+            }
+        };
+        if op.code == Code::MatrixMultiply {
+            op.imm = lists.len() as i64;
+            let list: Vec<u16> = pending.d.iter().chain(&pending.s).map(&mut slot).collect();
+            lists.push(list);
+        } else {
+            for (to, value) in op.d.iter_mut().zip(&pending.d) {
+                *to = slot(value);
+            }
+            for (to, value) in op.s.iter_mut().zip(&pending.s) {
+                *to = slot(value);
+            }
+        }
+        if let Some((register, negated)) = pending.guard {
+            op.guard = predicate(register) | if negated { NEGATED } else { 0 };
+        }
+        match op.code {
+            Code::Branch | Code::Call => {
+                op.imm = targets[at].first().copied().unwrap_or(0) as i64;
+            }
+            Code::BranchIndexed => {
+                op.imm = tables.len() as i64;
+                tables.push(targets[at].iter().map(|&t| t as u32).collect());
+            }
+            _ => {}
+        }
+        out.push(op);
+    }
+    let predicates = 3 + predicate_slots.len();
+    if predicates >= NEGATED as usize {
+        return Err("the kernel has too many predicates".to_owned());
+    }
+    Ok(Assigned {
+        code: out,
+        lists,
+        tables,
+        slots: next,
+        first_register,
+        predicates,
+        constants: constant_list,
+        specials: special_list,
+        parameters: parameter_slots.into_iter().map(|slot| slot.unwrap_or(SINK)).collect(),
+    })
+}
+
+/// One bit per register.
+#[derive(Clone, PartialEq)]
+struct Set(Vec<u64>);
+
+impl Set {
+    fn new(bits: usize) -> Self {
+        Self(vec![0; bits.div_ceil(64)])
+    }
+    fn insert(&mut self, bit: u32) {
+        self.0[bit as usize / 64] |= 1 << (bit % 64);
+    }
+    fn has(&self, bit: u32) -> bool {
+        self.0[bit as usize / 64] >> (bit % 64) & 1 != 0
+    }
+    fn each(&self, mut visit: impl FnMut(u32)) {
+        for (word, &bits) in self.0.iter().enumerate() {
+            let mut bits = bits;
+            while bits != 0 {
+                visit(word as u32 * 64 + bits.trailing_zeros());
+                bits &= bits - 1;
+            }
+        }
+    }
+}
+
+/// Slot of every register, and the first slot that is free after them.
+fn scan(
+    code: &[Pending],
+    targets: &[Vec<usize>],
+    registers: &[Type],
+    first: usize,
+) -> Result<(Vec<u16>, usize), String> {
+    let intervals = intervals(code, targets, registers);
+    let mut order: Vec<u32> =
+        (0..registers.len() as u32).filter(|&r| intervals[r as usize].is_some()).collect();
+    order.sort_by_key(|&r| intervals[r as usize].map(|(start, _)| start));
+    let mut slots = vec![SINK; registers.len()];
+    let mut next = first;
+    let mut free: [Vec<u16>; 2] = [Vec::new(), Vec::new()];
+    let mut active: Vec<(usize, u32)> = Vec::new();
+    for register in order {
+        let Some((start, end)) = intervals[register as usize] else { continue };
+        active.retain(|&(until, other)| {
+            let live = until >= start;
+            if !live {
+                free[usize::from(registers[other as usize].bytes() == 8)]
+                    .push(slots[other as usize]);
+            }
+            live
+        });
+        let wide = usize::from(registers[register as usize].bytes() == 8);
+        slots[register as usize] = match free[wide].pop() {
+            Some(slot) => slot,
+            None => {
+                let slot = next;
+                next += 1 + wide;
+                if next > MOST_SLOTS {
+                    return Err("the kernel keeps too many registers alive".to_owned());
+                }
+                slot as u16
+            }
+        };
+        active.push((end, register));
+    }
+    Ok((slots, next))
+}
+
+/// First and last position at which each register that is not a predicate is alive.
+fn intervals(
+    code: &[Pending],
+    targets: &[Vec<usize>],
+    registers: &[Type],
+) -> Vec<Option<(usize, usize)>> {
+    let mut leader = vec![false; code.len() + 1];
+    leader[0] = true;
+    // Where a return may lead: after any call.
+    let mut after_calls = Vec::new();
+    for (at, pending) in code.iter().enumerate() {
+        for &target in &targets[at] {
+            leader[target] = true;
+        }
+        if ends_block(pending.op.code) {
+            leader[at + 1] = true;
+        }
+        if pending.op.code == Code::Call {
+            after_calls.push(at + 1);
+        }
+    }
+    let starts: Vec<usize> = (0..code.len()).filter(|&at| leader[at]).collect();
+    let block_of = |at: usize| starts.partition_point(|&start| start <= at) - 1;
+    let end_of = |block: usize| starts.get(block + 1).copied().unwrap_or(code.len());
+    let count = registers.len();
+    let counted = |value: &Value| match *value {
+        Value::Register(r) if registers[r as usize] != Type::Pred => Some(r),
+        _ => None,
+    };
+    let mut used = vec![Set::new(count); starts.len()];
+    let mut defined = vec![Set::new(count); starts.len()];
+    let mut successors: Vec<Vec<usize>> = vec![Vec::new(); starts.len()];
+    for (block, &start) in starts.iter().enumerate() {
+        let end = end_of(block);
+        for pending in &code[start..end] {
+            for r in pending.s.iter().filter_map(counted) {
+                if !defined[block].has(r) {
+                    used[block].insert(r);
+                }
+            }
+            for r in pending.d.iter().filter_map(counted) {
+                // A guarded write keeps the old value in some lanes.
+                if pending.guard.is_some() {
+                    if !defined[block].has(r) {
+                        used[block].insert(r);
+                    }
+                } else {
+                    defined[block].insert(r);
+                }
+            }
+        }
+        let last = &code[end - 1];
+        let falls = match last.op.code {
+            Code::Exit | Code::Return | Code::BranchIndexed | Code::Branch => last.guard.is_some(),
+            Code::Call => last.guard.is_some(),
+            _ => true,
+        };
+        if falls && end < code.len() {
+            successors[block].push(block_of(end));
+        }
+        for &target in &targets[end - 1] {
+            successors[block].push(block_of(target));
+        }
+        if last.op.code == Code::Return {
+            for &at in after_calls.iter().filter(|&&at| at < code.len()) {
+                successors[block].push(block_of(at));
+            }
+        }
+    }
+    let mut live_in = used.clone();
+    let mut live_out = vec![Set::new(count); starts.len()];
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for block in (0..starts.len()).rev() {
+            for &next in &successors[block] {
+                for word in 0..live_out[block].0.len() {
+                    live_out[block].0[word] |= live_in[next].0[word];
+                }
+            }
+            for word in 0..live_in[block].0.len() {
+                let now =
+                    live_in[block].0[word] | (live_out[block].0[word] & !defined[block].0[word]);
+                changed |= now != live_in[block].0[word];
+                live_in[block].0[word] = now;
+            }
+        }
+    }
+    let mut out: Vec<Option<(usize, usize)>> = vec![None; count];
+    let mut touch = |r: u32, at: usize| {
+        let interval = out[r as usize].get_or_insert((at, at));
+        interval.0 = interval.0.min(at);
+        interval.1 = interval.1.max(at);
+    };
+    for (block, &start) in starts.iter().enumerate() {
+        live_in[block].each(|r| touch(r, start));
+        live_out[block].each(|r| touch(r, end_of(block) - 1));
+    }
+    for (at, pending) in code.iter().enumerate() {
+        for r in pending.s.iter().chain(&pending.d).filter_map(counted) {
+            touch(r, at);
+        }
+    }
+    out
+}
+
+fn ends_block(code: Code) -> bool {
+    matches!(code, Code::Branch | Code::BranchIndexed | Code::Call | Code::Return | Code::Exit)
+}

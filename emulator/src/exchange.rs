@@ -1,0 +1,108 @@
+//! What lanes of a warp tell each other: shuffles, votes, matches and reductions.
+
+use crate::op::{Op, SIGNED, WIDE_DATA};
+use crate::registers::Registers;
+
+/// `shfl.sync`: s = (value, lane or distance, segment, members).
+#[inline(always)]
+pub(crate) fn shuffle(registers: &mut Registers, op: &Op, mask: u32) {
+    let value = *registers.read::<u32>(op.s[0]);
+    let by = registers.read::<u32>(op.s[1]);
+    let segment = registers.read::<u32>(op.s[2]);
+    let mut out = [0u32; 32];
+    let (mut same_by, mut same_segment) = (0, 0);
+    for lane in 0..32 {
+        same_by |= by[lane] ^ by[0];
+        same_segment |= segment[lane] ^ 0x1f;
+    }
+    let mut inside = u32::MAX;
+    if op.imm == 2 && same_by == 0 && same_segment == 0 {
+        let distance = by[0] as usize & 31;
+        for lane in 0..32 {
+            out[lane] = value[lane ^ distance];
+        }
+    } else {
+        inside = 0;
+        for lane in 0..32i32 {
+            let c = segment[lane as usize];
+            let clamp = (c & 0x1f) as i32;
+            let keep = (c >> 8 & 0x1f) as i32;
+            let b = (by[lane as usize] & 0x1f) as i32;
+            let most = (lane & keep) | (clamp & !keep);
+            let (from, fits) = match op.imm {
+                0 => (lane - b, lane - b >= most),
+                1 => (lane + b, lane + b <= most),
+                2 => (lane ^ b, lane ^ b <= most),
+                _ => {
+                    let from = (lane & keep) | (b & !keep);
+                    (from, from <= most)
+                }
+            };
+            let from = if fits { from } else { lane };
+            inside |= u32::from(fits) << lane;
+            out[lane as usize] = value[(from & 31) as usize];
+        }
+    }
+    registers.put(op.d[0], &out, mask);
+    registers.put_predicate(op.d[1], inside, mask);
+}
+
+/// `vote.sync`: s = (predicate, members).
+pub(crate) fn vote(registers: &mut Registers, op: &Op, mask: u32) {
+    let predicate = registers.predicates[op.s[0] as usize];
+    let yes = if op.flags & 1 != 0 { !predicate } else { predicate } & mask;
+    match op.imm {
+        0 => registers.put_predicate(op.d[0], if yes == mask { u32::MAX } else { 0 }, mask),
+        1 => registers.put_predicate(op.d[0], if yes != 0 { u32::MAX } else { 0 }, mask),
+        2 => {
+            let uniform = yes == mask || yes == 0;
+            registers.put_predicate(op.d[0], if uniform { u32::MAX } else { 0 }, mask);
+        }
+        _ => registers.put(op.d[0], &[yes; 32], mask),
+    }
+}
+
+/// `match.sync`: s = (value, members).
+pub(crate) fn matching(registers: &mut Registers, op: &Op, mask: u32) {
+    let values: [u64; 32] = if op.flags & WIDE_DATA != 0 {
+        *registers.read::<u64>(op.s[0])
+    } else {
+        registers.read::<u32>(op.s[0]).map(u64::from)
+    };
+    let on = |lane: usize| mask >> lane & 1 != 0;
+    let mut out = [0u32; 32];
+    for lane in (0..32).filter(|&lane| on(lane)) {
+        for other in (0..32).filter(|&other| on(other)) {
+            out[lane] |= u32::from(values[lane] == values[other]) << other;
+        }
+    }
+    if op.imm != 0 {
+        let all = (0..32).filter(|&lane| on(lane)).all(|lane| out[lane] == mask);
+        registers.put(op.d[0], &[if all { mask } else { 0 }; 32], mask);
+        registers.put_predicate(op.d[1], if all { u32::MAX } else { 0 }, mask);
+    } else {
+        registers.put(op.d[0], &out, mask);
+    }
+}
+
+/// `redux.sync`: s = (value, members).
+pub(crate) fn reduce(registers: &mut Registers, op: &Op, mask: u32) {
+    let values = *registers.read::<u32>(op.s[0]);
+    let signed = op.flags & SIGNED != 0;
+    let step = |x: u32, y: u32| match (op.imm, signed) {
+        (0, _) => x.wrapping_add(y),
+        (1, false) => x.min(y),
+        (2, false) => x.max(y),
+        (1, true) => (x as i32).min(y as i32) as u32,
+        (2, true) => (x as i32).max(y as i32) as u32,
+        (3, _) => x & y,
+        (4, _) => x | y,
+        _ => x ^ y,
+    };
+    let result = (0..32)
+        .filter(|lane| mask >> lane & 1 != 0)
+        .map(|lane| values[lane])
+        .reduce(step)
+        .unwrap_or(0);
+    registers.put(op.d[0], &[result; 32], mask);
+}

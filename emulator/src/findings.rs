@@ -1,0 +1,129 @@
+//! What the checks report: which check, which instruction, which threads, what address.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Check {
+    /// An access outside every allocation, or outside a shared variable.
+    OutOfBounds,
+    /// An address that is not a multiple of the access size.
+    Misaligned,
+    /// A read of bytes that nothing has written, or whose asynchronous copy has not landed.
+    Uninitialised,
+    /// A barrier that some threads can no longer reach.
+    BarrierDivergence,
+    /// A warp-wide instruction that some of its lanes can no longer reach.
+    ShuffleDivergence,
+    /// No thread can make progress, or the instruction budget is spent.
+    Deadlock,
+    /// An operand outside what the instruction allows.
+    InvalidArgument,
+    /// `trap` or a failed assertion was executed.
+    Trap,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OutOfBounds => "out-of-bounds",
+            Self::Misaligned => "misaligned",
+            Self::Uninitialised => "uninitialised",
+            Self::BarrierDivergence => "barrier-divergence",
+            Self::ShuffleDivergence => "shuffle-divergence",
+            Self::Deadlock => "deadlock",
+            Self::InvalidArgument => "invalid-argument",
+            Self::Trap => "trap",
+        })
+    }
+}
+
+/// A line of CUDA source.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SourceLine {
+    /// File, as the compiler was given it.
+    pub file: String,
+    /// Line, from 1.
+    pub line: u32,
+}
+
+/// One error in a kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Which check.
+    pub check: Check,
+    /// What happened.
+    pub message: String,
+    /// Kernel.
+    pub kernel: String,
+    /// The PTX instruction.
+    pub instruction: String,
+    /// Its line in the PTX text.
+    pub ptx_line: u32,
+    /// The CUDA line it came from, where the PTX has line information.
+    pub source: Option<SourceLine>,
+    /// Block index.
+    pub block: [u32; 3],
+    /// Warp of the block.
+    pub warp: u32,
+    /// Lanes of the warp that are concerned.
+    pub lanes: Vec<u32>,
+    /// `buffer + offset` of the first of them, for memory accesses.
+    pub address: Option<String>,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.check, self.message)?;
+        if let Some(address) = &self.address {
+            write!(f, " at {address}")?;
+        }
+        write!(f, ", in `{}` (PTX line {}", self.instruction, self.ptx_line)?;
+        if let Some(source) = &self.source {
+            write!(f, ", {}:{}", source.file, source.line)?;
+        }
+        let [x, y, z] = self.block;
+        write!(f, ") of kernel `{}`, block ({x}, {y}, {z}), warp {}", self.kernel, self.warp)?;
+        match self.lanes.as_slice() {
+            [] => Ok(()),
+            [lane] => write!(f, ", lane {lane}"),
+            lanes if lanes.len() == 32 => write!(f, ", all lanes"),
+            lanes => {
+                write!(f, ", lanes ")?;
+                for (at, lane) in lanes.iter().enumerate() {
+                    write!(f, "{}{lane}", if at == 0 { "" } else { ", " })?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A finding before the warp and instruction are known.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub check: Check,
+    pub message: String,
+    pub lanes: u32,
+    pub address: Option<String>,
+}
+
+impl Fault {
+    #[cold]
+    pub(crate) fn new(check: Check, lanes: u32, message: impl Into<String>) -> Box<Self> {
+        Box::new(Self { check, message: message.into(), lanes, address: None })
+    }
+
+    #[cold]
+    pub(crate) fn at(mut self: Box<Self>, address: String) -> Box<Self> {
+        self.address = Some(address);
+        self
+    }
+}
+
+pub(crate) fn lane_list(mask: u32) -> Vec<u32> {
+    (0..32).filter(|lane| mask >> lane & 1 != 0).collect()
+}

@@ -1,0 +1,601 @@
+//! A launch: arguments and limits checked, blocks run one after the other, their warps in turns,
+//! what stands still diagnosed.
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::counters::{BufferTraffic, Counters};
+use crate::error::LaunchError;
+use crate::findings::{Check, Fault, Finding, SourceLine, lane_list};
+use crate::kernel::{Kernel, Module};
+use crate::lanes::wide_is_available;
+use crate::link::SpecialRegister;
+use crate::machine::{Barrier, Executed, Machine, State, Stopped, Warp};
+use crate::memory::Memory;
+use crate::op::{ALIGNED, Class, Code};
+use crate::shadow::Shadow;
+
+/// Shared memory of one block, as on sm_90.
+const MOST_SHARED: u64 = 227 * 1024;
+/// Instructions a warp may run before the next one has a turn.
+const WARP_SLICE: u64 = 50_000;
+
+/// One kernel argument.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Argument {
+    U64(u64),
+    I64(i64),
+    U32(u32),
+    I32(i32),
+    F32(f32),
+    F64(f64),
+    /// A structure passed by value, or any other type, as its bytes.
+    Bytes(Vec<u8>),
+}
+
+impl Argument {
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::U64(value) => value.to_le_bytes().to_vec(),
+            Self::I64(value) => value.to_le_bytes().to_vec(),
+            Self::U32(value) => value.to_le_bytes().to_vec(),
+            Self::I32(value) => value.to_le_bytes().to_vec(),
+            Self::F32(value) => value.to_le_bytes().to_vec(),
+            Self::F64(value) => value.to_le_bytes().to_vec(),
+            Self::Bytes(bytes) => bytes.clone(),
+        }
+    }
+}
+
+/// What to launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// Name of the kernel.
+    pub kernel: &'a str,
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y and z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub dynamic_shared_bytes: u32,
+    /// One argument per parameter.
+    pub arguments: &'a [Argument],
+}
+
+/// Which blocks of the grid to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum BlockSelection {
+    /// All of them.
+    #[default]
+    All,
+    /// Those with these linear indices (x fastest), in this order.
+    Only(Vec<u64>),
+}
+
+/// How to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Check alignment, initialisation and barriers. Bounds are always checked.
+    pub checks: bool,
+    /// Count instructions and memory traffic.
+    pub counters: bool,
+    /// 0 runs warps in order; any other value picks a schedule, the same for the same seed.
+    pub seed: u64,
+    /// Blocks to run.
+    pub blocks: BlockSelection,
+    /// Warp instructions one block may run before it counts as hanging.
+    pub instruction_budget: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            checks: true,
+            counters: true,
+            seed: 0,
+            blocks: BlockSelection::All,
+            instruction_budget: 1 << 32,
+        }
+    }
+}
+
+/// What a launch did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// What was counted.
+    pub counters: Counters,
+    /// What the checks found; the first finding stops the launch.
+    pub findings: Vec<Finding>,
+}
+
+/// Runs a kernel to its end or to its first finding.
+///
+/// # Errors
+/// An unknown kernel, arguments that do not fit its parameters, dimensions or shared memory
+/// beyond what a GPU has. Errors of the kernel itself are findings of the report.
+pub fn launch(
+    module: &Module,
+    memory: &mut Memory,
+    launch: &Launch<'_>,
+    options: &Options,
+) -> Result<Report, LaunchError> {
+    launch_on(module, memory, launch, options, wide_is_available())
+}
+
+pub(crate) fn launch_on(
+    module: &Module,
+    memory: &mut Memory,
+    launch: &Launch<'_>,
+    options: &Options,
+    wide: bool,
+) -> Result<Report, LaunchError> {
+    let kernel = module.kernel(launch.kernel).ok_or_else(|| LaunchError::UnknownKernel {
+        name: launch.kernel.to_owned(),
+        known: module.kernel_names().into_iter().map(str::to_owned).collect(),
+    })?;
+    let parameters = parameter_block(kernel, launch.arguments)?;
+    let blocks = dimensions(kernel, launch)?;
+    if let BlockSelection::Only(list) = &options.blocks
+        && let Some(&index) = list.iter().find(|&&index| index >= blocks)
+    {
+        return Err(LaunchError::BlockSelection { index, blocks });
+    }
+    memory.prepare(module);
+    let mut variables = memory.modules.remove(&module.id).unwrap_or_default();
+    let mut run = Run {
+        machine: Machine {
+            kernel,
+            allocations: &mut memory.allocations,
+            module: &mut variables,
+            parameters,
+            shared: Vec::new(),
+            shared_shadow: Shadow::default(),
+            shared_valid: None,
+            no_shadow: Shadow::default(),
+            counters: Counters::default(),
+            executed: vec![Executed::default(); kernel.code.len()],
+            barriers: vec![Barrier::default(); 16],
+            barriers_changed: false,
+            threads: launch.block.iter().product(),
+            ticks: 0,
+        },
+        launch,
+        options,
+        wide,
+        warps: Vec::new(),
+        rng: ChaCha8Rng::seed_from_u64(options.seed),
+    };
+    run.prepare();
+    let finding = match (options.checks, options.counters) {
+        (false, false) => run.all::<false, false>(blocks),
+        (false, true) => run.all::<false, true>(blocks),
+        (true, false) => run.all::<true, false>(blocks),
+        (true, true) => run.all::<true, true>(blocks),
+    };
+    let mut counters = std::mem::take(&mut run.machine.counters);
+    if options.counters {
+        tally(&mut counters, kernel, &run.machine.executed);
+        let allocations = run.machine.allocations.iter().flatten();
+        counters.buffers = allocations
+            .chain(run.machine.module.iter())
+            .filter(|a| a.traffic.read_bytes + a.traffic.written_bytes > 0)
+            .map(|allocation| BufferTraffic {
+                name: allocation.name.clone(),
+                read_bytes: allocation.traffic.read_bytes,
+                read_sectors: allocation.traffic.read_sectors,
+                written_bytes: allocation.traffic.written_bytes,
+                written_sectors: allocation.traffic.written_sectors,
+            })
+            .collect();
+    } else {
+        counters = Counters { blocks: counters.blocks, ..Counters::default() };
+    }
+    memory.modules.insert(module.id, variables);
+    memory.after_launch();
+    Ok(Report { counters, findings: finding.into_iter().collect() })
+}
+
+fn parameter_block(kernel: &Kernel, arguments: &[Argument]) -> Result<Vec<u8>, LaunchError> {
+    if arguments.len() != kernel.parameters.len() {
+        return Err(LaunchError::ArgumentCount {
+            kernel: kernel.name.clone(),
+            expected: kernel.parameters.len(),
+            given: arguments.len(),
+        });
+    }
+    let mut block = vec![0; kernel.parameter_bytes as usize];
+    for (index, (parameter, argument)) in kernel.parameters.iter().zip(arguments).enumerate() {
+        let bytes = argument.bytes();
+        if bytes.len() != parameter.bytes as usize {
+            return Err(LaunchError::ArgumentSize {
+                kernel: kernel.name.clone(),
+                index,
+                expected: parameter.bytes as usize,
+                given: bytes.len(),
+            });
+        }
+        let start = parameter.offset as usize;
+        block[start..start + bytes.len()].copy_from_slice(&bytes);
+    }
+    Ok(block)
+}
+
+/// The number of blocks, if the dimensions are what a GPU accepts.
+fn dimensions(kernel: &Kernel, launch: &Launch<'_>) -> Result<u64, LaunchError> {
+    let [x, y, z] = launch.block.map(u64::from);
+    let most = u64::from(kernel.max_threads.unwrap_or(1024).min(1024));
+    let fits = x.checked_mul(y).and_then(|xy| xy.checked_mul(z)).is_some_and(|n| n <= most);
+    if x == 0 || y == 0 || z == 0 || z > 64 || !fits {
+        return Err(LaunchError::Dimensions {
+            what: "block",
+            given: launch.block,
+            limit: format!("each at least 1, z at most 64, {most} threads for this kernel"),
+        });
+    }
+    let [x, y, z] = launch.grid.map(u64::from);
+    if x == 0 || y == 0 || z == 0 || x > 0x7fff_ffff || y > 65_535 || z > 65_535 {
+        return Err(LaunchError::Dimensions {
+            what: "grid",
+            given: launch.grid,
+            limit: "each at least 1, x at most 2147483647, y and z at most 65535".to_owned(),
+        });
+    }
+    let bytes = u64::from(kernel.static_shared_bytes) + u64::from(launch.dynamic_shared_bytes);
+    if bytes > MOST_SHARED {
+        return Err(LaunchError::SharedMemory {
+            kernel: kernel.name.clone(),
+            bytes,
+            fixed: kernel.static_shared_bytes,
+            limit: MOST_SHARED,
+        });
+    }
+    // At most 2^31 * 2^32, which fits.
+    Ok(x * y * z)
+}
+
+fn tally(counters: &mut Counters, kernel: &Kernel, executed: &[Executed]) {
+    for (note, executed) in kernel.notes.iter().zip(executed) {
+        counters.warp_instructions += executed.warps;
+        counters.thread_instructions += executed.threads;
+        let mix = &mut counters.mix;
+        *match note.class {
+            Class::Float32 => &mut mix.float32,
+            Class::Float64 => &mut mix.float64,
+            Class::Half => &mut mix.half,
+            Class::Integer => &mut mix.integer,
+            Class::Convert => &mut mix.convert,
+            Class::Special => &mut mix.special,
+            Class::Moves => &mut mix.moves,
+            Class::Control => &mut mix.control,
+            Class::Memory => &mut mix.memory,
+            Class::Exchange => &mut mix.exchange,
+            Class::Synchronise => &mut mix.synchronise,
+            Class::Matrix => &mut mix.matrix,
+        } += executed.warps;
+    }
+}
+
+struct Run<'a, 'l> {
+    machine: Machine<'a>,
+    launch: &'l Launch<'l>,
+    options: &'l Options,
+    wide: bool,
+    warps: Vec<Warp>,
+    rng: ChaCha8Rng,
+}
+
+impl Run<'_, '_> {
+    /// Memory and warps, made once and used by every block.
+    fn prepare(&mut self) {
+        let kernel = self.machine.kernel;
+        let dynamic = self.launch.dynamic_shared_bytes;
+        let fixed = kernel.shared.last().map_or(0, |v| v.start + v.bytes);
+        let bytes = if dynamic > 0 { kernel.dynamic_base + dynamic } else { fixed } as usize;
+        self.machine.shared = vec![0; bytes];
+        self.machine.shared_shadow = Shadow::new(bytes);
+        if self.options.checks && kernel.shared.len() + usize::from(dynamic > 0) > 1 {
+            let mut valid = Shadow::new(bytes);
+            for variable in &kernel.shared {
+                valid.set_range(variable.start as usize, variable.bytes as usize);
+            }
+            valid.set_range(
+                kernel.dynamic_base as usize * usize::from(dynamic > 0),
+                dynamic as usize,
+            );
+            self.machine.shared_valid = Some(valid);
+        }
+        let warps = self.machine.threads.div_ceil(32);
+        self.warps = (0..warps).map(|index| Warp::new(index, kernel)).collect();
+        for warp in &mut self.warps {
+            for load in &kernel.parameter_loads {
+                let mut bits = [0u8; 8];
+                let source = &self.machine.parameters[load.offset..load.offset + load.bytes];
+                bits[..load.bytes].copy_from_slice(source);
+                let mut value = u64::from_le_bytes(bits);
+                if load.signed {
+                    let spare = 64 - 8 * load.bytes as u32;
+                    value = ((value << spare) as i64 >> spare) as u64;
+                }
+                if load.wide {
+                    *warp.registers.write::<u64>(load.slot) = [value; 32];
+                } else {
+                    *warp.registers.write::<u32>(load.slot) = [value as u32; 32];
+                }
+            }
+        }
+    }
+
+    fn all<const CHECK: bool, const COUNT: bool>(&mut self, blocks: u64) -> Option<Finding> {
+        match &self.options.blocks {
+            BlockSelection::All => (0..blocks).find_map(|index| self.block::<CHECK, COUNT>(index)),
+            BlockSelection::Only(list) => {
+                list.iter().find_map(|&index| self.block::<CHECK, COUNT>(index))
+            }
+        }
+    }
+
+    fn block<const CHECK: bool, const COUNT: bool>(&mut self, index: u64) -> Option<Finding> {
+        let [gx, gy, _] = self.launch.grid.map(u64::from);
+        let id = [(index % gx) as u32, (index / gx % gy) as u32, (index / gx / gy) as u32];
+        let kernel = self.machine.kernel;
+        // What shared memory holds at the start of a block is anything; a pattern shows misuse.
+        self.machine.shared.fill(0xa5);
+        if CHECK {
+            self.machine.shared_shadow.clear();
+        }
+        self.machine.barriers.iter_mut().for_each(|barrier| *barrier = Barrier::default());
+        self.machine.barriers_changed = false;
+        self.machine.counters.blocks += 1;
+        self.machine.counters.warps += self.warps.len() as u64;
+        let threads = self.machine.threads;
+        for warp in &mut self.warps {
+            let left = threads - 32 * warp.index;
+            let launched = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
+            warp.start(kernel, launched, CHECK);
+            specials(warp, kernel, self.launch, id, &self.machine.shared);
+        }
+        let budget = self.machine.ticks.saturating_add(self.options.instruction_budget);
+        let mut order: Vec<usize> = (0..self.warps.len()).collect();
+        loop {
+            let mut progress = false;
+            if self.options.seed != 0 {
+                order.shuffle(&mut self.rng);
+            }
+            for &at in &order {
+                if !self.warps[at].ready() {
+                    continue;
+                }
+                progress = true;
+                let slice = if self.options.seed == 0 {
+                    WARP_SLICE
+                } else {
+                    1 + (rand::Rng::next_u32(&mut self.rng) & 1023) as u64
+                };
+                let warp = &mut self.warps[at];
+                if let Err(Stopped { pc, fault }) =
+                    self.machine.run::<CHECK, COUNT>(warp, slice, self.wide)
+                {
+                    return Some(self.finding(id, at, pc, *fault));
+                }
+                if self.machine.barriers_changed {
+                    self.machine.barriers_changed = false;
+                    if let Some(finding) = self.open::<CHECK>(id) {
+                        return Some(finding);
+                    }
+                }
+                if self.machine.ticks >= budget {
+                    let warp = &self.warps[at];
+                    let (pc, lanes) = warp.groups.first().map_or((0, 0), |g| (g.pc, g.mask));
+                    let fault = Fault::new(
+                        Check::Deadlock,
+                        lanes,
+                        format!(
+                            "the block has run {} warp instructions, its budget, without ending",
+                            self.options.instruction_budget
+                        ),
+                    );
+                    return Some(self.finding(id, at, pc as usize, *fault));
+                }
+            }
+            if self.warps.iter().all(|warp| warp.groups.is_empty()) {
+                return None;
+            }
+            if !progress {
+                if !CHECK && self.let_go() {
+                    continue;
+                }
+                return Some(self.stuck(id));
+            }
+        }
+    }
+
+    /// Opens the barriers at which everybody has arrived.
+    fn open<const CHECK: bool>(&mut self, block: [u32; 3]) -> Option<Finding> {
+        for id in 0..16u8 {
+            let barrier = &mut self.machine.barriers[id as usize];
+            if barrier.expected == 0 || barrier.counted < barrier.expected {
+                continue;
+            }
+            let barrier = std::mem::take(barrier);
+            let kernel = self.machine.kernel;
+            for at in 0..self.warps.len() {
+                let warp = &mut self.warps[at];
+                let mut first = None;
+                for g in 0..warp.groups.len() {
+                    let group = warp.groups[g];
+                    if group.state != State::Barrier(id) {
+                        continue;
+                    }
+                    let op = &kernel.code[group.pc as usize];
+                    if op.code == Code::BarrierReduce {
+                        let all = if barrier.all { u32::MAX } else { 0 };
+                        let any = if barrier.any { u32::MAX } else { 0 };
+                        match op.count {
+                            0 => warp.registers.put(op.d[0], &[barrier.count; 32], group.mask),
+                            1 => warp.registers.put_predicate(op.d[0], all, group.mask),
+                            _ => warp.registers.put_predicate(op.d[0], any, group.mask),
+                        }
+                    }
+                    let other = *first.get_or_insert(group.pc);
+                    if CHECK && op.flags & ALIGNED != 0 && other != group.pc {
+                        let line = kernel.notes[other as usize].line;
+                        let fault = Fault::new(
+                            Check::BarrierDivergence,
+                            group.mask,
+                            format!(
+                                "lanes of one warp are at different instructions of barrier {id} \
+                                 (the others on PTX line {line})"
+                            ),
+                        );
+                        return Some(self.finding(block, at, group.pc as usize, *fault));
+                    }
+                    warp.groups[g].state = State::Ready;
+                    warp.groups[g].pc += 1;
+                }
+            }
+        }
+        None
+    }
+
+    /// Without checks, threads that exited are not waited for.
+    fn let_go(&mut self) -> bool {
+        let mut opened = false;
+        for barrier in &mut self.machine.barriers {
+            if barrier.expected == 0 {
+                continue;
+            }
+            let arrived = |warp: &&Warp| {
+                let lanes = barrier.arrived.get(warp.index as usize).copied().unwrap_or(0);
+                warp.live != 0 && warp.live & !lanes == 0
+            };
+            let counted = 32 * self.warps.iter().filter(arrived).count() as u32;
+            let live = 32 * self.warps.iter().filter(|warp| warp.live != 0).count() as u32;
+            let expected = if barrier.whole_block { live } else { barrier.expected };
+            if counted >= expected {
+                barrier.counted = barrier.expected;
+                opened = true;
+            }
+        }
+        if opened {
+            // Not checked, so opening finds nothing.
+            let _ = self.open::<false>([0; 3]);
+        }
+        opened
+    }
+
+    /// Says why nothing can go on.
+    fn stuck(&mut self, block: [u32; 3]) -> Finding {
+        let members = self.warps.iter().enumerate().find_map(|(at, warp)| {
+            warp.groups.iter().find_map(|group| match group.state {
+                State::Members(members) => Some((at, *group, members)),
+                _ => None,
+            })
+        });
+        if let Some((at, group, members)) = members {
+            let warp = &self.warps[at];
+            let missing = members & warp.live & !group.mask;
+            let place = warp.groups.iter().find(|other| other.mask & missing != 0).map_or(
+                String::new(),
+                |other| {
+                    let note = &self.machine.kernel.notes[other.pc as usize];
+                    format!(" (they wait at `{}`, PTX line {})", note.text, note.line)
+                },
+            );
+            let fault = Fault::new(
+                Check::ShuffleDivergence,
+                group.mask,
+                format!(
+                    "waits for lanes {:?} of its member mask, which can no longer arrive{place}",
+                    lane_list(missing)
+                ),
+            );
+            return self.finding(block, at, group.pc as usize, *fault);
+        }
+        let waiting = self.warps.iter().enumerate().find_map(|(at, warp)| {
+            warp.groups.iter().find_map(|group| match group.state {
+                State::Barrier(id) => Some((at, *group, id)),
+                _ => None,
+            })
+        });
+        let Some((at, group, id)) = waiting else {
+            let fault = Fault::new(Check::Deadlock, 0, "no warp can go on");
+            return self.finding(block, 0, 0, *fault);
+        };
+        let barrier = &self.machine.barriers[id as usize];
+        let exited: u32 = self.warps.iter().map(|w| (w.launched & !w.live).count_ones()).sum();
+        let here: u32 = barrier.arrived.iter().map(|lanes| lanes.count_ones()).sum();
+        let elsewhere = self.warps.iter().any(|warp| {
+            warp.groups.iter().any(|g| matches!(g.state, State::Barrier(other) if other != id))
+        });
+        let (check, why) = if exited > 0 {
+            (Check::BarrierDivergence, format!("{exited} threads of the block have exited"))
+        } else if elsewhere {
+            (Check::Deadlock, "others wait at another barrier".to_owned())
+        } else {
+            (Check::BarrierDivergence, "nobody else will arrive".to_owned())
+        };
+        let message = format!(
+            "barrier {id} has {here} of the {} threads it waits for, and {why}",
+            barrier.expected.min(self.machine.threads.max(barrier.expected))
+        );
+        let fault = Fault::new(check, group.mask, message);
+        self.finding(block, at, group.pc as usize, *fault)
+    }
+
+    fn finding(&self, block: [u32; 3], warp: usize, pc: usize, fault: Fault) -> Finding {
+        let kernel = self.machine.kernel;
+        let note = &kernel.notes[pc.min(kernel.notes.len() - 1)];
+        let source = note.source.and_then(|(file, line)| {
+            kernel.files.get(&file).map(|file| SourceLine { file: file.clone(), line })
+        });
+        Finding {
+            check: fault.check,
+            message: fault.message,
+            kernel: kernel.name.clone(),
+            instruction: note.text.clone(),
+            ptx_line: note.line,
+            source,
+            block,
+            warp: warp as u32,
+            lanes: lane_list(fault.lanes),
+            address: fault.address,
+        }
+    }
+}
+
+fn specials(warp: &mut Warp, kernel: &Kernel, launch: &Launch<'_>, id: [u32; 3], shared: &[u8]) {
+    let [bx, by, bz] = launch.block;
+    for &(slot, special) in &kernel.specials {
+        let index = warp.index;
+        let warps = (bx * by * bz).div_ceil(32);
+        let values = warp.registers.write::<u32>(slot);
+        for (lane, value) in values.iter_mut().enumerate() {
+            let lane = lane as u32;
+            let thread = 32 * index + lane;
+            *value = match special {
+                SpecialRegister::Thread(0) => thread % bx,
+                SpecialRegister::Thread(1) => thread / bx % by,
+                SpecialRegister::Thread(_) => thread / bx / by,
+                SpecialRegister::BlockSize(axis) => launch.block[axis],
+                SpecialRegister::Block(axis) => id[axis],
+                SpecialRegister::GridSize(axis) => launch.grid[axis],
+                SpecialRegister::Lane => lane,
+                SpecialRegister::Warp => index,
+                SpecialRegister::Warps => warps,
+                SpecialRegister::Multiprocessor => 0,
+                SpecialRegister::Multiprocessors => 1,
+                SpecialRegister::Grid => 1,
+                SpecialRegister::MaskEqual => 1 << lane,
+                SpecialRegister::MaskLess => (1 << lane) - 1,
+                SpecialRegister::MaskLessEqual => u32::MAX >> (31 - lane),
+                SpecialRegister::MaskGreater => !(u32::MAX >> (31 - lane)),
+                SpecialRegister::MaskGreaterEqual => u32::MAX << lane,
+                SpecialRegister::DynamicShared => launch.dynamic_shared_bytes,
+                SpecialRegister::TotalShared => shared.len() as u32,
+            };
+        }
+    }
+}

@@ -1,0 +1,597 @@
+//! The state of a launch, and the loop that runs warps.
+//!
+//! A warp is a list of groups of lanes, each at one instruction. The group at the lowest
+//! instruction runs; groups that meet are merged, which makes lanes reconverge after a branch.
+//! A group that keeps running backwards while others wait is set aside after a slice, so that
+//! lanes that spin do not starve the lane they wait for.
+
+use crate::access::Outcome;
+use crate::counters::Counters;
+use crate::exchange;
+use crate::findings::{Check, Fault};
+use crate::kernel::Kernel;
+use crate::matrix;
+use crate::memory::Allocation;
+use crate::op::{Code, NEGATED, Op, UNGUARDED, WIDE_DATA};
+use crate::registers::{FULL, Registers};
+use crate::shadow::Shadow;
+
+/// Instructions a group may run while another group of its warp is ready.
+const GROUP_SLICE: u64 = 2_000;
+
+/// What a group waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Ready,
+    /// At a block barrier, with this number.
+    Barrier(u8),
+    /// At a warp-wide instruction, for these lanes.
+    Members(u32),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group {
+    pub pc: u32,
+    pub mask: u32,
+    pub state: State,
+    /// When it last ran, to pick the longest waiting.
+    stamp: u64,
+}
+
+/// A `cp.async` of one warp that has not landed in all lanes.
+#[derive(Clone)]
+pub(crate) struct Copy {
+    /// Lanes in which it is still under way.
+    pub mask: u32,
+    pub size: u8,
+    /// Group of each lane: the commits it had made before.
+    pub group: [u32; 32],
+    pub to: [u32; 32],
+    /// Bytes that were read; the rest of `size` is zero.
+    pub bytes: [u8; 32],
+    pub data: [[u8; 16]; 32],
+}
+
+pub(crate) struct Warp {
+    pub index: u32,
+    pub registers: Registers,
+    pub groups: Vec<Group>,
+    /// Lanes that were started, and those that have not exited.
+    pub launched: u32,
+    pub live: u32,
+    pub local: Vec<u8>,
+    pub local_shadow: Shadow,
+    pub copies: Vec<Copy>,
+    pub commits: [u32; 32],
+    pub bytes_in_flight: u64,
+    /// Choose the longest waiting group next.
+    rotate: bool,
+    stamp: u64,
+}
+
+impl Warp {
+    pub(crate) fn new(index: u32, kernel: &Kernel) -> Self {
+        let mut registers = Registers::new(kernel.slots, kernel.predicates);
+        for &(slot, bits, wide) in &kernel.constants {
+            if wide {
+                *registers.write::<u64>(slot) = [bits; 32];
+            } else {
+                *registers.write::<u32>(slot) = [bits as u32; 32];
+            }
+        }
+        let local = 32 * kernel.local_bytes as usize;
+        Self {
+            index,
+            registers,
+            groups: Vec::with_capacity(8),
+            launched: 0,
+            live: 0,
+            local: vec![0; local],
+            local_shadow: Shadow::new(local),
+            copies: Vec::with_capacity(16),
+            commits: [0; 32],
+            bytes_in_flight: 0,
+            rotate: false,
+            stamp: 0,
+        }
+    }
+
+    pub(crate) fn start(&mut self, kernel: &Kernel, launched: u32, check: bool) {
+        self.registers.clear_from(kernel.first_register);
+        self.registers.predicates[crate::allocate::TRUE_PREDICATE as usize] = FULL;
+        self.groups.clear();
+        self.groups.push(Group { pc: 0, mask: launched, state: State::Ready, stamp: 0 });
+        self.launched = launched;
+        self.live = launched;
+        if check {
+            self.local_shadow.clear();
+        }
+        self.copies.clear();
+        self.commits = [0; 32];
+        self.bytes_in_flight = 0;
+        self.rotate = false;
+    }
+
+    pub(crate) fn ready(&self) -> bool {
+        self.groups.iter().any(|group| group.state == State::Ready)
+    }
+
+    /// Takes the group to run next, with every other one that stands at the same instruction,
+    /// and says which instruction the nearest ready one ahead stands at.
+    fn take(&mut self) -> Option<(usize, u32, usize)> {
+        let ready = |group: &&Group| group.state == State::Ready;
+        let chosen = if self.rotate {
+            self.rotate = false;
+            self.groups.iter().filter(ready).min_by_key(|group| group.stamp)?.pc
+        } else {
+            self.groups.iter().filter(ready).map(|group| group.pc).min()?
+        };
+        let mut mask = 0;
+        let mut ahead = usize::MAX;
+        self.groups.retain(|group| {
+            if group.state != State::Ready {
+                return true;
+            }
+            if group.pc == chosen {
+                mask |= group.mask;
+                return false;
+            }
+            if group.pc > chosen {
+                ahead = ahead.min(group.pc as usize);
+            }
+            true
+        });
+        Some((chosen as usize, mask, ahead))
+    }
+
+    fn push(&mut self, pc: usize, mask: u32, state: State) {
+        self.stamp += 1;
+        self.groups.push(Group { pc: pc as u32, mask, state, stamp: self.stamp });
+    }
+}
+
+/// One of the sixteen barriers of a block.
+#[derive(Clone, Default)]
+pub(crate) struct Barrier {
+    /// Threads it waits for, rounded to warps; 0 while nobody has arrived.
+    pub expected: u32,
+    /// Lanes of each warp that have arrived.
+    pub arrived: Vec<u32>,
+    /// Threads counted, in whole warps.
+    pub counted: u32,
+    pub count: u32,
+    pub all: bool,
+    pub any: bool,
+    /// It was named with the threads of the whole block.
+    pub whole_block: bool,
+}
+
+/// Executed warp instructions and threads, by operation.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Executed {
+    pub warps: u64,
+    pub threads: u64,
+}
+
+pub(crate) struct Machine<'a> {
+    pub kernel: &'a Kernel,
+    pub allocations: &'a mut [Option<Allocation>],
+    pub module: &'a mut [Allocation],
+    pub parameters: Vec<u8>,
+    pub shared: Vec<u8>,
+    pub shared_shadow: Shadow,
+    pub shared_valid: Option<Shadow>,
+    pub no_shadow: Shadow,
+    pub counters: Counters,
+    pub executed: Vec<Executed>,
+    pub barriers: Vec<Barrier>,
+    /// A barrier changed since they were last looked at.
+    pub barriers_changed: bool,
+    pub threads: u32,
+    /// Warp instructions run so far, for clocks and the budget.
+    pub ticks: u64,
+}
+
+/// Where a fault happened.
+pub(crate) struct Stopped {
+    pub pc: usize,
+    pub fault: Box<Fault>,
+}
+
+fn first_lane(values: &[u32; 32], mask: u32) -> u32 {
+    values[mask.trailing_zeros() as usize & 31]
+}
+
+impl Machine<'_> {
+    /// Runs a warp until no group of it is ready or `slice` instructions have run.
+    pub(crate) fn run<const CHECK: bool, const COUNT: bool>(
+        &mut self,
+        warp: &mut Warp,
+        slice: u64,
+        wide: bool,
+    ) -> Result<(), Stopped> {
+        #[cfg(target_arch = "x86_64")]
+        if wide {
+            // SAFETY: `wide` is what `wide_is_available` said.
+            return unsafe { self.run_wide::<CHECK, COUNT>(warp, slice) };
+        }
+        let _ = wide;
+        self.run_here::<CHECK, COUNT>(warp, slice)
+    }
+
+    /// # Safety
+    /// The processor must have these features.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+    unsafe fn run_wide<const CHECK: bool, const COUNT: bool>(
+        &mut self,
+        warp: &mut Warp,
+        slice: u64,
+    ) -> Result<(), Stopped> {
+        self.run_here::<CHECK, COUNT>(warp, slice)
+    }
+
+    #[inline(always)]
+    fn run_here<const CHECK: bool, const COUNT: bool>(
+        &mut self,
+        warp: &mut Warp,
+        slice: u64,
+    ) -> Result<(), Stopped> {
+        let kernel = self.kernel;
+        let code = &kernel.code[..];
+        let end = self.ticks + slice;
+        'groups: while let Some((mut pc, mut act, mut ahead)) = warp.take() {
+            // A group alone may use the whole slice.
+            let alone = !warp.groups.iter().any(|group| group.state == State::Ready);
+            let until = if alone { end } else { end.min(self.ticks + GROUP_SLICE) };
+            loop {
+                if pc >= ahead || self.ticks >= until {
+                    warp.rotate = self.ticks >= until && pc < ahead;
+                    warp.push(pc, act, State::Ready);
+                    if self.ticks >= end {
+                        return Ok(());
+                    }
+                    continue 'groups;
+                }
+                let op = &code[pc];
+                self.ticks += 1;
+                let mut m = act;
+                if op.guard != UNGUARDED {
+                    let predicate = warp.registers.predicates[(op.guard & !NEGATED) as usize];
+                    m &= if op.guard & NEGATED != 0 { !predicate } else { predicate };
+                }
+                if COUNT {
+                    let executed = &mut self.executed[pc];
+                    executed.warps += 1;
+                    executed.threads += u64::from(m.count_ones());
+                }
+                if m == 0 {
+                    pc += 1;
+                    continue;
+                }
+                macro_rules! run {
+                    ($outcome:expr) => {
+                        if let Err(fault) = $outcome {
+                            return Err(Stopped { pc, fault });
+                        }
+                    };
+                }
+                match op.code {
+                    Code::Arithmetic => {
+                        // SAFETY: functions for a wide processor were chosen only where the
+                        // running one is.
+                        unsafe { (op.exec)(&mut warp.registers, op, m) }
+                    }
+                    Code::Nothing => {}
+                    Code::Branch => {
+                        let target = op.imm as usize;
+                        if m == act {
+                            pc = target;
+                        } else {
+                            if COUNT {
+                                self.counters.divergent_branches += 1;
+                            }
+                            warp.push(target, m, State::Ready);
+                            warp.push(pc + 1, act & !m, State::Ready);
+                            continue 'groups;
+                        }
+                        if target > ahead {
+                            // It jumped over a waiting group, which goes first.
+                            warp.push(pc, act, State::Ready);
+                            continue 'groups;
+                        }
+                        continue;
+                    }
+                    Code::BranchIndexed => {
+                        let table = &kernel.tables[op.imm as usize];
+                        let index = *warp.registers.read::<u32>(op.s[0]);
+                        if act & !m != 0 {
+                            warp.push(pc + 1, act & !m, State::Ready);
+                        }
+                        let mut left = m;
+                        while left != 0 {
+                            let which = first_lane(&index, left);
+                            let these = same(&index, which, left);
+                            let Some(&target) = table.get(which as usize) else {
+                                let fault = Fault::new(
+                                    Check::InvalidArgument,
+                                    these,
+                                    format!("branch index {which}, the table has {}", table.len()),
+                                );
+                                return Err(Stopped { pc, fault });
+                            };
+                            warp.push(target as usize, these, State::Ready);
+                            left &= !these;
+                        }
+                        if COUNT && first_lane(&index, m) as usize != usize::MAX {
+                            let uniform = same(&index, first_lane(&index, m), m) == act;
+                            self.counters.divergent_branches += u64::from(!uniform);
+                        }
+                        continue 'groups;
+                    }
+                    Code::Call => {
+                        warp.registers.put(op.d[0], &[pc as u32 + 1; 32], m);
+                        warp.push(op.imm as usize, m, State::Ready);
+                        if act & !m != 0 {
+                            warp.push(pc + 1, act & !m, State::Ready);
+                        }
+                        continue 'groups;
+                    }
+                    Code::Return => {
+                        let back = *warp.registers.read::<u32>(op.s[0]);
+                        if act & !m != 0 {
+                            warp.push(pc + 1, act & !m, State::Ready);
+                        }
+                        let mut left = m;
+                        while left != 0 {
+                            let target = first_lane(&back, left);
+                            let these = same(&back, target, left);
+                            warp.push(target as usize, these, State::Ready);
+                            left &= !these;
+                        }
+                        continue 'groups;
+                    }
+                    Code::Exit => {
+                        warp.live &= !m;
+                        act &= !m;
+                        // Lanes that wait for those that left may go on.
+                        for group in &mut warp.groups {
+                            if matches!(group.state, State::Members(_)) {
+                                group.state = State::Ready;
+                            }
+                        }
+                        if act == 0 {
+                            continue 'groups;
+                        }
+                        warp.push(pc + 1, act, State::Ready);
+                        continue 'groups;
+                    }
+                    Code::Trap => {
+                        let fault = Fault::new(Check::Trap, m, "the kernel trapped");
+                        return Err(Stopped { pc, fault });
+                    }
+                    Code::Load => run!(self.load::<CHECK, COUNT>(warp, op, m, op.batch)),
+                    Code::Store => run!(self.store::<CHECK, COUNT>(warp, op, m)),
+                    Code::Atomic => run!(self.atomic::<CHECK, COUNT>(warp, op, m)),
+                    Code::CopyAsync => run!(self.copy::<CHECK, COUNT>(warp, op, m)),
+                    Code::CopyCommit => {
+                        for (lane, commits) in warp.commits.iter_mut().enumerate() {
+                            *commits += m >> lane & 1;
+                        }
+                    }
+                    Code::CopyWait => {
+                        self.wait::<CHECK, COUNT>(warp, m, op.imm as u32, false);
+                    }
+                    Code::CopyWaitAll => self.wait::<CHECK, COUNT>(warp, m, 0, true),
+                    Code::BarrierSync | Code::BarrierArrive | Code::BarrierReduce => {
+                        run!(self.arrive::<CHECK>(warp, op, m));
+                        if op.code == Code::BarrierArrive {
+                            pc += 1;
+                            continue;
+                        }
+                        let id = first_lane(warp.registers.read::<u32>(op.s[0]), m) as u8;
+                        warp.push(pc, m, State::Barrier(id));
+                        if act & !m != 0 {
+                            warp.push(pc + 1, act & !m, State::Ready);
+                        }
+                        continue 'groups;
+                    }
+                    Code::WarpSync
+                    | Code::Shuffle
+                    | Code::Vote
+                    | Code::Match
+                    | Code::Reduce
+                    | Code::MatrixLoad
+                    | Code::MatrixStore
+                    | Code::MatrixMultiply => {
+                        let matrix = matches!(
+                            op.code,
+                            Code::MatrixLoad | Code::MatrixStore | Code::MatrixMultiply
+                        );
+                        let mut left = m;
+                        while left != 0 {
+                            let (members, these) = if matrix {
+                                (FULL, left)
+                            } else {
+                                let slot = match op.code {
+                                    Code::WarpSync => op.s[0],
+                                    Code::Shuffle => op.s[3],
+                                    _ => op.s[1],
+                                };
+                                let all = warp.registers.read::<u32>(slot);
+                                let members = first_lane(all, left);
+                                (members, same(all, members, left))
+                            };
+                            left &= !these;
+                            let together = if these == members {
+                                these
+                            } else {
+                                match join::<CHECK>(warp, pc, these, members, matrix) {
+                                    Ok(Some(together)) => {
+                                        act |= together;
+                                        together
+                                    }
+                                    Ok(None) => {
+                                        act &= !these;
+                                        continue;
+                                    }
+                                    Err(fault) => return Err(Stopped { pc, fault }),
+                                }
+                            };
+                            let registers = &mut warp.registers;
+                            match op.code {
+                                Code::Shuffle => exchange::shuffle(registers, op, together),
+                                Code::Vote => exchange::vote(registers, op, together),
+                                Code::Match => exchange::matching(registers, op, together),
+                                Code::Reduce => exchange::reduce(registers, op, together),
+                                Code::MatrixLoad => {
+                                    run!(self.matrix_load::<CHECK, COUNT>(warp, op));
+                                }
+                                Code::MatrixStore => {
+                                    run!(self.matrix_store::<CHECK, COUNT>(warp, op));
+                                }
+                                Code::MatrixMultiply => {
+                                    let list = &kernel.lists[op.imm as usize];
+                                    matrix::multiply(registers, list, op.flags);
+                                }
+                                _ => {}
+                            }
+                        }
+                        if act == 0 {
+                            continue 'groups;
+                        }
+                        ahead = warp
+                            .groups
+                            .iter()
+                            .filter(|g| g.state == State::Ready && g.pc as usize > pc)
+                            .map(|g| g.pc as usize)
+                            .min()
+                            .unwrap_or(usize::MAX);
+                    }
+                    Code::ActiveMask => warp.registers.put(op.d[0], &[m; 32], m),
+                    Code::Clock => {
+                        let now = self.ticks >> op.imm;
+                        if op.flags & WIDE_DATA != 0 {
+                            warp.registers.put(op.d[0], &[now; 32], m);
+                        } else {
+                            warp.registers.put(op.d[0], &[now as u32; 32], m);
+                        }
+                    }
+                }
+                pc += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts lanes at a barrier; the block decides when it opens.
+    fn arrive<const CHECK: bool>(&mut self, warp: &mut Warp, op: &Op, mask: u32) -> Outcome {
+        let ids = warp.registers.read::<u32>(op.s[0]);
+        let counts = warp.registers.read::<u32>(op.s[1]);
+        let (id, count) = (first_lane(ids, mask), first_lane(counts, mask));
+        if same(ids, id, mask) != mask || same(counts, count, mask) != mask {
+            return Err(Fault::new(
+                Check::InvalidArgument,
+                mask,
+                "lanes that run one barrier instruction name different barriers or counts",
+            ));
+        }
+        let warps = self.threads.div_ceil(32);
+        if id >= 16 || count % 32 != 0 || count > 32 * warps {
+            return Err(Fault::new(
+                Check::InvalidArgument,
+                mask,
+                format!(
+                    "barrier {id} with {count} threads: barriers are 0 to 15, and the count is a \
+                     multiple of 32 of at most {} here",
+                    32 * warps
+                ),
+            ));
+        }
+        let expected = if count == 0 { 32 * warps } else { count };
+        let barrier = &mut self.barriers[id as usize];
+        if barrier.expected != 0 && barrier.expected != expected {
+            return Err(Fault::new(
+                Check::InvalidArgument,
+                mask,
+                format!(
+                    "barrier {id} with {expected} threads, others wait at it for {}",
+                    barrier.expected
+                ),
+            ));
+        }
+        if barrier.arrived.len() < warps as usize {
+            barrier.arrived.resize(warps as usize, 0);
+        }
+        if barrier.expected == 0 {
+            barrier.expected = expected;
+            barrier.all = true;
+            barrier.whole_block = count == 0;
+        }
+        if op.code == Code::BarrierReduce {
+            let predicate = warp.registers.predicates[op.s[2] as usize];
+            let yes = if op.size != 0 { !predicate } else { predicate } & mask;
+            barrier.count += yes.count_ones();
+            barrier.all &= yes == mask;
+            barrier.any |= yes != 0;
+        }
+        let arrived = &mut barrier.arrived[warp.index as usize];
+        // In a checked run, threads that exited are missed; in others they are let go.
+        let wanted = if CHECK { warp.launched } else { warp.live };
+        let before = *arrived & wanted == wanted;
+        *arrived |= mask;
+        if !before && *arrived & wanted == wanted {
+            barrier.counted += 32;
+        }
+        self.barriers_changed = true;
+        Ok(())
+    }
+}
+
+/// Lanes of `mask` with this value.
+#[inline(always)]
+fn same(values: &[u32; 32], value: u32, mask: u32) -> u32 {
+    let mut out = 0;
+    for lane in 0..32 {
+        out |= u32::from(values[lane] == value) << lane;
+    }
+    out & mask
+}
+
+/// Lanes meet at a warp-wide instruction: the lanes to run it for, or `None` when some members
+/// are still on their way and these were parked.
+#[cold]
+#[inline(never)]
+fn join<const CHECK: bool>(
+    warp: &mut Warp,
+    pc: usize,
+    mask: u32,
+    members: u32,
+    matrix: bool,
+) -> Result<Option<u32>, Box<Fault>> {
+    if matrix && warp.live != FULL {
+        return Err(Fault::new(
+            Check::ShuffleDivergence,
+            FULL & !warp.live,
+            "a matrix instruction needs all 32 lanes of the warp, these have exited or were never \
+             started",
+        ));
+    }
+    if CHECK && mask & !members != 0 {
+        return Err(Fault::new(
+            Check::ShuffleDivergence,
+            mask & !members,
+            format!("lanes that are not in their own member mask {members:#010x}"),
+        ));
+    }
+    let needed = members & warp.live;
+    let waiting = |group: &Group| group.pc as usize == pc && group.state == State::Members(members);
+    let parked = warp.groups.iter().filter(|g| waiting(g)).fold(0, |mask, g| mask | g.mask);
+    let together = mask | parked;
+    if needed & !together != 0 {
+        warp.push(pc, mask, State::Members(members));
+        return Ok(None);
+    }
+    warp.groups.retain(|group| !waiting(group));
+    Ok(Some(together))
+}

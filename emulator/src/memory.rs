@@ -1,0 +1,188 @@
+//! Emulated global memory. Every allocation has an address window of its own, so that no overrun,
+//! however long, reaches another one.
+
+use std::collections::HashMap;
+
+use crate::error::MemoryError;
+use crate::kernel::Module;
+use crate::shadow::Shadow;
+
+/// An address is a window number above these bits and an offset in them.
+pub(crate) const WINDOW_BITS: u32 = 40;
+pub(crate) const WINDOW_MASK: u64 = (1 << WINDOW_BITS) - 1;
+/// Windows of module variables, of local, shared and parameter memory. Those below are of
+/// allocations, from 1, so that a null pointer and its neighbours belong to nothing.
+pub(crate) const MODULE_BASE: u64 = 0x80_0000 << WINDOW_BITS;
+pub(crate) const LOCAL_BASE: u64 = 0xf0_0000 << WINDOW_BITS;
+pub(crate) const SHARED_BASE: u64 = 0xf1_0000 << WINDOW_BITS;
+pub(crate) const PARAMETER_BASE: u64 = 0xf2_0000 << WINDOW_BITS;
+
+/// Bytes that all allocations together may have. Pages are zero until touched, so this bounds
+/// address space, not what is resident.
+const MOST_BYTES: usize = 64 << 30;
+const MOST_ALLOCATIONS: usize = 1 << 20;
+
+/// Bytes and sectors of one launch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    pub read_bytes: u64,
+    pub read_sectors: u64,
+    pub written_bytes: u64,
+    pub written_sectors: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Allocation {
+    pub name: String,
+    pub data: Vec<u8>,
+    pub shadow: Shadow,
+    /// Every byte has been written: the shadow need not be asked.
+    pub whole: bool,
+    /// Bits were set since `whole` was last worked out.
+    changed: bool,
+    pub traffic: Traffic,
+}
+
+impl Allocation {
+    fn write(&mut self, offset: usize, data: &[u8]) {
+        self.data[offset..offset + data.len()].copy_from_slice(data);
+        if !self.whole {
+            if offset == 0 && data.len() == self.data.len() {
+                self.whole = true;
+            }
+            self.shadow.set_range(offset, data.len());
+            self.changed = true;
+        }
+    }
+}
+
+/// Global memory of the emulated device.
+#[derive(Debug, Default)]
+pub struct Memory {
+    pub(crate) allocations: Vec<Option<Allocation>>,
+    /// Variables of each module that was launched, kept between launches.
+    pub(crate) modules: HashMap<u64, Vec<Allocation>>,
+    total: usize,
+}
+
+impl Memory {
+    /// Empty memory.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reserves `bytes` bytes, zero but marked uninitialised, and returns their address.
+    ///
+    /// # Errors
+    /// When the host cannot hold them.
+    pub fn allocate(&mut self, name: &str, bytes: usize) -> Result<u64, MemoryError> {
+        let refuse = |reason| MemoryError::TooLarge { name: name.to_owned(), bytes, reason };
+        if self.total.checked_add(bytes).is_none_or(|total| total > MOST_BYTES) {
+            return Err(refuse("all allocations together may have 64 GiB"));
+        }
+        if self.allocations.len() >= MOST_ALLOCATIONS {
+            return Err(refuse("too many allocations were made"));
+        }
+        // A reservation that is dropped again shows whether the zeroed one below can succeed.
+        if Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+            return Err(refuse("the host has not enough memory"));
+        }
+        self.allocations.push(Some(Allocation {
+            name: name.to_owned(),
+            data: vec![0; bytes],
+            shadow: Shadow::new(bytes),
+            whole: bytes == 0,
+            changed: false,
+            traffic: Traffic::default(),
+        }));
+        self.total += bytes;
+        Ok((self.allocations.len() as u64) << WINDOW_BITS)
+    }
+
+    /// Releases an allocation; using its address afterwards is an out-of-bounds access.
+    ///
+    /// # Errors
+    /// When `address` is not what `allocate` returned.
+    pub fn free(&mut self, address: u64) -> Result<(), MemoryError> {
+        let index = ((address >> WINDOW_BITS) as usize).wrapping_sub(1);
+        match self.allocations.get_mut(index) {
+            Some(slot) if address & WINDOW_MASK == 0 => match slot.take() {
+                Some(allocation) => {
+                    self.total -= allocation.data.len();
+                    Ok(())
+                }
+                None => Err(MemoryError::NotAStart { address }),
+            },
+            _ => Err(MemoryError::NotAStart { address }),
+        }
+    }
+
+    fn find(&self, address: u64, bytes: usize) -> Result<(usize, usize), MemoryError> {
+        let index = ((address >> WINDOW_BITS) as usize).wrapping_sub(1);
+        let Some(Some(allocation)) = self.allocations.get(index) else {
+            return Err(MemoryError::UnknownAddress { address });
+        };
+        let offset = address & WINDOW_MASK;
+        let length = allocation.data.len();
+        if offset.checked_add(bytes as u64).is_none_or(|end| end > length as u64) {
+            let name = allocation.name.clone();
+            return Err(MemoryError::OutOfRange { name, offset, bytes, length });
+        }
+        Ok((index, offset as usize))
+    }
+
+    /// Copies bytes in and marks them initialised.
+    ///
+    /// # Errors
+    /// When the range is not inside one allocation.
+    pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), MemoryError> {
+        let (index, offset) = self.find(address, data.len())?;
+        if let Some(Some(allocation)) = self.allocations.get_mut(index) {
+            allocation.write(offset, data);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes out, whether or not they were initialised.
+    ///
+    /// # Errors
+    /// When the range is not inside one allocation.
+    pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), MemoryError> {
+        let (index, offset) = self.find(address, data.len())?;
+        if let Some(Some(allocation)) = self.allocations.get(index) {
+            data.copy_from_slice(&allocation.data[offset..offset + data.len()]);
+        }
+        Ok(())
+    }
+
+    /// Makes a module's variables, the first time, and forgets the traffic of earlier launches.
+    pub(crate) fn prepare(&mut self, module: &Module) {
+        let variables = self.modules.entry(module.id).or_insert_with(|| {
+            module
+                .variables
+                .iter()
+                .map(|variable| Allocation {
+                    name: variable.name.clone(),
+                    data: variable.bytes.clone(),
+                    shadow: Shadow::default(),
+                    whole: true,
+                    changed: false,
+                    traffic: Traffic::default(),
+                })
+                .collect()
+        });
+        for allocation in self.allocations.iter_mut().flatten().chain(variables.iter_mut()) {
+            allocation.traffic = Traffic::default();
+            if !allocation.whole && allocation.changed {
+                allocation.changed = false;
+                allocation.whole = allocation.shadow.has_range(0, allocation.data.len());
+            }
+        }
+    }
+
+    pub(crate) fn after_launch(&mut self) {
+        for allocation in self.allocations.iter_mut().flatten() {
+            allocation.changed = true;
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The decoded instruction: everything the execution loop needs, names resolved to slots.
+
+use crate::registers::Registers;
+use crate::syntax::Space;
+
+/// Runs one arithmetic instruction on the lanes of a mask.
+///
+/// Unsafe to call because the function may be compiled for processor features; `lanes` only hands
+/// out those that the running processor has.
+pub(crate) type Exec = unsafe fn(&mut Registers, &Op, u32);
+
+/// No guard predicate.
+pub(crate) const UNGUARDED: u16 = u16::MAX;
+/// Set in a guard that is negated.
+pub(crate) const NEGATED: u16 = 1 << 15;
+
+/// What the loop does with an instruction. Arithmetic is one code: its meaning is in `exec`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    Arithmetic,
+    Nothing,
+    Branch,
+    BranchIndexed,
+    Call,
+    Return,
+    Exit,
+    Trap,
+    Load,
+    Store,
+    Atomic,
+    CopyAsync,
+    CopyCommit,
+    CopyWait,
+    CopyWaitAll,
+    BarrierSync,
+    BarrierArrive,
+    BarrierReduce,
+    WarpSync,
+    Shuffle,
+    Vote,
+    Match,
+    ActiveMask,
+    Reduce,
+    MatrixLoad,
+    MatrixStore,
+    MatrixMultiply,
+    Clock,
+}
+
+/// Pipelines of [`crate::counters::InstructionMix`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    Float32,
+    Float64,
+    Half,
+    Integer,
+    Convert,
+    Special,
+    Moves,
+    Control,
+    Memory,
+    Exchange,
+    Synchronise,
+    Matrix,
+}
+
+/// The address operand is 64 bits wide.
+pub(crate) const WIDE_ADDRESS: u8 = 1;
+/// The loaded value is sign-extended.
+pub(crate) const SIGNED: u8 = 2;
+/// The data registers are 64 bits wide.
+pub(crate) const WIDE_DATA: u8 = 4;
+/// The instruction is `.aligned`: all lanes of the warp must run it together.
+pub(crate) const ALIGNED: u8 = 8;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Op {
+    pub exec: Exec,
+    /// Address offset, branch target, sub-operation: as the code needs.
+    pub imm: i64,
+    pub d: [u16; 4],
+    pub s: [u16; 5],
+    pub guard: u16,
+    pub code: Code,
+    pub space: Space,
+    /// Bytes of one element of an access.
+    pub size: u8,
+    /// Elements of an access.
+    pub count: u8,
+    pub flags: u8,
+    /// For a global load, the bytes per lane of the batch it belongs to.
+    pub batch: u32,
+}
+
+pub(crate) fn nothing(_: &mut Registers, _: &Op, _: u32) {}
+
+/// What is known of an instruction but not needed to run it.
+#[derive(Clone, Debug)]
+pub(crate) struct Note {
+    pub line: u32,
+    pub text: String,
+    pub source: Option<(u32, u32)>,
+    pub class: Class,
+}
