@@ -1,6 +1,7 @@
 //! What can go wrong between a kernel's source and its result, each with what to do about it.
 
 use crate::nvrtc::Attempt;
+use spanforge_emulator::Finding;
 use std::io;
 use std::path::PathBuf;
 
@@ -258,11 +259,27 @@ pub enum DeviceError {
         /// What is at fault, and what was expected.
         reason: String,
     },
+    /// The checks of an emulated device found faults in a kernel.
+    #[error("kernel {kernel}: {}", summary(findings))]
+    Findings {
+        /// The kernel.
+        kernel: String,
+        /// What the checks reported, in the order of execution.
+        findings: Vec<Finding>,
+    },
+    /// The file of a GPU profile is not one.
+    #[error("the GPU profile {file} cannot be used: {reason}")]
+    BadProfile {
+        /// The file.
+        file: String,
+        /// Why.
+        reason: String,
+    },
     /// A time is to be predicted for code whose registers are not known.
     #[error(
-        "the time of kernel {kernel} cannot be predicted: only its PTX is at hand, and the \
-         registers that it takes decide how many blocks run at once; compile it to a cubin for \
-         {architecture}"
+        "the time of kernel {kernel} cannot be predicted: there is no machine code for the GPU at \
+         hand, and the registers that it takes decide how many blocks run at once; compile it to \
+         a cubin for {architecture}"
     )]
     ResourcesUnknown {
         /// The kernel.
@@ -270,6 +287,19 @@ pub enum DeviceError {
         /// The architecture of the device.
         architecture: String,
     },
+}
+
+/// The first findings, one per line.
+fn summary(findings: &[Finding]) -> String {
+    const SHOWN: usize = 5;
+    let mut text = format!("{} finding(s)", findings.len());
+    for finding in findings.iter().take(SHOWN) {
+        text.push_str(&format!("\n  {finding}"));
+    }
+    if findings.len() > SHOWN {
+        text.push_str(&format!("\n  and {} more", findings.len() - SHOWN));
+    }
+    text
 }
 
 /// First driver release that takes CUDA 13 code (CUDA toolkit release notes, table 3).

@@ -1,17 +1,22 @@
 //! The devices that kernels run on, and the compiler that makes their code: finding, fetching and
+//! driving NVRTC, and the [`Device`] trait with its two makers, `emulated:<gpu>` and `cuda:<n>`.
 
 mod checks;
 pub mod compiler;
 pub mod cubin;
 pub mod cuda;
 pub mod device;
+pub mod emulated;
 pub mod error;
 pub mod nvrtc;
+mod open;
 pub mod settings;
 
 pub use compiler::{Architecture, Compiler, Source, Target};
 pub use cuda::CudaDevice;
 pub use device::*;
+pub use emulated::{EmulatedDevice, EmulatedOptions};
 pub use error::{CompileError, CubinError, DeviceError, NvrtcError};
 pub use nvrtc::Nvrtc;
+pub use open::{default_device, default_spec, emulated_specs, open, open_with};
 pub use settings::Settings;

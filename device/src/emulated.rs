@@ -1,0 +1,335 @@
+//! `emulated:<gpu>`: the emulator as a device, with the memory, limits and timing of a named GPU.
+
+use crate::checks::{check_arguments, check_range, check_shape, unknown};
+use crate::compiler::Architecture;
+use crate::device::{
+    Argument, Basis, Buffer, Device, DeviceProperties, Image, Launch, LaunchReport, ModuleId,
+    Prediction, Resources, TimeOptions, Timing,
+};
+use crate::error::DeviceError;
+use spanforge_emulator as emulator;
+use spanforge_emulator::counters::{Counters, SECTOR_BYTES};
+use spanforge_emulator::profile::Profile;
+use spanforge_emulator::{BlockSelection, cost};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Launches of no more blocks than this are executed in full when they are timed, so that what a
+/// small kernel plans is there for the large one that follows it.
+pub const BLOCKS_IN_FULL: u64 = 8;
+
+/// What an emulated device does besides executing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmulatedOptions {
+    /// Whether accesses, races and barriers are checked; findings fail the launch.
+    pub checks: bool,
+    /// Whether launches are counted.
+    pub counters: bool,
+    /// Seed of the schedule of warps.
+    pub seed: u64,
+}
+
+impl Default for EmulatedOptions {
+    fn default() -> Self {
+        Self { checks: true, counters: true, seed: 0 }
+    }
+}
+
+/// A named GPU, emulated.
+pub struct EmulatedDevice {
+    profile: Profile,
+    properties: DeviceProperties,
+    options: EmulatedOptions,
+    state: Mutex<State>,
+}
+
+struct State {
+    memory: emulator::Memory,
+    /// Name and size of each live allocation by its address.
+    buffers: BTreeMap<u64, (String, usize)>,
+    modules: BTreeMap<u64, Arc<Loaded>>,
+    last_module: u64,
+}
+
+struct Loaded {
+    code: emulator::Module,
+    resources: BTreeMap<String, Resources>,
+}
+
+impl EmulatedDevice {
+    /// A device of that profile with empty memory.
+    pub fn new(profile: Profile, options: EmulatedOptions) -> Self {
+        let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        let lanes = profile.float32_lanes.value * profile.multiprocessors.value as f64;
+        let properties = DeviceProperties {
+            name: format!("emulated {}", profile.marketing_name),
+            basis: Basis::Predicted,
+            architecture: profile.architecture.clone(),
+            multiprocessors: narrow(profile.multiprocessors.value),
+            shared_bytes_per_block: narrow(profile.shared_bytes_per_block.value),
+            threads_per_multiprocessor: narrow(profile.max_threads_per_multiprocessor.value),
+            shared_bytes_per_multiprocessor: narrow(profile.shared_bytes_per_multiprocessor.value),
+            l2_bytes: profile.l2_bytes.value,
+            dram_bytes_per_second: profile.dram_bandwidth.value,
+            // A fused multiply-add per lane and cycle; the clock is in MHz.
+            float32_per_second: 2.0 * lanes * profile.boost_clock.value * 1e6,
+        };
+        let state = State {
+            memory: emulator::Memory::new(),
+            buffers: BTreeMap::new(),
+            modules: BTreeMap::new(),
+            last_module: 0,
+        };
+        Self { profile, properties, options, state: Mutex::new(state) }
+    }
+
+    /// The profile that times are predicted with.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock was held leaves whole values behind.
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn failed(&self, call: &str, reason: impl ToString) -> DeviceError {
+        DeviceError::Driver {
+            device: self.properties.name.clone(),
+            call: call.into(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Executes the chosen blocks of a launch.
+    fn execute(
+        &self,
+        state: &mut State,
+        launch: &Launch,
+        options: &emulator::Options,
+    ) -> Result<emulator::Report, DeviceError> {
+        let id = launch.module.0;
+        let module = state.modules.get(&id).ok_or(DeviceError::UnknownModule(id))?.clone();
+        let Some(kernel) = module.code.kernel(&launch.kernel) else {
+            let present = module.code.kernel_names().into_iter().map(str::to_owned).collect();
+            return Err(DeviceError::NoSuchKernel { kernel: launch.kernel.clone(), present });
+        };
+        check_shape(launch, kernel.static_shared_bytes(), &self.properties)?;
+        check_arguments(launch, kernel.parameters().iter().map(|p| p.bytes as usize))?;
+        let arguments: Vec<_> = launch.arguments.iter().map(emulated).collect();
+        let launch = emulator::Launch {
+            kernel: &launch.kernel,
+            grid: launch.grid,
+            block: launch.block,
+            dynamic_shared_bytes: launch.shared_bytes,
+            arguments: &arguments,
+        };
+        emulator::launch(&module.code, &mut state.memory, &launch, options).map_err(|error| {
+            DeviceError::BadLaunch { kernel: launch.kernel.into(), reason: error.to_string() }
+        })
+    }
+
+    /// What the kernel takes on this GPU.
+    fn resources(&self, state: &State, launch: &Launch) -> Result<Resources, DeviceError> {
+        let id = launch.module.0;
+        let module = state.modules.get(&id).ok_or(DeviceError::UnknownModule(id))?;
+        let found = module.resources.get(&launch.kernel).copied();
+        found.ok_or_else(|| DeviceError::ResourcesUnknown {
+            kernel: launch.kernel.clone(),
+            architecture: self.properties.architecture.clone(),
+        })
+    }
+}
+
+impl State {
+    fn check(&self, buffer: Buffer) -> Result<(), DeviceError> {
+        match self.buffers.get(&buffer.address) {
+            Some((_, bytes)) if *bytes == buffer.bytes => Ok(()),
+            _ => Err(unknown(buffer)),
+        }
+    }
+
+    /// Most different bytes that a launch of `blocks` blocks can have read: of each buffer what was
+    /// counted, scaled to the whole grid, but no more than the buffer has.
+    fn footprint(&self, blocks: u64, counters: &Counters) -> u64 {
+        let scale = blocks as f64 / counters.blocks.max(1) as f64;
+        let read = counters.buffers.iter().map(|traffic| {
+            let named = self.buffers.values().filter(|(name, _)| *name == traffic.name);
+            let counted = (traffic.read_sectors * SECTOR_BYTES) as f64 * scale;
+            match named.map(|(_, bytes)| *bytes as u64).reduce(u64::saturating_add) {
+                // Sectors at the ends of a buffer can be partly outside it.
+                Some(size) => counted.min(size.saturating_add(2 * SECTOR_BYTES) as f64) as u64,
+                None => counted as u64, // a variable of the module
+            }
+        });
+        read.sum()
+    }
+}
+
+/// The counters of a run without findings. Some checks, such as bounds, are always on.
+fn faultless(launch: &Launch, report: emulator::Report) -> Result<Counters, DeviceError> {
+    if report.findings.is_empty() {
+        return Ok(report.counters);
+    }
+    Err(DeviceError::Findings { kernel: launch.kernel.clone(), findings: report.findings })
+}
+
+/// The blocks that stand for a grid: all of a small one, else `count` at even distances.
+fn sample(blocks: u64, count: u32) -> BlockSelection {
+    let count = u64::from(count.max(1));
+    if blocks <= count.max(BLOCKS_IN_FULL) {
+        return BlockSelection::All;
+    }
+    // The middle of each of `count` equal parts; wide, since blocks can exceed 2^32.
+    let middle = |part: u64| {
+        u64::try_from((2 * u128::from(part) + 1) * u128::from(blocks) / (2 * u128::from(count)))
+    };
+    BlockSelection::Only((0..count).filter_map(|part| middle(part).ok()).collect())
+}
+
+fn emulated(argument: &Argument) -> emulator::Argument {
+    match *argument {
+        Argument::Pointer(value) | Argument::U64(value) => emulator::Argument::U64(value),
+        Argument::I64(value) => emulator::Argument::I64(value),
+        Argument::U32(value) => emulator::Argument::U32(value),
+        Argument::I32(value) => emulator::Argument::I32(value),
+        Argument::F32(value) => emulator::Argument::F32(value),
+        Argument::F64(value) => emulator::Argument::F64(value),
+    }
+}
+
+impl Device for EmulatedDevice {
+    fn properties(&self) -> &DeviceProperties {
+        &self.properties
+    }
+
+    fn allocate(&self, name: &str, bytes: usize) -> Result<Buffer, DeviceError> {
+        let mut state = self.state();
+        let address =
+            state.memory.allocate(name, bytes).map_err(|error| DeviceError::OutOfMemory {
+                device: self.properties.name.clone(),
+                name: name.into(),
+                bytes,
+                reason: error.to_string(),
+            })?;
+        state.buffers.insert(address, (name.into(), bytes));
+        Ok(Buffer { address, bytes })
+    }
+
+    fn free(&self, buffer: Buffer) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        state.buffers.remove(&buffer.address).ok_or_else(|| unknown(buffer))?;
+        state.memory.free(buffer.address).map_err(|error| self.failed("freeing", error))
+    }
+
+    fn upload(&self, buffer: Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        state.check(buffer)?;
+        let range = check_range(buffer, offset, data.len())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let address = buffer.address + range.start as u64;
+        state.memory.write(address, data).map_err(|error| self.failed("the upload", error))
+    }
+
+    fn download(&self, buffer: Buffer, offset: usize, data: &mut [u8]) -> Result<(), DeviceError> {
+        let state = self.state();
+        state.check(buffer)?;
+        let range = check_range(buffer, offset, data.len())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let address = buffer.address + range.start as u64;
+        state.memory.read(address, data).map_err(|error| self.failed("the download", error))
+    }
+
+    /// Executes the PTX, whatever the image's architecture. Its resources are used for times where
+    /// its machine code would run on the GPU.
+    fn load(&self, image: &Image) -> Result<ModuleId, DeviceError> {
+        let bad = |reason| DeviceError::BadImage {
+            device: self.properties.name.clone(),
+            architecture: image.architecture.clone(),
+            reason,
+        };
+        let code = emulator::Module::parse(&image.ptx).map_err(|error| bad(error.to_string()))?;
+        if code.kernel_names().is_empty() {
+            return Err(bad("there is no kernel in its PTX".into()));
+        }
+        let own = Architecture::parse(&self.properties.architecture);
+        let fits = Architecture::parse(&image.architecture)
+            .zip(own)
+            .is_some_and(|(code, own)| code.runs_on(own.number / 10, own.number % 10));
+        let resources = if fits { image.resources.clone() } else { BTreeMap::new() };
+        let mut state = self.state();
+        state.last_module += 1;
+        let id = state.last_module;
+        state.modules.insert(id, Arc::new(Loaded { code, resources }));
+        Ok(ModuleId(id))
+    }
+
+    fn unload(&self, module: ModuleId) -> Result<(), DeviceError> {
+        let removed = self.state().modules.remove(&module.0);
+        removed.map(drop).ok_or(DeviceError::UnknownModule(module.0))
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError> {
+        let EmulatedOptions { checks, counters, seed } = self.options;
+        let options = emulator::Options { checks, counters, seed, ..Default::default() };
+        let report = self.execute(&mut self.state(), launch, &options)?;
+        let counted = faultless(launch, report)?;
+        Ok(LaunchReport { counters: counters.then_some(counted) })
+    }
+
+    /// Predicts once. Launches of at most [`BLOCKS_IN_FULL`] blocks are executed in full; of larger
+    /// ones `options.sampled_blocks` blocks, spread evenly over the grid, stand for all. So a small
+    /// kernel's output is there for the launches after it, a large one's in part only.
+    fn time(&self, launches: &[Launch], options: &TimeOptions) -> Result<Timing, DeviceError> {
+        let state = &mut *self.state();
+        let mut predictions = Vec::new();
+        for launch in launches {
+            let resources = self.resources(state, launch)?;
+            let blocks = launch.grid.into_iter().map(u64::from).product();
+            let options = emulator::Options {
+                checks: false,
+                counters: true,
+                seed: self.options.seed,
+                blocks: sample(blocks, options.sampled_blocks),
+                ..Default::default()
+            };
+            let counters = faultless(launch, self.execute(state, launch, &options)?)?;
+            let shape = cost::Shape {
+                blocks,
+                threads_per_block: launch.block.into_iter().product(),
+                registers: resources.registers,
+                shared_bytes_per_block: resources.static_shared_bytes + launch.shared_bytes,
+            };
+            let footprint = state.footprint(blocks, &counters);
+            let estimate =
+                cost::estimate_with_footprint(&self.profile, &shape, &counters, footprint)
+                    .map_err(|error| DeviceError::BadLaunch {
+                        kernel: launch.kernel.clone(),
+                        reason: error.to_string(),
+                    })?;
+            predictions.push(Prediction { kernel: launch.kernel.clone(), counters, estimate });
+        }
+        let total_us = predictions.iter().map(|prediction| prediction.estimate.time_us).sum();
+        Ok(Timing { basis: Basis::Predicted, samples_us: vec![total_us], predictions })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_grids_run_in_full_and_large_ones_are_sampled_evenly() {
+        let only = |blocks: &[u64]| BlockSelection::Only(blocks.to_vec());
+        assert_eq!(sample(8, 2), BlockSelection::All);
+        assert_eq!(sample(20, 32), BlockSelection::All);
+        assert_eq!(sample(100, 2), only(&[25, 75]));
+        assert_eq!(sample(9, 3), only(&[1, 4, 7]));
+        assert_eq!(sample(100, 0), only(&[50]));
+        assert_eq!(sample(u64::MAX, 1), only(&[u64::MAX / 2]));
+    }
+}
