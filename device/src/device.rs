@@ -235,8 +235,9 @@ pub trait Device: Send + Sync {
     /// the next download. On an emulated device every finding of the checks is an error here.
     fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError>;
 
-    /// Times the launches, run in order, as one sequence. Every launch must have run correctly
-    /// before. What the sequence leaves in its output buffers is unspecified (an emulated device
-    /// runs a sample of the blocks only).
+    /// Times the launches, run in order, as one sequence, and leaves unspecified what is in their
+    /// output buffers. On a GPU every launch must have run correctly before. An emulated device
+    /// executes launches of few blocks in full and a sample of the blocks of others, so what a
+    /// small kernel writes is there for the large ones after it.
     fn time(&self, launches: &[Launch], options: &TimeOptions) -> Result<Timing, DeviceError>;
 }
