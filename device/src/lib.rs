@@ -8,6 +8,7 @@ pub mod cuda;
 pub mod device;
 pub mod emulated;
 pub mod error;
+pub mod launch_file;
 pub mod nvrtc;
 mod open;
 pub mod settings;

@@ -1,0 +1,624 @@
+//! One launch of any kernel, described by a JSON file, on the emulator.
+//!
+//! ```json
+//! {
+//!   "source": "saxpy.cu", "arch": "sm_80", "options": ["-DN=4"],
+//!   "entry": "saxpy", "grid": [2, 1, 1], "block": [64, 1, 1], "shared_bytes": 0,
+//!   "args": [
+//!     {"i32": 100}, {"f32": 1.5},
+//!     {"buffer": {"bytes": 400, "file": "x.bin"}},
+//!     {"buffer": {"bytes": 400, "fill": 0}}
+//!   ],
+//!   "outputs": [{"arg": 3, "file": "y.bin"}]
+//! }
+//! ```
+//!
+//! | field | meaning |
+//! |---|---|
+//! | `source` or `ptx` | CUDA C++ for NVRTC, or PTX; one of the two |
+//! | `arch` | what the source is compiled for, such as `sm_80`; with `source` only |
+//! | `options` | options for NVRTC; with `source` only. The source's folder is an include folder |
+//! | `entry` | name of the kernel in the PTX: declare it `extern "C"` |
+//! | `grid`, `block` | blocks, and threads of a block, in x, y and z |
+//! | `shared_bytes` | dynamic shared memory of a block; 0 where left out |
+//! | `args` | arguments in order: a buffer, or a scalar `i32`, `u32`, `i64`, `u64`, `f32`, `f64` |
+//! | `outputs` | buffers to write to files once the launch has passed every check |
+//!
+//! A float may be given as `"nan"`, `"inf"` or `"-inf"`. A buffer has `bytes` bytes, or those of its
+//! `file` where `bytes` is left out. It begins with the bytes of `file`; what they do not cover is
+//! set to the byte `fill`, or uninitialised where there is no `fill`. A file longer than `bytes` is
+//! an error. Paths are relative to the launch file.
+
+use crate::compiler::{Architecture, Compiler, Source, Target};
+use crate::error::{CompileError, NvrtcError};
+use crate::nvrtc::Nvrtc;
+use crate::settings::Settings;
+use fs_err as fs;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use spanforge_emulator as emulator;
+use spanforge_emulator::counters::Counters;
+use spanforge_emulator::{Finding, Memory, Module, profile};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A launch that cannot be read or run. What the checks find in the kernel is no error but part of
+/// the [`Emulation`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaunchFileError {
+    /// A file cannot be read; the message names it.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Not JSON.
+    #[error("{}: not JSON: {source}", path.display())]
+    Json {
+        /// The launch file.
+        path: PathBuf,
+        /// What the parser found, with line and column.
+        source: serde_json::Error,
+    },
+    /// A field is missing, unknown, or has a value that cannot be.
+    #[error("{}: `{field}`: {fault}", path.display())]
+    Field {
+        /// The launch file.
+        path: PathBuf,
+        /// The field, such as `args[2].buffer.bytes`.
+        field: String,
+        /// What is wrong, and what was expected.
+        fault: String,
+    },
+    /// NVRTC is not at hand.
+    #[error(transparent)]
+    Nvrtc(#[from] NvrtcError),
+    /// The source does not compile.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The PTX cannot be executed.
+    #[error("{}: {source}", path.display())]
+    Load {
+        /// The PTX, or the source that was compiled to it.
+        path: PathBuf,
+        /// The line, and what is wrong there.
+        source: emulator::LoadError,
+    },
+    /// The kernel cannot be launched in this way.
+    #[error("{}: {source}", path.display())]
+    Launch {
+        /// The launch file.
+        path: PathBuf,
+        /// Why.
+        source: emulator::LaunchError,
+    },
+}
+
+/// A launch file, read and checked. Files that it names are read when it is run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaunchFile {
+    path: PathBuf,
+    code: Code,
+    entry: String,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared_bytes: u32,
+    arguments: Vec<LaunchArgument>,
+    outputs: Vec<Output>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Code {
+    Source { path: PathBuf, architecture: String, options: Vec<String> },
+    Ptx(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum LaunchArgument {
+    Buffer { bytes: Option<usize>, file: Option<PathBuf>, fill: Option<u8> },
+    I32(i32),
+    U32(u32),
+    I64(i64),
+    U64(u64),
+    F32(f32),
+    F64(f64),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Output {
+    argument: usize,
+    file: PathBuf,
+}
+
+/// What a launch did.
+#[derive(Clone, Debug)]
+pub struct Emulation {
+    /// What the checks reported, in the order of execution; empty where all is well.
+    pub findings: Vec<Finding>,
+    /// What was counted.
+    pub counters: Counters,
+    /// The files to write and their contents; empty where a check reported.
+    pub outputs: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl LaunchFile {
+    /// Reads a launch file.
+    pub fn read(path: &Path) -> Result<Self, LaunchFileError> {
+        Self::parse(path, &fs::read_to_string(path)?)
+    }
+
+    /// Reads the text of a launch file; `path` names it in errors, and paths in it are relative to
+    /// its folder.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, LaunchFileError> {
+        let value: Value = serde_json::from_str(text)
+            .map_err(|source| LaunchFileError::Json { path: path.to_owned(), source })?;
+        Self::from_value(path, value).map_err(|fault| fault.in_file(path))
+    }
+
+    fn from_value(path: &Path, value: Value) -> Result<Self, Fault> {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let mut fields = Fields::of(value, "")?;
+        let options: Option<Vec<String>> = fields.take("options")?;
+        let architecture: Option<String> = fields.take("arch")?;
+        let code = match (fields.take::<PathBuf>("source")?, fields.take::<PathBuf>("ptx")?) {
+            (Some(source), None) => Code::Source {
+                path: folder.join(source),
+                architecture: architecture.ok_or_else(|| fields.missing("arch"))?,
+                options: options.unwrap_or_default(),
+            },
+            (None, Some(ptx)) => match (options, architecture) {
+                (None, None) => Code::Ptx(folder.join(ptx)),
+                (Some(_), _) => {
+                    return Err(Fault::new("options", "PTX is not compiled: leave out"));
+                }
+                (_, Some(_)) => {
+                    return Err(Fault::new("arch", "PTX names its own target: leave out"));
+                }
+            },
+            (Some(_), Some(_)) => return Err(Fault::new("ptx", "there is a `source` already")),
+            (None, None) => return Err(Fault::new("source", "missing; give `source` or `ptx`")),
+        };
+        let entry = fields.need("entry")?;
+        let grid = fields.need("grid")?;
+        let block = fields.need("block")?;
+        let shared_bytes = fields.take("shared_bytes")?.unwrap_or(0);
+        let arguments = fields.list("args", |value, field| argument(value, field, folder))?;
+        let outputs = fields.list("outputs", |value, field| output(value, field, folder))?;
+        fields.finish(&[
+            "source",
+            "ptx",
+            "arch",
+            "options",
+            "entry",
+            "grid",
+            "block",
+            "shared_bytes",
+            "args",
+            "outputs",
+        ])?;
+        for (index, output) in outputs.iter().enumerate() {
+            let field = format!("outputs[{index}].arg");
+            match arguments.get(output.argument) {
+                Some(LaunchArgument::Buffer { .. }) => {}
+                Some(_) => {
+                    let fault = format!("args[{}] is not a buffer", output.argument);
+                    return Err(Fault::new(field, fault));
+                }
+                None => {
+                    let fault = format!("{}, but there are {}", output.argument, arguments.len());
+                    return Err(Fault::new(field, format!("there is no argument {fault}")));
+                }
+            }
+            if outputs[..index].iter().any(|earlier| earlier.file == output.file) {
+                let field = format!("outputs[{index}].file");
+                return Err(Fault::new(field, "an earlier output is written to the same file"));
+            }
+        }
+        let path = path.to_owned();
+        Ok(Self { path, code, entry, grid, block, shared_bytes, arguments, outputs })
+    }
+
+    /// Name of the kernel.
+    pub fn entry(&self) -> &str {
+        &self.entry
+    }
+
+    /// Blocks and threads of a block, in x, y and z.
+    pub fn shape(&self) -> ([u32; 3], [u32; 3]) {
+        (self.grid, self.block)
+    }
+
+    /// Compiles the source, if it is one, and runs the launch on the emulator with all checks and
+    /// counters. `seed` decides the order in which warps run. Nothing is written.
+    pub fn run(&self, settings: &Settings, seed: u64) -> Result<Emulation, LaunchFileError> {
+        let module = self.load(settings)?;
+        self.check_shared_memory(&module)?;
+        let mut memory = Memory::new();
+        let mut arguments = Vec::with_capacity(self.arguments.len());
+        let mut buffers = Vec::new();
+        for (index, argument) in self.arguments.iter().enumerate() {
+            arguments.push(match argument {
+                LaunchArgument::Buffer { bytes, file, fill } => {
+                    let buffer = self.buffer(&mut memory, index, *bytes, file.as_deref(), *fill)?;
+                    buffers.push((index, buffer));
+                    emulator::Argument::U64(buffer.0)
+                }
+                LaunchArgument::I32(value) => emulator::Argument::I32(*value),
+                LaunchArgument::U32(value) => emulator::Argument::U32(*value),
+                LaunchArgument::I64(value) => emulator::Argument::I64(*value),
+                LaunchArgument::U64(value) => emulator::Argument::U64(*value),
+                LaunchArgument::F32(value) => emulator::Argument::F32(*value),
+                LaunchArgument::F64(value) => emulator::Argument::F64(*value),
+            });
+        }
+        let launch = emulator::Launch {
+            kernel: &self.entry,
+            grid: self.grid,
+            block: self.block,
+            dynamic_shared_bytes: self.shared_bytes,
+            arguments: &arguments,
+        };
+        let options =
+            emulator::Options { checks: true, counters: true, seed, ..Default::default() };
+        let failed = |source| LaunchFileError::Launch { path: self.path.clone(), source };
+        let report = emulator::launch(&module, &mut memory, &launch, &options).map_err(failed)?;
+        let mut outputs = Vec::new();
+        if report.findings.is_empty() {
+            for output in &self.outputs {
+                let found = buffers.iter().find(|(index, _)| *index == output.argument);
+                let Some((_, (address, bytes))) = found else { continue };
+                let mut data = vec![0; *bytes];
+                memory.read(*address, &mut data).map_err(|error| failed(error.into()))?;
+                outputs.push((output.file.clone(), data));
+            }
+        }
+        Ok(Emulation { findings: report.findings, counters: report.counters, outputs })
+    }
+
+    fn load(&self, settings: &Settings) -> Result<Module, LaunchFileError> {
+        let (ptx, path) = match &self.code {
+            Code::Ptx(path) => (fs::read_to_string(path)?, path),
+            Code::Source { path, architecture, options } => {
+                let mut source = Source::new(path.display().to_string(), fs::read_to_string(path)?);
+                source.options.clone_from(options);
+                let folder = match path.parent() {
+                    Some(folder) if folder != Path::new("") => folder,
+                    _ => Path::new("."),
+                };
+                source.options.push(format!("-I{}", folder.display()));
+                // Code is kept by the text of its source, which says nothing of the files that
+                // a user's source includes.
+                let compiler = Compiler::without_cache(Nvrtc::find(settings)?);
+                (compiler.compile(&source, &Target::Ptx(architecture.clone()))?.ptx, path)
+            }
+        };
+        Module::parse(&ptx).map_err(|source| LaunchFileError::Load { path: path.clone(), source })
+    }
+
+    /// Refuses more shared memory than a block can have on GPUs of the architecture, where a
+    /// profile knows.
+    fn check_shared_memory(&self, module: &Module) -> Result<(), LaunchFileError> {
+        let Code::Source { architecture, .. } = &self.code else { return Ok(()) };
+        let number = |name: &str| Architecture::parse(name).map(|found| found.number);
+        let asked = number(architecture);
+        let profile = profile::names()
+            .into_iter()
+            .filter_map(|name| profile::find(name).ok())
+            .find(|profile| asked.is_some() && number(&profile.architecture) == asked);
+        let (Some(profile), Some(kernel)) = (profile, module.kernel(&self.entry)) else {
+            return Ok(());
+        };
+        let fixed = u64::from(kernel.static_shared_bytes());
+        let most = profile.shared_bytes_per_block.value;
+        if fixed + u64::from(self.shared_bytes) > most {
+            let fault = format!(
+                "{} bytes and {fixed} static ones, but a block of {architecture} can have {most}",
+                self.shared_bytes
+            );
+            return Err(Fault::new("shared_bytes", fault).in_file(&self.path));
+        }
+        Ok(())
+    }
+
+    /// Allocates and fills the buffer of an argument; gives address and size.
+    fn buffer(
+        &self,
+        memory: &mut Memory,
+        index: usize,
+        bytes: Option<usize>,
+        file: Option<&Path>,
+        fill: Option<u8>,
+    ) -> Result<(u64, usize), LaunchFileError> {
+        let fault = |field: &str, fault: String| {
+            Fault::new(format!("args[{index}].buffer{field}"), fault).in_file(&self.path)
+        };
+        let data = file.map(fs::read).transpose()?.unwrap_or_default();
+        let bytes = bytes.unwrap_or(data.len());
+        if bytes == 0 {
+            return Err(fault("", "no bytes; a buffer has at least one".into()));
+        }
+        if data.len() > bytes {
+            let found = format!("has {} bytes, which is more than `bytes`, {bytes}", data.len());
+            let name = file.unwrap_or(Path::new("")).display();
+            return Err(fault(".file", format!("{name} {found}")));
+        }
+        let refused = |error: emulator::MemoryError| fault(".bytes", error.to_string());
+        let address = memory.allocate(&format!("args[{index}]"), bytes).map_err(refused)?;
+        memory.write(address, &data).map_err(refused)?;
+        if let Some(fill) = fill {
+            let rest = vec![fill; bytes - data.len()];
+            memory.write(address + data.len() as u64, &rest).map_err(refused)?;
+        }
+        Ok((address, bytes))
+    }
+}
+
+fn argument(value: Value, field: &str, folder: &Path) -> Result<LaunchArgument, Fault> {
+    const KINDS: &str = "expected one of buffer, i32, u32, i64, u64, f32, f64";
+    let Fields { map, .. } = Fields::of(value, field)?;
+    let mut entries = map.into_iter();
+    let (Some((kind, value)), None) = (entries.next(), entries.next()) else {
+        return Err(Fault::new(field, format!("not exactly one kind of argument; {KINDS}")));
+    };
+    let field = format!("{field}.{kind}");
+    Ok(match kind.as_str() {
+        "buffer" => {
+            let mut fields = Fields::of(value, &field)?;
+            let bytes = fields.take("bytes")?;
+            let file = fields.take::<PathBuf>("file")?.map(|file| folder.join(file));
+            let fill = fields.take("fill")?;
+            fields.finish(&["bytes", "file", "fill"])?;
+            if bytes.is_none() && file.is_none() {
+                return Err(fields.missing("bytes"));
+            }
+            LaunchArgument::Buffer { bytes, file, fill }
+        }
+        "i32" => LaunchArgument::I32(read(value, &field)?),
+        "u32" => LaunchArgument::U32(read(value, &field)?),
+        "i64" => LaunchArgument::I64(read(value, &field)?),
+        "u64" => LaunchArgument::U64(read(value, &field)?),
+        "f32" => {
+            let wide = float(value, &field)?;
+            let narrow = wide as f32;
+            if wide.is_finite() && narrow.is_infinite() {
+                return Err(Fault::new(field, format!("{wide:e} is out of the range of f32")));
+            }
+            LaunchArgument::F32(narrow)
+        }
+        "f64" => LaunchArgument::F64(float(value, &field)?),
+        _ => return Err(Fault::new(field, format!("no such kind of argument; {KINDS}"))),
+    })
+}
+
+fn float(value: Value, field: &str) -> Result<f64, Fault> {
+    match &value {
+        Value::String(word) => match word.as_str() {
+            "nan" => Ok(f64::NAN),
+            "inf" => Ok(f64::INFINITY),
+            "-inf" => Ok(f64::NEG_INFINITY),
+            _ => Err(Fault::new(field, format!("{word:?}, expected a number, nan, inf or -inf"))),
+        },
+        _ => read(value, field),
+    }
+}
+
+fn output(value: Value, field: &str, folder: &Path) -> Result<Output, Fault> {
+    let mut fields = Fields::of(value, field)?;
+    let argument = fields.need("arg")?;
+    let file = folder.join(fields.need::<PathBuf>("file")?);
+    fields.finish(&["arg", "file"])?;
+    Ok(Output { argument, file })
+}
+
+/// What is wrong with a field, before the file is known.
+#[derive(Debug)]
+struct Fault {
+    field: String,
+    fault: String,
+}
+
+impl Fault {
+    fn new(field: impl Into<String>, fault: impl Into<String>) -> Self {
+        Self { field: field.into(), fault: fault.into() }
+    }
+
+    fn in_file(self, path: &Path) -> LaunchFileError {
+        LaunchFileError::Field { path: path.to_owned(), field: self.field, fault: self.fault }
+    }
+}
+
+/// The fields of an object that have not been read yet. serde's own reader gives a line and a column
+/// for a wrong value; this one gives the path of the field.
+struct Fields {
+    at: String,
+    map: Map<String, Value>,
+}
+
+impl Fields {
+    fn of(value: Value, at: &str) -> Result<Self, Fault> {
+        match value {
+            Value::Object(map) => Ok(Self { at: at.to_owned(), map }),
+            other => {
+                let field = if at.is_empty() { "the file" } else { at };
+                Err(Fault::new(field, format!("{other} is not an object")))
+            }
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        if self.at.is_empty() { name.to_owned() } else { format!("{}.{name}", self.at) }
+    }
+
+    fn missing(&self, name: &str) -> Fault {
+        Fault::new(self.path(name), "missing")
+    }
+
+    fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, Fault> {
+        let field = self.path(name);
+        self.map.remove(name).map(|value| read(value, &field)).transpose()
+    }
+
+    fn need<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, Fault> {
+        self.take(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    fn list<T>(
+        &mut self,
+        name: &str,
+        item: impl Fn(Value, &str) -> Result<T, Fault>,
+    ) -> Result<Vec<T>, Fault> {
+        let values: Vec<Value> = self.take(name)?.unwrap_or_default();
+        let field = self.path(name);
+        values
+            .into_iter()
+            .enumerate()
+            .map(|(index, value)| item(value, &format!("{field}[{index}]")))
+            .collect()
+    }
+
+    /// Refuses what was not read.
+    fn finish(&self, known: &[&str]) -> Result<(), Fault> {
+        match self.map.keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                let fault = format!("no such field; there are {}", known.join(", "));
+                Err(Fault::new(self.path(name), fault))
+            }
+        }
+    }
+}
+
+fn read<T: DeserializeOwned>(value: Value, field: &str) -> Result<T, Fault> {
+    serde_json::from_value(value).map_err(|error| Fault::new(field, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn whole() -> Value {
+        json!({
+            "source": "k.cu", "arch": "sm_80", "options": ["-DN=4"], "entry": "k",
+            "grid": [2, 1, 1], "block": [64, 1, 1], "shared_bytes": 16,
+            "args": [
+                {"buffer": {"bytes": 64, "file": "in.bin"}}, {"buffer": {"bytes": 64}},
+                {"buffer": {"bytes": 64, "fill": 255}}, {"i32": -5}, {"u32": 4294967295u32},
+                {"i64": i64::MIN}, {"u64": u64::MAX}, {"f32": 1.5}, {"f64": "-inf"}
+            ],
+            "outputs": [{"arg": 1, "file": "out.bin"}]
+        })
+    }
+
+    fn parse(value: &Value) -> Result<LaunchFile, String> {
+        LaunchFile::parse(Path::new("dir/launch.json"), &value.to_string())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_field_is_read_and_paths_are_relative_to_the_file() {
+        let file = parse(&whole()).unwrap();
+        let source = Code::Source {
+            path: "dir/k.cu".into(),
+            architecture: "sm_80".into(),
+            options: vec!["-DN=4".into()],
+        };
+        assert_eq!(file.code, source);
+        assert_eq!((file.grid, file.block, file.shared_bytes), ([2, 1, 1], [64, 1, 1], 16));
+        let buffer = |file: Option<&str>, fill| LaunchArgument::Buffer {
+            bytes: Some(64),
+            file: file.map(PathBuf::from),
+            fill,
+        };
+        assert_eq!(
+            file.arguments,
+            [
+                buffer(Some("dir/in.bin"), None),
+                buffer(None, None),
+                buffer(None, Some(255)),
+                LaunchArgument::I32(-5),
+                LaunchArgument::U32(u32::MAX),
+                LaunchArgument::I64(i64::MIN),
+                LaunchArgument::U64(u64::MAX),
+                LaunchArgument::F32(1.5),
+                LaunchArgument::F64(f64::NEG_INFINITY),
+            ]
+        );
+        assert_eq!(file.outputs, [Output { argument: 1, file: "dir/out.bin".into() }]);
+    }
+
+    #[test]
+    fn faults_name_the_field() {
+        let cases = [
+            ("/entry", json!(5), "`entry`: invalid type: integer `5`, expected a string"),
+            ("/grid", json!([1, 2]), "`grid`: invalid length 2"),
+            ("/block/1", json!(-1), "`block`: invalid value: integer `-1`, expected u32"),
+            ("/args/3", json!({"i32": 2147483648u32}), "`args[3].i32`: invalid value"),
+            ("/args/3", json!({"u32": -1}), "`args[3].u32`: invalid value"),
+            ("/args/3", json!({"i64": 1.5}), "`args[3].i64`: invalid type: floating point"),
+            ("/args/3", json!({"f32": 1e39}), "`args[3].f32`: 1e39 is out of the range of f32"),
+            ("/args/3", json!({"f32": "big"}), "`args[3].f32`: \"big\", expected a number"),
+            ("/args/3", json!({"i8": 1}), "`args[3].i8`: no such kind of argument"),
+            ("/args/3", json!({"i32": 1, "u32": 1}), "`args[3]`: not exactly one kind"),
+            ("/args/3", json!(7), "`args[3]`: 7 is not an object"),
+            ("/args/0/buffer", json!({"fill": 1}), "`args[0].buffer.bytes`: missing"),
+            ("/args/0/buffer", json!({"bytes": 4, "fill": 256}), "`args[0].buffer.fill`: invalid"),
+            ("/args/0/buffer", json!({"byte": 4}), "`args[0].buffer.byte`: no such field"),
+            ("/outputs/0/arg", json!(9), "`outputs[0].arg`: there is no argument 9"),
+            ("/outputs/0/arg", json!(3), "`outputs[0].arg`: args[3] is not a buffer"),
+            ("/outputs/0", json!({"arg": 1}), "`outputs[0].file`: missing"),
+            (
+                "/outputs",
+                json!([{"arg": 1, "file": "a"}, {"arg": 2, "file": "a"}]),
+                "`outputs[1].file`: an earlier output",
+            ),
+        ];
+        for (pointer, value, expected) in cases {
+            let mut launch = whole();
+            *launch.pointer_mut(pointer).unwrap() = value;
+            let message = parse(&launch).unwrap_err();
+            assert!(message.starts_with("dir/launch.json: "), "{message}");
+            assert!(message.contains(expected), "{message}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn missing_unknown_and_contradicting_fields_are_named() {
+        for name in ["source", "arch", "entry", "grid", "block"] {
+            let mut launch = whole();
+            launch.as_object_mut().unwrap().remove(name);
+            assert!(parse(&launch).unwrap_err().contains(&format!("`{name}`: missing")), "{name}");
+        }
+        for (name, value, expected) in [
+            ("ptx", json!("k.ptx"), "`ptx`: there is a `source` already"),
+            ("grids", json!([1, 1, 1]), "`grids`: no such field; there are source, ptx, arch"),
+        ] {
+            let mut launch = whole();
+            launch.as_object_mut().unwrap().insert(name.into(), value);
+            assert!(parse(&launch).unwrap_err().contains(expected));
+        }
+        let mut launch = whole();
+        launch.as_object_mut().unwrap().remove("source");
+        launch.as_object_mut().unwrap().insert("ptx".into(), json!("k.ptx"));
+        assert!(parse(&launch).unwrap_err().contains("`options`: PTX is not compiled"));
+        assert!(parse(&json!([])).unwrap_err().contains("`the file`: [] is not an object"));
+        let error = LaunchFile::parse(Path::new("l.json"), "{\n\"grid\": }").unwrap_err();
+        assert!(
+            error.to_string().contains("l.json: not JSON: expected value at line 2"),
+            "{error}"
+        );
+    }
+
+    /// Whatever a byte is changed to, the answer is an error or another launch, never a panic; a
+    /// file that was cut is an error.
+    #[test]
+    fn no_text_makes_the_reader_panic() {
+        let whole = whole().to_string();
+        for cut in 0..whole.len() {
+            let path = Path::new("launch.json");
+            assert!(LaunchFile::parse(path, &whole[..cut]).is_err(), "{cut}");
+            for byte in ["\"", "{", "9", "-", ",", "}", "\0", "e"] {
+                let text = format!("{}{byte}{}", &whole[..cut], &whole[cut + 1..]);
+                let _ = LaunchFile::parse(path, &text);
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The device that a verb works on.
+
+use anyhow::Result;
+use clap::Args;
+use spanforge_device::Device;
+
+/// The device to run on.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgument {
+    /// Device: cuda:<n>, or emulated:<gpu> [default: cuda:0 where there is one, else emulated:h200]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+}
+
+impl DeviceArgument {
+    /// The device's name; where none was given, the default one, which is announced.
+    pub fn name(&self) -> String {
+        match &self.device {
+            Some(name) => name.clone(),
+            None => {
+                let name = spanforge_device::default_spec();
+                eprintln!("device: {name} (choose another with --device)");
+                name.to_owned()
+            }
+        }
+    }
+}
+
+/// Opens a device.
+pub fn open(name: &str) -> Result<Box<dyn Device>> {
+    Ok(spanforge_device::open(name)?)
+}

@@ -1,0 +1,236 @@
+//! `inspect`: what an artifact holds, after every file of it was verified.
+
+use super::device_choice;
+use super::kernel_choice::ShapeArguments;
+use super::{Outcome, write_json};
+use crate::table::{Table, grouped};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+use serde_json::Value;
+use spanforge_kernels::artifact::{Artifact, Manifest};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Verify an artifact and describe what it holds
+///
+/// Every file is compared with its SHA-256, and the argument lists with those in the machine code;
+/// a changed file is named and ends the command with exit code 2.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    spanforge inspect artifacts/da-qwen3.6\n  \
+    spanforge inspect artifacts/da-qwen3.6 --explain --head-dim 256 --group-size 6 \
+    --device emulated:a100")]
+pub struct Arguments {
+    /// Folder of the artifact
+    artifact: PathBuf,
+    /// Say which kernel would serve a shape on a device, and why not the others
+    #[arg(long)]
+    explain: bool,
+    #[command(flatten)]
+    shape: ShapeArguments,
+    /// Device for --explain [default: the one it was tuned on]
+    #[arg(long, value_name = "DEVICE", requires = "explain")]
+    device: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Inspection<'a> {
+    root: String,
+    files: Vec<File<'a>>,
+    manifest: &'a Manifest,
+    evidence: &'a Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explanation: Option<Explanation>,
+}
+
+#[derive(Serialize)]
+struct File<'a> {
+    name: &'a str,
+    bytes: usize,
+}
+
+#[derive(Serialize)]
+struct Explanation {
+    shape: String,
+    device: String,
+    kernels: Vec<Verdict>,
+}
+
+#[derive(Serialize)]
+struct Verdict {
+    id: String,
+    role: String,
+    unfit: Option<String>,
+}
+
+pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
+    if arguments.shape.given() && !arguments.explain {
+        bail!("the flags of a shape say what to explain: add --explain");
+    }
+    let artifact = Artifact::load(&arguments.artifact).with_context(|| {
+        format!("{} cannot be used as an artifact", arguments.artifact.display())
+    })?;
+    let explanation = match arguments.explain {
+        true => Some(explain(arguments, &artifact)?),
+        false => None,
+    };
+    let inspection = Inspection {
+        root: artifact.root().display().to_string(),
+        files: artifact.files().map(|(name, bytes)| File { name, bytes }).collect(),
+        manifest: artifact.manifest(),
+        evidence: artifact.evidence(),
+        explanation,
+    };
+    if arguments.json {
+        write_json(out, &inspection)?;
+    } else {
+        print(&inspection, out)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn explain(arguments: &Arguments, artifact: &Artifact) -> Result<Explanation> {
+    // Without flags, the shape that the artifact was made for.
+    let shape = match artifact.manifest().kernels.first() {
+        Some(first) if !arguments.shape.given() => first.spec.shape,
+        _ => arguments.shape.shape()?,
+    };
+    let name = arguments.device.clone().unwrap_or_else(|| artifact.manifest().device.clone());
+    let device = device_choice::open(&name)?;
+    let verdicts = artifact.explain(shape, device.properties());
+    let kernels = verdicts
+        .into_iter()
+        .map(|(entry, unfit)| Verdict { id: entry.id.clone(), role: entry.role.clone(), unfit })
+        .collect();
+    Ok(Explanation { shape: shape.to_string(), device: name, kernels })
+}
+
+fn print(inspection: &Inspection<'_>, out: &mut dyn Write) -> Result<()> {
+    let manifest = inspection.manifest;
+    let bytes: u64 = inspection.files.iter().map(|file| file.bytes as u64).sum();
+    let mut table = Table::plain();
+    table.row(["artifact".into(), inspection.root.clone()]);
+    let count = inspection.files.len();
+    table.row(["verified".into(), format!("{count} files, {} bytes", grouped(bytes))]);
+    table.row(["made by".into(), manifest.created_by.clone()]);
+    table.row(["made at".into(), utc(manifest.created_unix_s)]);
+    table.row(["workload".into(), manifest.workload.clone()]);
+    table.row(["tuned on".into(), manifest.device.clone()]);
+    table.row(["versions".into(), format!("schema {}, ABI {}", manifest.schema, manifest.abi)]);
+    table.write(out, "")?;
+    writeln!(out, "\nkernels, the preferred one first")?;
+    for kernel in &manifest.kernels {
+        let basis = serde_json::to_value(kernel.basis)?;
+        writeln!(out, "  {}", kernel.id)?;
+        let mut table = Table::plain();
+        table.row(["role".into(), kernel.role.clone()]);
+        table.row(["serves".into(), kernel.spec.shape.to_string()]);
+        let time = format!("{:.2} us {}", kernel.time_us, basis.as_str().unwrap_or_default());
+        table.row(["time".into(), time]);
+        let launch = format!(
+            "{} threads and {} bytes of dynamic shared memory per block",
+            kernel.threads,
+            grouped(kernel.shared_bytes.into())
+        );
+        table.row(["launch".into(), launch]);
+        table.row(["PTX".into(), format!("{} and newer", kernel.ptx_architecture)]);
+        table.write(out, "    ")?;
+        let heading = ["cubin", "kernel", "registers/thread", "static shared B", "spills B"];
+        let mut table = Table::new(&heading, &[2, 3, 4]);
+        for (architecture, cubin) in &kernel.cubins {
+            for (symbol, r) in &cubin.resources {
+                table.row([
+                    architecture.clone(),
+                    symbol.clone(),
+                    r.registers.to_string(),
+                    r.static_shared_bytes.to_string(),
+                    (u64::from(r.spill_store_bytes) + u64::from(r.spill_load_bytes)).to_string(),
+                ]);
+            }
+        }
+        table.write(out, "    ")?;
+    }
+    writeln!(out, "\nevidence")?;
+    print_value(inspection.evidence, "  ", out)?;
+    if let Some(explanation) = &inspection.explanation {
+        writeln!(out, "\n{} on {}", explanation.shape, explanation.device)?;
+        let chosen = explanation.kernels.iter().position(|verdict| verdict.unfit.is_none());
+        for (index, verdict) in explanation.kernels.iter().enumerate() {
+            let why = match &verdict.unfit {
+                Some(reason) => reason.as_str(),
+                None if chosen == Some(index) => "used: the first that fits",
+                None => "fits, but a preferred one does too",
+            };
+            writeln!(out, "  {} ({}): {why}", verdict.id, verdict.role)?;
+        }
+        if chosen.is_none() {
+            writeln!(out, "  no kernel serves it: `spanforge tune` for this shape makes one")?;
+        }
+    }
+    Ok(())
+}
+
+/// Evidence is what the tuner recorded; it is shown as it stands, long lists by their length.
+fn print_value(value: &Value, indent: &str, out: &mut dyn Write) -> Result<()> {
+    let Value::Object(fields) = value else {
+        writeln!(out, "{indent}{}", brief(value))?;
+        return Ok(());
+    };
+    let width = fields.keys().map(|name| name.chars().count()).max().unwrap_or(0);
+    for (name, value) in fields {
+        match value {
+            Value::Object(inner) if !inner.is_empty() => {
+                writeln!(out, "{indent}{name}")?;
+                print_value(value, &format!("{indent}  "), out)?;
+            }
+            _ => writeln!(out, "{indent}{name:<width$}  {}", brief(value))?,
+        }
+    }
+    Ok(())
+}
+
+fn brief(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) if items.len() > 8 || items.iter().any(Value::is_object) => {
+            format!("{} entries (--json shows them)", items.len())
+        }
+        Value::Array(items) => items.iter().map(brief).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
+}
+
+/// A time as ISO 8601, by the civil-from-days algorithm of Howard Hinnant's "chrono-Compatible
+/// Low-Level Date Algorithms".
+fn utc(unix_s: u64) -> String {
+    let (days, second) = (unix_s / 86_400, unix_s % 86_400);
+    let shifted = days.saturating_add(719_468);
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_dates() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(utc(951_782_399), "2000-02-28 23:59:59 UTC");
+        assert_eq!(utc(951_782_400), "2000-02-29 00:00:00 UTC");
+        assert_eq!(utc(1_767_225_599), "2025-12-31 23:59:59 UTC");
+        assert_eq!(utc(4_107_542_400), "2100-03-01 00:00:00 UTC");
+    }
+}

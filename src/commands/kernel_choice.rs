@@ -1,0 +1,169 @@
+//! The arguments that choose a kernel: a configuration, or a shape whose default configuration is
+//! meant, and the GPU whose limits hold.
+
+use super::device_choice;
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use fs_err as fs;
+use spanforge_device::Architecture;
+use spanforge_emulator::profile;
+use spanforge_kernels::{KernelShape, KernelSpec, Limits, SearchSpace};
+use spanforge_spans::Dtype;
+use std::path::Path;
+
+/// Heading of the flags of a shape.
+const SHAPE: &str = "Shape (default: f16-d128-g4, that of Llama-3-8B)";
+
+/// Shape of the kernel: what it is compiled for.
+#[derive(Args, Clone, Debug)]
+pub struct ShapeArguments {
+    /// Element type: f16 or bf16 [default: f16]
+    #[arg(long, value_name = "TYPE", help_heading = SHAPE)]
+    dtype: Option<Dtype>,
+    /// Elements per head: 64, 128, 256 or 512 [default: 128]
+    #[arg(long, value_name = "N", help_heading = SHAPE)]
+    head_dim: Option<u32>,
+    /// Query heads per KV head [default: 4]
+    #[arg(long, value_name = "N", help_heading = SHAPE, conflicts_with_all = ["query_heads", "kv_heads"])]
+    group_size: Option<u32>,
+    /// Query heads of the model, instead of --group-size
+    #[arg(long, value_name = "N", help_heading = SHAPE, requires = "kv_heads")]
+    query_heads: Option<u32>,
+    /// KV heads of the model
+    #[arg(long, value_name = "N", help_heading = SHAPE, requires = "query_heads")]
+    kv_heads: Option<u32>,
+}
+
+impl ShapeArguments {
+    /// Whether any was given.
+    pub fn given(&self) -> bool {
+        self.dtype.is_some()
+            || self.head_dim.is_some()
+            || self.group_size.is_some()
+            || self.query_heads.is_some()
+    }
+
+    /// The shape; that of Llama-3-8B (f16, 32 query heads, 8 KV heads, head_dim 128) where nothing
+    /// else is said.
+    pub fn shape(&self) -> Result<KernelShape> {
+        let group_size = match (self.query_heads, self.kv_heads) {
+            (Some(query), Some(kv)) if kv > 0 && query % kv == 0 => query / kv,
+            (Some(query), Some(kv)) => {
+                bail!("--query-heads {query} is not a multiple of --kv-heads {kv}")
+            }
+            _ => self.group_size.unwrap_or(4),
+        };
+        let shape = KernelShape {
+            dtype: self.dtype.unwrap_or(Dtype::F16),
+            head_dim: self.head_dim.unwrap_or(128),
+            group_size,
+        };
+        shape.check()?;
+        Ok(shape)
+    }
+}
+
+/// The limits of the GPU whose name is given.
+#[derive(Args, Clone, Debug)]
+pub struct LimitsArgument {
+    /// GPU whose limits the configuration must keep, such as emulated:a100 or cuda:0
+    #[arg(long, value_name = "DEVICE", default_value = "emulated:h200")]
+    device: String,
+}
+
+impl LimitsArgument {
+    /// The limits.
+    pub fn limits(&self) -> Result<Limits> {
+        Ok(Limits::of(device_choice::open(&self.device)?.properties()))
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.device
+    }
+}
+
+/// A configuration, or a shape.
+#[derive(Args, Clone, Debug)]
+pub struct KernelArguments {
+    /// Configuration: an id that `spanforge configs` lists, or a JSON file
+    /// [default: the shape's default configuration]
+    #[arg(short, long, value_name = "ID|FILE.json",
+        conflicts_with_all = ["dtype", "head_dim", "group_size", "query_heads", "kv_heads"])]
+    config: Option<String>,
+    #[command(flatten)]
+    shape: ShapeArguments,
+}
+
+impl KernelArguments {
+    /// Whether nothing was said about the kernel.
+    pub fn is_default(&self) -> bool {
+        self.config.is_none() && !self.shape.given()
+    }
+
+    /// The kernel, checked against the constraints on a device with these limits.
+    pub fn spec(&self, limits: Limits) -> Result<KernelSpec> {
+        match &self.config {
+            Some(config) => read_config(config).and_then(|spec| checked(spec, limits)),
+            None => default_spec(self.shape.shape()?, limits),
+        }
+    }
+
+    /// The kernel of `--config`, not checked against any limits; `None` without `--config`.
+    pub fn config(&self) -> Result<Option<KernelSpec>> {
+        self.config.as_deref().map(read_config).transpose()
+    }
+}
+
+/// The default configuration of a shape.
+pub fn default_spec(shape: KernelShape, limits: Limits) -> Result<KernelSpec> {
+    let configuration =
+        SearchSpace::new(shape, limits).default_configuration().ok_or_else(|| {
+            anyhow!(
+                "no configuration serves {shape} on this device: every one breaks a constraint; \
+                 `spanforge configs` with the same flags counts which"
+            )
+        })?;
+    Ok(KernelSpec { shape, configuration })
+}
+
+/// Refuses a configuration that breaks a constraint.
+pub fn checked(spec: KernelSpec, limits: Limits) -> Result<KernelSpec> {
+    let space = SearchSpace::new(spec.shape, limits);
+    match space.broken_constraint(&spec.configuration) {
+        None => Ok(spec),
+        Some(constraint) => Err(anyhow!(
+            "configuration {spec} breaks the constraint `{}` ({}); `spanforge configs` lists valid \
+             ones",
+            constraint.name,
+            constraint.reason
+        )),
+    }
+}
+
+fn read_config(config: &str) -> Result<KernelSpec> {
+    if !config.ends_with(".json") && !Path::new(config).is_file() {
+        return Ok(config.parse()?);
+    }
+    let text = fs::read_to_string(config).context("cannot read the configuration of --config")?;
+    let spec: KernelSpec = serde_json::from_str(&text).map_err(|error| {
+        anyhow!(
+            "{config} is not a configuration: {error}; `spanforge configs --json` prints one, \
+             under `default`"
+        )
+    })?;
+    spec.shape.check().with_context(|| format!("{config}: shape"))?;
+    Ok(spec)
+}
+
+/// The limits of GPUs of an architecture: those of the first profile that has it, or of the H200
+/// for architectures without a profile, whose limits nobody here knows.
+pub fn limits_of_architecture(architecture: &str) -> Result<Limits> {
+    let number = |name: &str| Architecture::parse(name).map(|a| a.number);
+    let asked = number(architecture);
+    let profile = profile::names().into_iter().find(|name| {
+        profile::find(name).is_ok_and(|p| asked.is_some() && number(&p.architecture) == asked)
+    });
+    let device = format!("emulated:{}", profile.unwrap_or("h200"));
+    Ok(Limits::of(device_choice::open(&device)?.properties()))
+}

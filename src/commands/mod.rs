@@ -1,0 +1,58 @@
+//! The verbs, one file each: arguments, what they resolve to, a call of the room that does the
+//! work, printing.
+
+mod compile;
+mod configs;
+mod device_choice;
+mod doctor;
+mod emulate;
+mod inspect;
+mod kernel_choice;
+mod render;
+mod trace;
+
+use anyhow::Result;
+use clap::Subcommand;
+use std::io::Write;
+
+/// How a verb ended that did what it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is well.
+    Done,
+    /// A check reported.
+    CheckFailed,
+}
+
+/// The verbs.
+#[derive(Subcommand)]
+pub enum Verb {
+    Render(render::Arguments),
+    Compile(compile::Arguments),
+    Configs(configs::Arguments),
+    Inspect(inspect::Arguments),
+    Emulate(emulate::Arguments),
+    Trace(trace::Arguments),
+    Doctor(doctor::Arguments),
+}
+
+/// Runs a verb; what it has to say goes to `out`.
+pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
+    match verb {
+        Verb::Render(arguments) => render::run(&arguments, out),
+        Verb::Compile(arguments) => compile::run(&arguments, out),
+        Verb::Configs(arguments) => configs::run(&arguments, out),
+        Verb::Emulate(arguments) => emulate::run(&arguments, out),
+        Verb::Doctor(arguments) => doctor::run(&arguments, out),
+        Verb::Trace(arguments) => trace::run(&arguments, out),
+        Verb::Inspect(arguments) => inspect::run(&arguments, out),
+    }
+}
+
+/// Writes a value as JSON for machines.
+fn write_json(out: &mut dyn Write, value: &impl serde::Serialize) -> Result<()> {
+    // Serialised first, so that an error of the writer keeps its kind.
+    let text = serde_json::to_string_pretty(value)?;
+    writeln!(out, "{text}")?;
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! One-line notices and progress on standard error, where they disturb no data.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use spanforge_device::Settings;
+use std::time::Duration;
+
+/// Settings of the environment whose slow steps, such as fetching the compiler, are announced.
+pub fn settings() -> Settings {
+    Settings::from_environment().with_progress(|line| eprintln!("{line}"))
+}
+
+/// A bar over `steps` steps; it draws itself only where standard error is a terminal.
+pub fn bar(steps: u64, what: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(steps).with_style(style).with_message(what);
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}

@@ -1,0 +1,86 @@
+//! `check`: configurations and edited sources against the oracle.
+
+use crate::{folder, spanforge};
+use fs_err as fs;
+use std::path::Path;
+
+/// Renders the default configuration with one place changed.
+fn edited(folder: &Path, from: &str, to: &str) -> &'static str {
+    let rendered = spanforge(folder, ["render"]).expect(0).out;
+    assert_eq!(rendered.matches(from).count(), 1, "the place to edit occurs once: {from}");
+    fs::write(folder.join("mine.cu"), rendered.replace(from, to)).unwrap();
+    "mine.cu"
+}
+
+#[test]
+fn a_configuration_and_a_rendered_source_pass() {
+    let here = folder();
+    let ran = spanforge(here.path(), ["check", "--cases", "6", "--device", "emulated:h200"]);
+    ran.expect(0).prints("ok").prints("1.0000").prints("staged-t32");
+    spanforge(here.path(), ["render", "--output", "mine.cu"]).expect(0);
+    let check = ["check", "mine.cu", "--cases", "3", "--device", "emulated:a100", "--json"];
+    let report = spanforge(here.path(), check).expect(0).json();
+    assert_eq!(report["passed"], true);
+    assert_eq!(report["devices"][0]["cases"], 3);
+    assert_eq!(report["devices"][0]["bytes_ratio"], 1.0);
+}
+
+#[test]
+fn a_planted_bug_is_found_and_reproduced_by_its_seed() {
+    let here = folder();
+    // The weights of a merged state are forgotten in its normaliser.
+    let source =
+        edited(here.path(), "sum.l = sum.l * mine + l * theirs;", "sum.l = sum.l * mine + l;");
+    let check = ["check", source, "--device", "emulated:h200"];
+    let ran = spanforge(here.path(), check).expect(1);
+    let ran = ran.prints("FAULT").prints("wrong answer").prints("reproduce it with");
+    let again = ran.out.lines().find_map(|l| l.strip_prefix("reproduce it with: spanforge "));
+    let again: Vec<&str> = again.unwrap().split(' ').collect();
+    let again: [&str; 8] = again.try_into().unwrap();
+    spanforge(here.path(), again).expect(1).prints("wrong answer");
+}
+
+#[test]
+fn a_missing_wait_is_diagnosed_with_the_line_that_reads_too_early() {
+    let here = folder();
+    let source =
+        edited(here.path(), "wait_copies<C::STAGES - 2>();", "wait_copies<C::STAGES - 1>();");
+    let ran = spanforge(here.path(), ["check", source, "--device", "emulated:h200"]).expect(1);
+    ran.prints("uninitialised").prints("decode.cuh:").prints("lane");
+}
+
+#[test]
+fn a_source_must_say_what_it_is_or_be_told() {
+    let here = folder();
+    let source = edited(here.path(), "// spanforge-kernel: ", "// nothing: ");
+    let check = ["check", source, "--device", "emulated:h200", "--cases", "1"];
+    spanforge(here.path(), check).expect(2).says("does not say what it was rendered for");
+    let id = "f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second";
+    let check = ["check", source, "--config", id, "--device", "emulated:h200", "--cases", "1"];
+    spanforge(here.path(), check).expect(0);
+}
+
+#[test]
+fn a_broken_edit_is_shown_where_it_was_made() {
+    let here = folder();
+    let source = edited(here.path(), "__syncthreads();  // is_last is read", "nothing();  //");
+    spanforge(here.path(), ["check", source, "--device", "emulated:h200"])
+        .expect(2)
+        .says("decode.cuh(")
+        .says("identifier \"nothing\" is undefined");
+}
+
+#[test]
+fn devices_that_are_not_there_are_bad_input() {
+    let here = folder();
+    spanforge(here.path(), ["check", "--cases", "1", "--device", "h200"])
+        .expect(2)
+        .says("emulated:h200")
+        .says("cuda:<n>");
+    if spanforge_device::cuda::device_count().is_ok() {
+        println!("SKIP: this machine has an NVIDIA driver");
+        return;
+    }
+    let ran = spanforge(here.path(), ["check", "--cases", "1", "--device", "cuda:0"]).expect(2);
+    ran.says("NVIDIA driver").says("emulated:h200");
+}
