@@ -40,7 +40,7 @@ pub struct UploadOptions {
 /// A problem on a device, with the scratch memory of its launches. Freed on drop.
 pub struct Resident<'d> {
     device: &'d dyn Device,
-    allocations: Vec<Buffer>,
+    allocations: Vec<(String, Buffer)>,
     guard_bytes: usize,
     operands: Operands,
     plan: PlanBuffers,
@@ -125,7 +125,7 @@ impl<'d> Decoder<'d> {
                 heads: problem.rows() * problem.attention.query_heads as usize,
             }),
             Err(error) => {
-                for buffer in allocations {
+                for (_, buffer) in allocations {
                     // The first error is the one to report.
                     let _ = self.device.free(buffer);
                 }
@@ -260,14 +260,14 @@ impl Resident<'_> {
     }
 
     /// Names of buffers beyond whose ends something was written: empty where all guards are whole.
-    pub fn broken_guards(&self) -> Result<Vec<usize>, DeviceError> {
+    pub fn broken_guards(&self) -> Result<Vec<String>, DeviceError> {
         let mut broken = Vec::new();
         let mut guard = vec![0; self.guard_bytes];
-        for (index, whole) in self.allocations.iter().enumerate() {
+        for (name, whole) in &self.allocations {
             for offset in [0, whole.bytes - self.guard_bytes] {
                 self.device.download(*whole, offset, &mut guard)?;
                 if guard.iter().any(|b| *b != GUARD) {
-                    broken.push(index);
+                    broken.push(name.clone());
                     break;
                 }
             }
@@ -278,7 +278,7 @@ impl Resident<'_> {
 
 impl Drop for Resident<'_> {
     fn drop(&mut self) {
-        for buffer in &self.allocations {
+        for (_, buffer) in &self.allocations {
             // Nothing to be done about a device that is gone.
             let _ = self.device.free(*buffer);
         }
@@ -292,7 +292,7 @@ const GUARD: u8 = 0xa7;
 struct Builder<'d> {
     device: &'d dyn Device,
     options: UploadOptions,
-    allocations: Vec<Buffer>,
+    allocations: Vec<(String, Buffer)>,
 }
 
 impl Builder<'_> {
@@ -300,7 +300,7 @@ impl Builder<'_> {
         let guard = self.options.guard_bytes;
         // Empty tensors have an address like all others.
         let whole = self.device.allocate(name, bytes.max(4) + 2 * guard)?;
-        self.allocations.push(whole);
+        self.allocations.push((name.to_owned(), whole));
         if guard > 0 {
             let band = vec![GUARD; guard];
             self.device.upload(whole, 0, &band)?;

@@ -1,1 +1,8 @@
-//! Correctness of kernels: problem generators and the check against the oracle.
+//! Correctness of kernels: problems that prefer the edges, and the check of a kernel's answer, of
+//! its accesses and of the bytes it fetches against the oracle.
+
+pub mod check;
+pub mod generate;
+
+pub use check::{CaseReport, Fault, VerifyError, check_problem, check_seeds};
+pub use generate::{Edges, generate};

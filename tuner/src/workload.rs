@@ -1,0 +1,201 @@
+//! Workloads: what a model's decode steps look like, and the problem that stands for them when
+//! configurations are timed.
+//!
+//! A workload is a trace (one of the presets, or a file of the user's) and a batch drawn from it:
+//! independent responses, each caught at a random step, as a server that batches continuously sees
+//! them. A batch of Declarative Attention is bimodal: some rows read everything, the others little.
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use spanforge_kernels::DecodeProblem;
+use spanforge_kernels::configuration::AttentionShape;
+use spanforge_spans::trace::{Preset, Trace, TraceError};
+use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
+use spanforge_verify::generate::{encode, normal};
+use std::path::Path;
+
+/// Responses that a preset's trace has: enough for batches to be drawn from.
+const PRESET_RESPONSES: usize = 64;
+
+/// One row of the batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadRow {
+    /// Tokens in the request's cache.
+    pub kv_len: u32,
+    /// Tokens it attends to.
+    pub spans: SpanSet,
+}
+
+/// A batch to tune for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    /// Name of the preset or the file.
+    pub name: String,
+    /// The model's attention.
+    pub attention: AttentionShape,
+    /// The batch, one request per row.
+    pub rows: Vec<WorkloadRow>,
+}
+
+/// A workload that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkloadError {
+    /// Neither a preset nor a file.
+    #[error(
+        "there is no workload and no trace file `{name}`: use {presets}, or a trace as `spanforge trace generate` writes it"
+    )]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// The presets.
+        presets: String,
+    },
+    /// A trace file that cannot be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A trace that makes no sense.
+    #[error("{path}: {source}")]
+    Trace {
+        /// The file.
+        path: String,
+        /// Why.
+        source: TraceError,
+    },
+}
+
+impl Workload {
+    /// The preset or trace file `name`, with a batch of `batch` rows drawn by `seed`.
+    pub fn named(name: &str, batch: usize, seed: u64) -> Result<Self, WorkloadError> {
+        let trace = match name.parse::<Preset>() {
+            Ok(preset) => preset.generate(seed, PRESET_RESPONSES),
+            Err(_) => read_trace(name)?,
+        };
+        Self::from_trace(name, &trace, batch, seed)
+    }
+
+    /// A batch of `batch` rows from a trace.
+    pub fn from_trace(
+        name: &str,
+        trace: &Trace,
+        batch: usize,
+        seed: u64,
+    ) -> Result<Self, WorkloadError> {
+        let drawn = trace
+            .batch_at(seed, batch)
+            .map_err(|source| WorkloadError::Trace { path: name.to_owned(), source })?;
+        let rows = drawn
+            .rows
+            .into_iter()
+            .map(|row| WorkloadRow { kv_len: row.kv_len, spans: row.spans })
+            .collect();
+        let model = &trace.header.shape;
+        let attention = AttentionShape {
+            dtype: model.dtype,
+            query_heads: model.query_heads,
+            kv_heads: model.kv_heads,
+            head_dim: model.head_dim,
+            page_size: 16,
+            layout: KvLayout::Nhd,
+        };
+        Ok(Self { name: name.to_owned(), attention, rows })
+    }
+
+    /// Selected tokens of all rows.
+    pub fn selected_tokens(&self) -> u64 {
+        self.rows.iter().map(|row| row.spans.len_tokens()).sum()
+    }
+
+    /// The batch in words.
+    pub fn describe(&self) -> String {
+        let a = &self.attention;
+        let mut tokens: Vec<u64> = self.rows.iter().map(|r| r.spans.len_tokens()).collect();
+        tokens.sort_unstable();
+        let spans: usize = self.rows.iter().map(|r| r.spans.spans().len()).sum();
+        format!(
+            "{} rows selecting {} tokens in {spans} spans ({} to {} per row), {} query and {} KV heads of {} {}, pages of {} {}",
+            tokens.len(),
+            self.selected_tokens(),
+            tokens.first().copied().unwrap_or(0),
+            tokens.last().copied().unwrap_or(0),
+            a.query_heads,
+            a.kv_heads,
+            a.head_dim,
+            a.dtype,
+            a.page_size,
+            a.layout
+        )
+    }
+
+    /// The decode launch of this batch with random tensors. Where K and V together would exceed
+    /// `cache_bytes`, requests share physical pages: every address calculation and every byte
+    /// fetched stays, only what is found there repeats. That suits an emulated device, which has no
+    /// caches; on a GPU give enough for all.
+    pub fn problem(&self, seed: u64, cache_bytes: u64) -> DecodeProblem {
+        let a = self.attention;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let entries: Vec<usize> =
+            self.rows.iter().map(|r| r.kv_len.div_ceil(a.page_size) as usize).collect();
+        let needed: usize = entries.iter().sum();
+        let page_elements = (a.page_size * a.kv_heads * a.head_dim) as usize;
+        let page_bytes = (2 * page_elements * a.dtype.bytes()) as u64;
+        let pages = needed.min((cache_bytes / page_bytes.max(1)) as usize).max(1);
+        let mut order: Vec<i32> = (0..pages as i32).collect();
+        rand::seq::SliceRandom::shuffle(&mut order[..], &mut rng);
+        let max_pages = entries.iter().copied().max().unwrap_or(0);
+        let mut page_table = vec![-1; self.rows.len() * max_pages];
+        let mut next = 0;
+        for (request, &count) in entries.iter().enumerate() {
+            for entry in 0..count {
+                page_table[request * max_pages + entry] = order[next % pages];
+                next += 1;
+            }
+        }
+        let queries = self.rows.len() * (a.query_heads * a.head_dim) as usize;
+        let kv_len = self.rows.iter().map(|r| r.kv_len as i32).collect();
+        let spans = SpanBatch::from_sets(self.rows.iter().map(|r| &r.spans))
+            .expect("canonical sets make a batch");
+        DecodeProblem {
+            attention: a,
+            scale: (a.head_dim as f32).sqrt().recip(),
+            pages,
+            max_pages,
+            kv_len,
+            page_table,
+            row_request: (0..self.rows.len() as i32).collect(),
+            spans,
+            q: random_elements(&mut rng, a.dtype, queries),
+            k: random_elements(&mut rng, a.dtype, pages * page_elements),
+            v: random_elements(&mut rng, a.dtype, pages * page_elements),
+        }
+    }
+}
+
+fn read_trace(path: &str) -> Result<Trace, WorkloadError> {
+    if !Path::new(path).exists() {
+        let presets = Preset::ALL.map(Preset::name).join(", ");
+        return Err(WorkloadError::Unknown { name: path.to_owned(), presets });
+    }
+    let file = std::fs::File::open(path)
+        .map_err(|source| WorkloadError::Io { path: path.to_owned(), source })?;
+    Trace::read(std::io::BufReader::new(file))
+        .map_err(|source| WorkloadError::Trace { path: path.to_owned(), source })
+}
+
+/// Standard normal elements, drawn from a table of 65,536 since caches have hundreds of millions.
+fn random_elements(rng: &mut ChaCha8Rng, dtype: Dtype, count: usize) -> Vec<u16> {
+    let table: Vec<u16> = (0..65_536).map(|_| encode(dtype, normal(rng))).collect();
+    let mut elements = Vec::with_capacity(count + 3);
+    while elements.len() < count {
+        let word: u64 = rng.random();
+        for part in 0..4 {
+            elements.push(table[(word >> (16 * part)) as usize & 0xffff]);
+        }
+    }
+    elements.truncate(count);
+    elements
+}

@@ -1,0 +1,230 @@
+//! One kernel on one problem: what the checks of the device say, whether the answer is the oracle's,
+//! whether it is the same twice, and whether only the selected tokens were fetched.
+
+use crate::generate::{Edges, generate};
+use serde::{Deserialize, Serialize};
+use spanforge_device::{Basis, DeviceError, LaunchReport};
+use spanforge_kernels::decoder::{DecodeOutput, DecoderError, UploadOptions};
+use spanforge_kernels::{DecodeProblem, Decoder};
+use spanforge_reference::{Problem, Tolerance, attention_f64, compare};
+use std::fmt;
+
+/// Bytes before and after each buffer on a device that does not check bounds by itself.
+const GUARD_BYTES: usize = 4096;
+
+/// What is wrong with a kernel, in one sentence or a diagnosis of several lines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", content = "detail")]
+pub enum Fault {
+    /// A check of the emulated device reported, or the GPU did.
+    Device(String),
+    /// The answer is not the oracle's.
+    WrongAnswer(String),
+    /// A second run gave other bits.
+    NotRepeatable(String),
+    /// Bytes of K and V were fetched that no row selects, or fetched twice.
+    ExtraBytes(String),
+    /// Something was written beyond a buffer.
+    Overrun(String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device(s) => write!(f, "{s}"),
+            Self::WrongAnswer(s) => write!(f, "wrong answer: {s}"),
+            Self::NotRepeatable(s) => write!(f, "not repeatable: {s}"),
+            Self::ExtraBytes(s) => write!(f, "extra bytes: {s}"),
+            Self::Overrun(s) => write!(f, "overrun: {s}"),
+        }
+    }
+}
+
+/// The check of one problem.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaseReport {
+    /// Seed of the problem; `None` for one that was given.
+    pub seed: Option<u64>,
+    /// The problem in words.
+    pub problem: String,
+    /// What is wrong; `None` where all is well.
+    pub fault: Option<Fault>,
+    /// Largest absolute error of the output.
+    pub max_abs_error: f64,
+    /// K and V bytes fetched over those of the selected tokens, where the device counts.
+    pub bytes_ratio: Option<f64>,
+}
+
+/// A check that could not be carried out, as opposed to one that found something.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The decoder or its device.
+    #[error(transparent)]
+    Decoder(#[from] DecoderError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The oracle refuses the problem.
+    #[error("the oracle cannot compute the problem: {0}")]
+    Oracle(String),
+}
+
+/// Checks a kernel on the problems of the given seeds and stops at the first fault.
+pub fn check_seeds(
+    decoder: &Decoder<'_>,
+    seeds: impl IntoIterator<Item = u64>,
+) -> Result<Vec<CaseReport>, VerifyError> {
+    let edges = Edges::of(decoder.spec());
+    let mut reports = Vec::new();
+    for seed in seeds {
+        let problem = generate(decoder.spec().shape, &edges, seed);
+        let mut report = check_problem(decoder, &problem)?;
+        report.seed = Some(seed);
+        let faulty = report.fault.is_some();
+        reports.push(report);
+        if faulty {
+            break;
+        }
+    }
+    Ok(reports)
+}
+
+/// Checks a kernel on one problem.
+pub fn check_problem(
+    decoder: &Decoder<'_>,
+    problem: &DecodeProblem,
+) -> Result<CaseReport, VerifyError> {
+    let mut report = CaseReport {
+        seed: None,
+        problem: describe(problem),
+        fault: None,
+        max_abs_error: 0.0,
+        bytes_ratio: None,
+    };
+    // The answer first, the reference after: memory that the reference has just used cannot pass
+    // for an answer.
+    let (answer, reports) = match run(decoder, problem) {
+        Ok(Ok(run)) => run,
+        Ok(Err(fault)) => {
+            report.fault = Some(fault);
+            return Ok(report);
+        }
+        Err(error) => match as_fault(error) {
+            Ok(fault) => {
+                report.fault = Some(fault);
+                return Ok(report);
+            }
+            Err(error) => return Err(error),
+        },
+    };
+    let a = &problem.attention;
+    let oracle = attention_f64(&Problem {
+        dtype: a.dtype,
+        layout: a.layout,
+        query_heads: a.query_heads as usize,
+        kv_heads: a.kv_heads as usize,
+        head_dim: a.head_dim as usize,
+        page_size: a.page_size as usize,
+        max_pages: problem.max_pages,
+        scale: problem.scale,
+        q: &problem.q,
+        k: &problem.k,
+        v: &problem.v,
+        page_table: &problem.page_table,
+        row_request: &problem.row_request,
+        spans: &problem.spans.canonicalise(),
+    })
+    .map_err(|e| VerifyError::Oracle(e.to_string()))?;
+    let tolerance = Tolerance::of(a.dtype);
+    let comparison = compare(&answer.out, &answer.lse, &oracle, a.dtype, &tolerance)
+        .map_err(|e| VerifyError::Oracle(e.to_string()))?;
+    report.max_abs_error = comparison.max_abs;
+    if !comparison.passed {
+        report.fault = Some(Fault::WrongAnswer(comparison.to_string()));
+        return Ok(report);
+    }
+    if let Some(read) = kv_bytes_read(&reports) {
+        let selected = problem.selected_kv_bytes();
+        report.bytes_ratio = (selected > 0).then(|| read as f64 / selected as f64);
+        if read != selected {
+            report.fault = Some(Fault::ExtraBytes(format!(
+                "fetched {read} bytes of K and V where the selected tokens have {selected}"
+            )));
+        }
+    }
+    Ok(report)
+}
+
+type Answer = (DecodeOutput, Vec<LaunchReport>);
+
+/// Runs the problem twice, the second time over poisoned outputs.
+fn run(
+    decoder: &Decoder<'_>,
+    problem: &DecodeProblem,
+) -> Result<Result<Answer, Fault>, VerifyError> {
+    let emulated = decoder.device().properties().basis == Basis::Predicted;
+    // On an emulated device every allocation has its own bounds, and scratch memory must stay
+    // uninitialised for reads of it to be found.
+    let guard_bytes = if emulated { 0 } else { GUARD_BYTES };
+    let resident = decoder.upload(problem, UploadOptions { guard_bytes, poison: !emulated })?;
+    resident.poison_output()?;
+    let reports = decoder.run(&resident)?;
+    let first = resident.output()?;
+    resident.poison_output()?;
+    decoder.run(&resident)?;
+    let second = resident.output()?;
+    let same_lse = first.lse.iter().zip(&second.lse).all(|(a, b)| a.to_bits() == b.to_bits());
+    if first.out != second.out || !same_lse {
+        return Ok(Err(Fault::NotRepeatable("two runs gave different bits".into())));
+    }
+    let broken = resident.broken_guards()?;
+    if !broken.is_empty() {
+        return Ok(Err(Fault::Overrun(format!("beyond {}", broken.join(", ")))));
+    }
+    Ok(Ok((first, reports)))
+}
+
+/// What a check found is a fault of the kernel; everything else is an error of the check.
+fn as_fault(error: VerifyError) -> Result<Fault, VerifyError> {
+    match error {
+        VerifyError::Decoder(DecoderError::Device(e)) | VerifyError::Device(e)
+            if matches!(e, DeviceError::Findings { .. } | DeviceError::Driver { .. }) =>
+        {
+            Ok(Fault::Device(e.to_string()))
+        }
+        other => Err(other),
+    }
+}
+
+/// Bytes of K and V that the launches read, sector by sector; `None` where nothing was counted.
+pub fn kv_bytes_read(reports: &[LaunchReport]) -> Option<u64> {
+    let mut bytes = 0;
+    for report in reports {
+        for buffer in &report.counters.as_ref()?.buffers {
+            if buffer.name == "k" || buffer.name == "v" {
+                bytes += buffer.read_sectors * spanforge_emulator::counters::SECTOR_BYTES;
+            }
+        }
+    }
+    Some(bytes)
+}
+
+/// A problem in one line.
+pub fn describe(problem: &DecodeProblem) -> String {
+    let a = &problem.attention;
+    let counts: Vec<String> =
+        problem.spans.sets().map(|set| set.len_tokens().to_string()).collect();
+    format!(
+        "{} rows of {} requests selecting {} tokens, {} query and {} KV heads of {} {}, pages of {} {}, scale {}",
+        problem.rows(),
+        problem.requests(),
+        counts.join("+"),
+        a.query_heads,
+        a.kv_heads,
+        a.head_dim,
+        a.dtype,
+        a.page_size,
+        a.layout,
+        problem.scale
+    )
+}

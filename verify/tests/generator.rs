@@ -1,0 +1,101 @@
+//! What the problem generator gives: valid problems, every edge it promises, the same again from the
+//! same seed.
+
+use half::f16;
+use proptest::prelude::*;
+use spanforge_kernels::configuration::HEAD_DIMS;
+use spanforge_kernels::{KernelShape, KernelSpec};
+use spanforge_spans::{Dtype, KvLayout};
+use spanforge_verify::{Edges, generate};
+use std::collections::{BTreeMap, BTreeSet};
+
+fn spec() -> KernelSpec {
+    "f16-d64-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second".parse().unwrap()
+}
+
+#[test]
+fn a_few_hundred_seeds_reach_every_edge() {
+    let spec = spec();
+    let edges = Edges::of(&spec);
+    let mut seen: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut page_sizes = BTreeSet::new();
+    for seed in 0..400 {
+        let problem = generate(spec.shape, &edges, seed);
+        page_sizes.insert(problem.attention.page_size);
+        let mut saw =
+            |what: &'static str, is: bool| *seen.entry(what).or_default() += u32::from(is);
+        let counts: Vec<u64> = problem.spans.sets().map(|s| s.len_tokens()).collect();
+        saw("an empty row", counts.contains(&0));
+        saw("a row of one token", counts.contains(&1));
+        saw("a row of exactly a tile", counts.contains(&32));
+        saw("a row of a tile and one", counts.contains(&33));
+        saw("a row of exactly a share", counts.contains(&128));
+        saw("a long row among short ones", {
+            let long = counts.iter().max().unwrap();
+            counts.len() > 2 && *long > 100 && counts.iter().filter(|n| *n * 10 < *long).count() > 1
+        });
+        saw("raw spans that are not canonical", !problem.spans.is_canonical());
+        saw("several rows of one request", problem.rows() > problem.requests());
+        saw("several KV heads", problem.attention.kv_heads > 1);
+        saw("NHD", problem.attention.layout == KvLayout::Nhd);
+        saw("HND", problem.attention.layout == KvLayout::Hnd);
+        saw("page table entries out of range", problem.page_table.iter().any(|p| *p < 0));
+        let keys: BTreeSet<u16> = problem.k.iter().copied().filter(|k| !is_nan(*k)).collect();
+        saw("subnormal keys", !keys.is_empty() && keys.iter().all(|k| k & 0x7c00 == 0));
+        saw("equal keys", !keys.is_empty() && keys.len() <= 64 && counts.iter().sum::<u64>() > 8);
+        let largest =
+            problem.q.iter().map(|q| f16::from_bits(*q).to_f32().abs()).fold(0.0, f32::max);
+        saw("large logits", largest > 20.0);
+    }
+    assert!(seen.values().all(|n| *n > 0), "{seen:#?}");
+    assert_eq!(page_sizes, BTreeSet::from([1, 7, 16, 64, 128]));
+}
+
+fn is_nan(bits: u16) -> bool {
+    f16::from_bits(bits).is_nan()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Every problem is valid, NaN exactly where nothing is selected, and repeatable.
+    #[test]
+    fn problems_are_valid_and_poisoned(
+        seed: u64, head_dim in 0..4usize, group_size in 1..=9u32, bf16: bool,
+    ) {
+        let dtype = if bf16 { Dtype::Bf16 } else { Dtype::F16 };
+        let shape = KernelShape { dtype, head_dim: HEAD_DIMS[head_dim], group_size };
+        let edges = Edges::of(&spec());
+        let problem = generate(shape, &edges, seed);
+        prop_assert_eq!(problem.check(), Ok(()));
+        prop_assert_eq!(problem.kernel_shape(), Ok(shape));
+        // NaN never equals itself, but bits do.
+        prop_assert_eq!(&problem, &generate(shape, &edges, seed));
+
+        // A bitmap of the rows that any row selects, built without the generator's own order.
+        let a = problem.attention;
+        let rows = problem.k.len() / a.head_dim as usize;
+        let mut selected = vec![false; rows];
+        for row in 0..problem.rows() {
+            let request = problem.row_request[row] as usize;
+            for token in problem.spans.row(row).tokens() {
+                let page = problem.page_table[request * problem.max_pages + (token / a.page_size) as usize];
+                for head in 0..a.kv_heads as usize {
+                    let slot = (token % a.page_size) as usize;
+                    selected[a.layout.row_index(
+                        page as usize, slot, head, a.page_size as usize, a.kv_heads as usize,
+                    )] = true;
+                }
+            }
+        }
+        let nan = |bits: u16| match dtype {
+            Dtype::F16 => f16::from_bits(bits).is_nan(),
+            Dtype::Bf16 => half::bf16::from_bits(bits).is_nan(),
+        };
+        for tensor in [&problem.k, &problem.v] {
+            for (row, wanted) in tensor.chunks(a.head_dim as usize).zip(&selected) {
+                prop_assert!(row.iter().all(|x| nan(*x) != *wanted));
+            }
+        }
+    }
+}
