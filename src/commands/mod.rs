@@ -10,6 +10,7 @@ mod inspect;
 mod kernel_choice;
 mod render;
 mod trace;
+mod tune;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -27,6 +28,7 @@ pub enum Outcome {
 /// The verbs.
 #[derive(Subcommand)]
 pub enum Verb {
+    Tune(tune::Arguments),
     Render(render::Arguments),
     Compile(compile::Arguments),
     Configs(configs::Arguments),
@@ -39,6 +41,7 @@ pub enum Verb {
 /// Runs a verb; what it has to say goes to `out`.
 pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
     match verb {
+        Verb::Tune(arguments) => tune::run(&arguments, out),
         Verb::Render(arguments) => render::run(&arguments, out),
         Verb::Compile(arguments) => compile::run(&arguments, out),
         Verb::Configs(arguments) => configs::run(&arguments, out),

@@ -133,8 +133,8 @@ impl Iterator for Points {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use proptest::prelude::*;
+    use super::{Exhaustive, Point, Points, Random, Space, Strategy};
+    use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 
     /// Points whose indices add up to a multiple of `divisor`.
     struct Sums {

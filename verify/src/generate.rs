@@ -242,13 +242,15 @@ fn place(
                         page_size as usize,
                         attention.kv_heads as usize,
                     );
-                for element in 0..head_dim {
-                    problem.k[at + element] = match values {
+                for (element, k) in problem.k[at..at + head_dim].iter_mut().enumerate() {
+                    *k = match values {
                         Values::EqualKeys => same[element],
                         Values::Subnormal => subnormal(rng),
                         _ => encode(dtype, normal(rng)),
                     };
-                    problem.v[at + element] = match values {
+                }
+                for v in &mut problem.v[at..at + head_dim] {
+                    *v = match values {
                         Values::Positive => encode(dtype, 1.0 + 0.1 * normal(rng)),
                         Values::Subnormal => subnormal(rng),
                         _ => encode(dtype, normal(rng)),
