@@ -1,12 +1,11 @@
-//! A compiled decode kernel on a device: which launches make a decode step, with what grid, shared
-//! memory and scratch space.
+//! A compiled decode kernel on a device, and whole problems put there, run and read back. What a
+//! model calls step by step is the runtime's `SpanAttention`.
 
-use crate::abi::{
-    self, Kernel, MERGE_THREADS, Operands, PLAN_THREADS, PlanBuffers, Scalars, Workspace,
-};
-use crate::configuration::{KernelSpec, Merge};
+use crate::abi::{Operands, PlanBuffers, Scalars, Workspace};
+use crate::configuration::KernelSpec;
+use crate::launch::Launcher;
 use crate::problem::{DecodeProblem, ProblemError};
-use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport, ModuleId};
+use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport};
 
 /// What can go wrong when a decoder is used.
 #[derive(Debug, thiserror::Error)]
@@ -62,9 +61,7 @@ pub struct DecodeOutput {
 /// A decode kernel that a device has loaded. Unloaded on drop.
 pub struct Decoder<'d> {
     device: &'d dyn Device,
-    module: ModuleId,
-    spec: KernelSpec,
-    blocks: u32,
+    launcher: Launcher,
 }
 
 impl<'d> Decoder<'d> {
@@ -75,19 +72,17 @@ impl<'d> Decoder<'d> {
         spec: KernelSpec,
     ) -> Result<Self, DecoderError> {
         let module = device.load(image)?;
-        let blocks =
-            device.properties().multiprocessors * spec.configuration.blocks_per_multiprocessor;
-        Ok(Self { device, module, spec, blocks })
+        Ok(Self { device, launcher: Launcher::new(module, spec, device.properties()) })
     }
 
     /// What was loaded.
     pub fn spec(&self) -> &KernelSpec {
-        &self.spec
+        self.launcher.spec()
     }
 
     /// Blocks of a decode launch: fixed, whatever the problem.
     pub fn blocks(&self) -> u32 {
-        self.blocks
+        self.launcher.blocks()
     }
 
     /// The device.
@@ -103,9 +98,9 @@ impl<'d> Decoder<'d> {
     ) -> Result<Resident<'d>, DecoderError> {
         problem.check()?;
         let shape = problem.kernel_shape().map_err(ProblemError::from)?;
-        if shape != self.spec.shape {
+        if shape != self.spec().shape {
             return Err(DecoderError::OtherShape {
-                kernel: self.spec.shape.to_string(),
+                kernel: self.spec().shape.to_string(),
                 problem: shape.to_string(),
             });
         }
@@ -143,39 +138,37 @@ impl<'d> Decoder<'d> {
         let rows = problem.rows();
         let spans = problem.spans.canonicalise();
         let operands = Operands {
-            q: builder.input("q", &bytes_u16(&problem.q))?,
-            k: builder.input("k", &bytes_u16(&problem.k))?,
-            v: builder.input("v", &bytes_u16(&problem.v))?,
-            page_table: builder.input("page_table", &bytes_i32(&problem.page_table))?,
-            row_request: builder.input("row_request", &bytes_i32(&problem.row_request))?,
+            q: builder.input("q", &problem.q, |e| e.to_le_bytes())?,
+            k: builder.input("k", &problem.k, |e| e.to_le_bytes())?,
+            v: builder.input("v", &problem.v, |e| e.to_le_bytes())?,
+            page_table: builder.input("page_table", &problem.page_table, |e| e.to_le_bytes())?,
+            row_request: builder.input("row_request", &problem.row_request, |e| e.to_le_bytes())?,
             out: builder.scratch("out", 2 * problem.q.len())?,
             lse: builder.scratch("lse", 4 * rows * a.query_heads as usize)?,
         };
-        let pairs: Vec<i32> = spans.spans().iter().flatten().copied().collect();
         let plan = PlanBuffers {
-            span_ptr: builder.input("span_ptr", &bytes_i32(spans.span_ptr()))?,
-            spans: builder.input("spans", &bytes_i32(&pairs))?,
+            span_ptr: builder.input("span_ptr", spans.span_ptr(), |e| e.to_le_bytes())?,
+            spans: builder.input("spans", spans.spans().as_flattened(), |e| e.to_le_bytes())?,
             row_tokens: builder.scratch("row_tokens", 4 * (rows + 1))?,
             span_tokens: builder.scratch("span_tokens", 4 * (spans.spans().len() + 1))?,
         };
-        let slots = 2 * self.blocks as usize * self.spec.shape.group_size as usize;
-        let arrivals = vec![0; 4 * rows * a.kv_heads as usize];
+        let scratch = self.launcher.workspace_bytes(rows, a.kv_heads);
         let workspace = Workspace {
-            partial_acc: builder.scratch("partial_acc", 4 * slots * a.head_dim as usize)?,
-            partial_ml: builder.scratch("partial_ml", 8 * slots)?,
-            arrivals: builder.input("arrivals", &arrivals)?,
+            partial_acc: builder.scratch("partial_acc", scratch.partial_acc)?,
+            partial_ml: builder.scratch("partial_ml", scratch.partial_ml)?,
+            arrivals: builder.input("arrivals", &vec![0u8; scratch.arrivals], |b| [*b])?,
         };
         // `check` has established that all of these fit.
-        let [page_stride, token_stride, head_stride] = problem.strides().map(|s| s as i32);
+        let strides = problem.strides();
         let scalars = Scalars {
             rows: rows as i32,
             kv_heads: a.kv_heads as i32,
             page_size: a.page_size as i32,
             max_pages: problem.max_pages as i32,
-            page_stride,
-            token_stride,
-            head_stride,
-            smallest_share: self.spec.configuration.smallest_share as i32,
+            page_stride: strides.page as i32,
+            token_stride: strides.token as i32,
+            head_stride: strides.head as i32,
+            smallest_share: self.spec().configuration.smallest_share as i32,
             scale: problem.scale,
         };
         Ok((operands, plan, workspace, scalars))
@@ -187,37 +180,8 @@ impl<'d> Decoder<'d> {
         if r.scalars.rows == 0 {
             return Vec::new();
         }
-        let launch =
-            |kernel: Kernel, grid: u32, threads: u32, shared_bytes: u32, arguments| Launch {
-                module: self.module,
-                kernel: kernel.symbol().to_owned(),
-                grid: [grid, 1, 1],
-                block: [threads, 1, 1],
-                shared_bytes,
-                arguments,
-            };
-        let c = &self.spec.configuration;
-        let shared = c.shared_bytes(&self.spec.shape) as u32;
-        let mut launches = vec![
-            launch(Kernel::Plan, 1, PLAN_THREADS, 0, abi::plan_arguments(&r.plan, r.scalars.rows)),
-            launch(
-                Kernel::Decode,
-                self.blocks,
-                c.threads(&self.spec.shape),
-                shared,
-                abi::decode_arguments(&r.operands, &r.plan, &r.workspace, &r.scalars),
-            ),
-        ];
-        if c.merge == Merge::SecondKernel {
-            let blocks = self.blocks as i32;
-            launches.push(launch(
-                Kernel::Merge,
-                (r.scalars.rows * r.scalars.kv_heads).cast_unsigned(),
-                MERGE_THREADS,
-                0,
-                abi::merge_arguments(&r.operands, &r.plan, &r.workspace, &r.scalars, blocks),
-            ));
-        }
+        let mut launches = vec![self.launcher.plan(&r.plan, r.scalars.rows)];
+        launches.extend(self.launcher.attention(&r.operands, &r.plan, &r.workspace, &r.scalars));
         launches
     }
 
@@ -233,7 +197,7 @@ impl<'d> Decoder<'d> {
 impl Drop for Decoder<'_> {
     fn drop(&mut self) {
         // A device that refuses has lost the module already.
-        let _ = self.device.unload(self.module);
+        let _ = self.device.unload(self.launcher.module());
     }
 }
 
@@ -241,9 +205,9 @@ impl Resident<'_> {
     /// Reads the results back.
     pub fn output(&self) -> Result<DecodeOutput, DeviceError> {
         let mut out = vec![0; 2 * self.outputs];
-        self.device.download(self.operands.out, 0, &mut out)?;
+        self.device.download(self.whole(self.operands.out), self.guard_bytes, &mut out)?;
         let mut lse = vec![0; 4 * self.heads];
-        self.device.download(self.operands.lse, 0, &mut lse)?;
+        self.device.download(self.whole(self.operands.lse), self.guard_bytes, &mut lse)?;
         Ok(DecodeOutput {
             out: out.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect(),
             lse: lse
@@ -255,8 +219,17 @@ impl Resident<'_> {
 
     /// Fills the outputs with NaN, so that a later launch cannot pass on what an earlier one left.
     pub fn poison_output(&self) -> Result<(), DeviceError> {
-        self.device.upload(self.operands.out, 0, &vec![POISON; 2 * self.outputs])?;
-        self.device.upload(self.operands.lse, 0, &vec![POISON; 4 * self.heads])
+        let [out, lse] = [self.operands.out, self.operands.lse].map(|b| self.whole(b));
+        self.device.upload(out, self.guard_bytes, &vec![POISON; 2 * self.outputs])?;
+        self.device.upload(lse, self.guard_bytes, &vec![POISON; 4 * self.heads])
+    }
+
+    /// The allocation that an operand lies in, with its guard bands.
+    fn whole(&self, inner: Buffer) -> Buffer {
+        Buffer {
+            address: inner.address - self.guard_bytes as u64,
+            bytes: inner.bytes + 2 * self.guard_bytes,
+        }
     }
 
     /// Names of buffers beyond whose ends something was written: empty where all guards are whole.
@@ -296,6 +269,8 @@ struct Builder<'d> {
 }
 
 impl Builder<'_> {
+    /// The buffer between its guard bands. Only the whole allocation is known to the device, so it
+    /// is what copies name.
     fn allocate(&mut self, name: &str, bytes: usize) -> Result<Buffer, DeviceError> {
         let guard = self.options.guard_bytes;
         // Empty tensors have an address like all others.
@@ -306,28 +281,39 @@ impl Builder<'_> {
             self.device.upload(whole, 0, &band)?;
             self.device.upload(whole, whole.bytes - guard, &band)?;
         }
-        Ok(Buffer { address: whole.address + guard as u64, bytes: bytes.max(4) })
+        Ok(whole)
     }
 
-    fn input(&mut self, name: &str, data: &[u8]) -> Result<Buffer, DeviceError> {
-        let buffer = self.allocate(name, data.len())?;
-        self.device.upload(buffer, 0, data)?;
-        Ok(buffer)
+    fn inner(&self, whole: Buffer) -> Buffer {
+        let guard = self.options.guard_bytes;
+        Buffer { address: whole.address + guard as u64, bytes: whole.bytes - 2 * guard }
+    }
+
+    /// A buffer of `values`, whose bytes are made a stretch at a time: a cache of gigabytes is not
+    /// copied whole on the host.
+    fn input<T, const N: usize>(
+        &mut self,
+        name: &str,
+        values: &[T],
+        bytes: impl Fn(&T) -> [u8; N],
+    ) -> Result<Buffer, DeviceError> {
+        let whole = self.allocate(name, N * values.len())?;
+        let mut at = self.options.guard_bytes;
+        let mut stretch = Vec::new();
+        for values in values.chunks(1 << 20) {
+            stretch.clear();
+            stretch.extend(values.iter().flat_map(&bytes));
+            self.device.upload(whole, at, &stretch)?;
+            at += stretch.len();
+        }
+        Ok(self.inner(whole))
     }
 
     fn scratch(&mut self, name: &str, bytes: usize) -> Result<Buffer, DeviceError> {
-        let buffer = self.allocate(name, bytes)?;
+        let whole = self.allocate(name, bytes)?;
         if self.options.poison {
-            self.device.upload(buffer, 0, &vec![POISON; bytes])?;
+            self.device.upload(whole, self.options.guard_bytes, &vec![POISON; bytes])?;
         }
-        Ok(buffer)
+        Ok(self.inner(whole))
     }
-}
-
-fn bytes_u16(values: &[u16]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-fn bytes_i32(values: &[i32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }

@@ -7,15 +7,19 @@
 //! [`Decoder`] -> launches.
 
 pub mod abi;
+pub mod addressing;
 pub mod artifact;
 pub mod configuration;
 pub mod decoder;
+pub mod launch;
 pub mod problem;
 pub mod render;
 pub mod space;
 
+pub use addressing::{Addressing, KvStrides};
 pub use configuration::{Configuration, KernelShape, KernelSpec, LoadPath, Merge, QueryHome};
 pub use decoder::Decoder;
+pub use launch::Launcher;
 pub use problem::{DecodeProblem, ProblemError};
 pub use render::{RenderError, Rendered, render};
 pub use space::{Limits, SearchSpace};

@@ -1,6 +1,7 @@
 //! One decode launch as data on the host: shapes, pages, spans and tensors, checked before anything
 //! is given to a device.
 
+use crate::addressing::{Addressing, KvStrides};
 use crate::configuration::{AttentionShape, KernelShape, ShapeError};
 use spanforge_spans::{BatchError, KvLayout, SpanBatch};
 use std::collections::BTreeSet;
@@ -121,72 +122,43 @@ impl DecodeProblem {
         self.attention.kernel_shape()
     }
 
-    /// Elements from one page to the next, from one token to the next, and from one KV head to the
-    /// next.
-    pub fn strides(&self) -> [u64; 3] {
-        let a = &self.attention;
-        let [page_size, kv_heads, head_dim] = [a.page_size, a.kv_heads, a.head_dim].map(u64::from);
-        let page = page_size.saturating_mul(kv_heads).saturating_mul(head_dim);
-        match a.layout {
-            KvLayout::Nhd => [page, kv_heads * head_dim, head_dim],
-            KvLayout::Hnd => [page, head_dim, page_size * head_dim],
+    /// Strides of K and V.
+    pub fn strides(&self) -> KvStrides {
+        KvStrides::packed(&self.attention)
+    }
+
+    /// The integers that K and V are addressed with.
+    pub fn addressing(&self) -> Addressing<'_> {
+        Addressing {
+            spans: &self.spans,
+            row_request: &self.row_request,
+            kv_len: &self.kv_len,
+            page_table: &self.page_table,
+            max_pages: self.max_pages,
+            pages: self.pages,
         }
     }
 
     /// Checks everything that a kernel would otherwise have to trust.
     pub fn check(&self) -> Result<(), ProblemError> {
-        let a = &self.attention;
-        a.kernel_shape()?;
-        if a.page_size == 0 {
-            return Err(ProblemError::PageSize);
-        }
+        self.attention.kernel_shape()?;
         if !self.scale.is_finite() {
             return Err(ProblemError::Scale(self.scale.to_string()));
         }
-        self.check_sizes()?;
-        self.spans.validate_against(&self.row_request, &self.kv_len)?;
-        let room = self.max_pages as u64 * u64::from(a.page_size);
-        for (request, &kv_len) in self.kv_len.iter().enumerate() {
-            if u64::from(kv_len.max(0).cast_unsigned()) > room {
-                return Err(ProblemError::KvLength {
-                    request,
-                    kv_len,
-                    room,
-                    max_pages: self.max_pages,
-                    page_size: a.page_size,
-                });
-            }
-        }
-        for (row, entries) in self.page_entries().into_iter().enumerate() {
-            let request = self.row_request[row] as usize;
-            for entry in entries {
-                let page = self.page_table[request * self.max_pages + entry];
-                if usize::try_from(page).map_or(true, |p| p >= self.pages) {
-                    let last = self.pages as i64 - 1;
-                    return Err(ProblemError::PageOutOfRange { request, entry, page, row, last });
-                }
-            }
-        }
-        Ok(())
+        self.addressing().check(&self.attention)?;
+        self.check_sizes()
     }
 
     fn check_sizes(&self) -> Result<(), ProblemError> {
         let a = &self.attention;
         let limit = i32::MAX as u64;
-        let [page, token, head] = self.strides();
-        for (what, found) in [
-            ("rows x KV heads", self.rows() as u64 * u64::from(a.kv_heads)),
-            ("elements per page", page.max(token).max(head)),
-            ("page table entries per request", self.max_pages as u64),
-            ("selected tokens of all rows", self.spans.total_selected_tokens()),
-        ] {
-            if found > limit {
-                return Err(ProblemError::TooLarge { what, found, limit });
-            }
+        let KvStrides { page, token, head } = self.strides();
+        let found = page.max(token).max(head);
+        if found > limit {
+            return Err(ProblemError::TooLarge { what: "elements per page", found, limit });
         }
-        let kv = self.pages as u64 * page;
+        let kv = (self.pages as u64).saturating_mul(page);
         let query = self.rows() as u64 * u64::from(a.query_heads) * u64::from(a.head_dim);
-        let table = self.requests() as u64 * self.max_pages as u64;
         let kv_shape = match a.layout {
             KvLayout::Nhd => "[pages, page_size, kv_heads, head_dim]",
             KvLayout::Hnd => "[pages, kv_heads, page_size, head_dim]",
@@ -195,13 +167,12 @@ impl DecodeProblem {
             ("q", self.q.len(), query, "[rows, query_heads, head_dim]"),
             ("k", self.k.len(), kv, kv_shape),
             ("v", self.v.len(), kv, kv_shape),
-            ("page_table", self.page_table.len(), table, "[requests, max_pages]"),
         ] {
             if found as u64 != expected {
                 return Err(ProblemError::TensorSize {
                     tensor,
                     found,
-                    expected: expected as usize,
+                    expected: usize::try_from(expected).unwrap_or(usize::MAX),
                     shape: shape.to_owned(),
                 });
             }

@@ -1,0 +1,114 @@
+//! The launches of a decode step, made in one place: which kernels, with what grid, how much shared
+//! memory, and how much scratch memory their blocks share.
+
+use crate::abi::{
+    self, Kernel, MERGE_THREADS, Operands, PLAN_THREADS, PlanBuffers, Scalars, Workspace,
+};
+use crate::configuration::{KernelSpec, Merge};
+use spanforge_device::{Argument, DeviceProperties, Launch, ModuleId};
+
+/// Makes the launches of one loaded kernel on one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launcher {
+    module: ModuleId,
+    spec: KernelSpec,
+    blocks: u32,
+}
+
+/// Sizes in bytes of the scratch memory of a decode launch (see [`Workspace`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkspaceBytes {
+    /// [`Workspace::partial_acc`].
+    pub partial_acc: usize,
+    /// [`Workspace::partial_ml`].
+    pub partial_ml: usize,
+    /// [`Workspace::arrivals`], to be zeroed once.
+    pub arrivals: usize,
+}
+
+impl Launcher {
+    /// For the image of `spec` that a device of those properties has loaded as `module`.
+    pub fn new(module: ModuleId, spec: KernelSpec, properties: &DeviceProperties) -> Self {
+        let per_multiprocessor = spec.configuration.blocks_per_multiprocessor;
+        Self { module, spec, blocks: properties.multiprocessors.saturating_mul(per_multiprocessor) }
+    }
+
+    /// The loaded code.
+    pub fn module(&self) -> ModuleId {
+        self.module
+    }
+
+    /// What is launched.
+    pub fn spec(&self) -> &KernelSpec {
+        &self.spec
+    }
+
+    /// Blocks of a decode launch: fixed, whatever the problem.
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// Scratch memory for launches of at most that many rows. Only the arrivals depend on them: the
+    /// partial states belong to the blocks, at most two of each.
+    pub fn workspace_bytes(&self, rows: usize, kv_heads: u32) -> WorkspaceBytes {
+        let slots = 2 * self.blocks as usize * self.spec.shape.group_size as usize;
+        WorkspaceBytes {
+            partial_acc: 4 * slots * self.spec.shape.head_dim as usize,
+            partial_ml: 8 * slots,
+            arrivals: rows.saturating_mul(kv_heads as usize).saturating_mul(4),
+        }
+    }
+
+    /// Works out the plan of `rows` rows (at least one) from their spans.
+    pub fn plan(&self, plan: &PlanBuffers, rows: i32) -> Launch {
+        self.launch(Kernel::Plan, 1, PLAN_THREADS, 0, abi::plan_arguments(plan, rows))
+    }
+
+    /// Attention of planned rows: the decode kernel, and the merge kernel where the configuration
+    /// has one. `scalars.rows` is at least one, and `scalars.rows * scalars.kv_heads` fits an i32.
+    pub fn attention(
+        &self,
+        operands: &Operands,
+        plan: &PlanBuffers,
+        workspace: &Workspace,
+        scalars: &Scalars,
+    ) -> Vec<Launch> {
+        let c = &self.spec.configuration;
+        let mut launches = vec![self.launch(
+            Kernel::Decode,
+            self.blocks,
+            c.threads(&self.spec.shape),
+            c.shared_bytes(&self.spec.shape) as u32,
+            abi::decode_arguments(operands, plan, workspace, scalars),
+        )];
+        if c.merge == Merge::SecondKernel {
+            let blocks = self.blocks.cast_signed();
+            launches.push(self.launch(
+                Kernel::Merge,
+                (scalars.rows * scalars.kv_heads).cast_unsigned(),
+                MERGE_THREADS,
+                0,
+                abi::merge_arguments(operands, plan, workspace, scalars, blocks),
+            ));
+        }
+        launches
+    }
+
+    fn launch(
+        &self,
+        kernel: Kernel,
+        grid: u32,
+        threads: u32,
+        shared_bytes: u32,
+        arguments: Vec<Argument>,
+    ) -> Launch {
+        Launch {
+            module: self.module,
+            kernel: kernel.symbol().to_owned(),
+            grid: [grid, 1, 1],
+            block: [threads, 1, 1],
+            shared_bytes,
+            arguments,
+        }
+    }
+}
