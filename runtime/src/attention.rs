@@ -1,0 +1,479 @@
+//! The attention module of a model: loads the kernel of an artifact once, then per decode step
+//! plans once for all layers and runs once per layer.
+//!
+//! Everything that a kernel has to trust is checked when a step is planned, against the very arrays
+//! that are copied to the device: rows, requests, spans, KV lengths and page table. A run checks
+//! its buffers' sizes and queues its launches; it never waits for the device.
+
+use crate::memory::{DeviceMemory, Mirror};
+use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport};
+use spanforge_kernels::abi::{Operands, PlanBuffers, Scalars, Workspace};
+use spanforge_kernels::artifact::{Artifact, ArtifactError};
+use spanforge_kernels::configuration::{AttentionShape, KernelShape, KernelSpec};
+use spanforge_kernels::{Addressing, KvStrides, Launcher, ProblemError};
+use spanforge_spans::SpanBatch;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// The most that a decode step may ask for: device memory is sized for it once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpanAttentionLimits {
+    /// Rows.
+    pub rows: usize,
+    /// Canonical spans of all rows together.
+    pub spans: usize,
+    /// Requests.
+    pub requests: usize,
+    /// Page table entries per request.
+    pub max_pages: usize,
+}
+
+/// What can go wrong in the attention module.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttentionError {
+    /// The artifact has no kernel for the shape on this device.
+    #[error("{source}\n{}", remedy(shape))]
+    NoKernel {
+        /// The shape.
+        shape: KernelShape,
+        /// Why each kernel of the artifact does not serve.
+        source: ArtifactError,
+    },
+    /// The step is at fault, or the shape.
+    #[error(transparent)]
+    Problem(#[from] ProblemError),
+    /// The device is, or a check of the emulated one has reported.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The image is for another shape.
+    #[error("the kernel is built for {kernel} and cannot serve {shape}")]
+    OtherShape {
+        /// Shape of the kernel.
+        kernel: KernelShape,
+        /// Shape of the model.
+        shape: KernelShape,
+    },
+    /// A step beyond the limits that the module was loaded for.
+    #[error(
+        "{found} {what}, and the module was loaded for at most {limit}; load it with larger limits"
+    )]
+    Limit {
+        /// What is counted.
+        what: &'static str,
+        /// How many.
+        found: usize,
+        /// The most.
+        limit: usize,
+    },
+    /// Limits beyond what the kernels' 32-bit integers hold.
+    #[error("limits of {found} {what}: the kernels count up to {}", i32::MAX)]
+    Limits {
+        /// What is counted.
+        what: &'static str,
+        /// How many; `usize::MAX` for more than that.
+        found: usize,
+    },
+    /// A run without a plan.
+    #[error("there is no plan to run: plan the step first, and again after an error")]
+    NotPlanned,
+    /// A buffer or number of a run that does not serve the plan.
+    #[error("{operand}: {fault}")]
+    Operand {
+        /// Which.
+        operand: &'static str,
+        /// What is wrong and what was expected.
+        fault: String,
+    },
+}
+
+/// What makes a kernel for a shape.
+pub(crate) fn remedy(shape: &KernelShape) -> String {
+    format!(
+        "`spanforge tune --workload W` makes one, where W is a workload or a trace in {} with \
+         head_dim {} and {} query head(s) per KV head",
+        shape.dtype, shape.head_dim, shape.group_size
+    )
+}
+
+/// Where the tokens of each request lie, on the host. One map serves all layers.
+#[derive(Clone, Copy, Debug)]
+pub struct PageMap<'a> {
+    /// `[requests, max_pages]`: page of each run of `page_size` logical positions. Entries that no
+    /// selected token needs may be anything.
+    pub page_table: &'a [i32],
+    /// Entries of each request's row of the table.
+    pub max_pages: usize,
+    /// `[requests]`: tokens in the cache of each request.
+    pub kv_len: &'a [i32],
+    /// Pages of each layer's cache.
+    pub pages: usize,
+}
+
+/// One decode step, for all layers.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodeStep<'a> {
+    /// Per row the selected tokens, in logical positions; any raw spans.
+    pub spans: &'a SpanBatch,
+    /// `[rows]`: request of each row.
+    pub row_request: &'a [i32],
+    /// Where tokens lie.
+    pub pages: PageMap<'a>,
+}
+
+/// The cache of one layer on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PagedKv {
+    /// Keys, 16-byte aligned.
+    pub k: Buffer,
+    /// Values, 16-byte aligned.
+    pub v: Buffer,
+    /// Strides of both, in elements: multiples of 8, so that every row is 16-byte aligned.
+    pub strides: KvStrides,
+}
+
+/// Device memory of one layer's attention. All but the LSE are 16-byte aligned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOperands {
+    /// `[rows, query_heads, head_dim]` in the cache's dtype.
+    pub q: Buffer,
+    /// The layer's cache.
+    pub kv: PagedKv,
+    /// `[rows, query_heads, head_dim]` in the cache's dtype, written.
+    pub out: Buffer,
+    /// `[rows, query_heads]` f32, natural logarithm, written.
+    pub lse: Buffer,
+    /// Factor of q . k before the softmax.
+    pub scale: f32,
+}
+
+/// What planning a step took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanReport {
+    /// Bytes copied to the device: 0 where the step is the one before.
+    pub uploaded_bytes: usize,
+    /// The report of the plan kernel; `None` where the plan was reused.
+    pub launch: Option<LaunchReport>,
+}
+
+/// Span attention with one kernel, on one device, for one attention shape.
+pub struct SpanAttention {
+    device: Arc<dyn Device>,
+    launcher: Launcher,
+    attention: AttentionShape,
+    limits: SpanAttentionLimits,
+    span_ptr: Mirror,
+    spans: Mirror,
+    row_request: Mirror,
+    page_table: Mirror,
+    row_tokens: DeviceMemory,
+    span_tokens: DeviceMemory,
+    partial_acc: DeviceMemory,
+    partial_ml: DeviceMemory,
+    arrivals: DeviceMemory,
+    /// Whether the arrivals are zero, which a failed launch leaves open.
+    arrivals_clear: bool,
+    /// Whether the plan on the device is that of the spans on the device.
+    plan_current: bool,
+    planned: Option<Planned>,
+}
+
+/// The step that runs are for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Planned {
+    rows: usize,
+    max_pages: usize,
+    pages: usize,
+    kv_len: Vec<i32>,
+}
+
+impl SpanAttention {
+    /// Takes the artifact's first kernel that serves the shape on the device, loads it, and
+    /// allocates all memory that steps within the limits need.
+    pub fn load(
+        artifact: &Artifact,
+        device: Arc<dyn Device>,
+        attention: AttentionShape,
+        limits: SpanAttentionLimits,
+    ) -> Result<Self, AttentionError> {
+        let shape = attention.kernel_shape().map_err(ProblemError::from)?;
+        let properties = device.properties();
+        let entry = artifact
+            .select(shape, properties)
+            .map_err(|source| AttentionError::NoKernel { shape, source })?;
+        let image = artifact.image(entry, properties);
+        Self::from_image(&image, entry.spec, device, attention, limits)
+    }
+
+    /// [`load`](Self::load) for code that was compiled for `spec` just now.
+    pub fn from_image(
+        image: &Image,
+        spec: KernelSpec,
+        device: Arc<dyn Device>,
+        attention: AttentionShape,
+        limits: SpanAttentionLimits,
+    ) -> Result<Self, AttentionError> {
+        let shape = attention.kernel_shape().map_err(ProblemError::from)?;
+        if shape != spec.shape {
+            return Err(AttentionError::OtherShape { kernel: spec.shape, shape });
+        }
+        check_limits(&attention, &limits)?;
+        let module = device.load(image)?;
+        let launcher = Launcher::new(module, spec, device.properties());
+        // From here on `Drop` would unload the module, but there is no value to drop yet.
+        Self::with_memory(Arc::clone(&device), launcher, attention, limits).inspect_err(|_| {
+            let _ = device.unload(module);
+        })
+    }
+
+    fn with_memory(
+        device: Arc<dyn Device>,
+        launcher: Launcher,
+        attention: AttentionShape,
+        limits: SpanAttentionLimits,
+    ) -> Result<Self, AttentionError> {
+        let sizes = launcher.workspace_bytes(limits.rows, attention.kv_heads);
+        let integers = |name, count| Mirror::allocate(&device, name, count);
+        let bytes = |name, bytes| DeviceMemory::allocate(&device, name, bytes);
+        let span_ptr = integers("span_ptr", limits.rows + 1)?;
+        let spans = integers("spans", 2 * limits.spans)?;
+        let row_request = integers("row_request", limits.rows)?;
+        let page_table = integers("page_table", limits.requests * limits.max_pages)?;
+        let row_tokens = bytes("row_tokens", 4 * (limits.rows + 1))?;
+        let span_tokens = bytes("span_tokens", 4 * (limits.spans + 1))?;
+        let partial_acc = bytes("partial_acc", sizes.partial_acc)?;
+        let partial_ml = bytes("partial_ml", sizes.partial_ml)?;
+        let arrivals = bytes("arrivals", sizes.arrivals)?;
+        Ok(Self {
+            device,
+            launcher,
+            attention,
+            limits,
+            span_ptr,
+            spans,
+            row_request,
+            page_table,
+            row_tokens,
+            span_tokens,
+            partial_acc,
+            partial_ml,
+            arrivals,
+            arrivals_clear: false,
+            plan_current: false,
+            planned: None,
+        })
+    }
+
+    /// The kernel in use.
+    pub fn spec(&self) -> &KernelSpec {
+        self.launcher.spec()
+    }
+
+    /// What it was loaded for.
+    pub fn attention(&self) -> &AttentionShape {
+        &self.attention
+    }
+
+    /// What a step may ask for.
+    pub fn limits(&self) -> &SpanAttentionLimits {
+        &self.limits
+    }
+
+    /// Checks a step, copies what changed since the one before, and has the device plan it. Where
+    /// the spans have not changed the plan is reused; where nothing has, nothing is done at all.
+    /// After an error there is no plan.
+    pub fn plan(&mut self, step: &DecodeStep<'_>) -> Result<PlanReport, AttentionError> {
+        let last = self.planned.take();
+        let spans = match step.spans.is_canonical() {
+            true => Cow::Borrowed(step.spans),
+            false => Cow::Owned(step.spans.canonicalise()),
+        };
+        let planned = Planned {
+            rows: spans.rows(),
+            max_pages: step.pages.max_pages,
+            pages: step.pages.pages,
+            kv_len: step.pages.kv_len.to_vec(),
+        };
+        let pairs = spans.spans().as_flattened();
+        let same_spans = self.span_ptr.held() == spans.span_ptr() && self.spans.held() == pairs;
+        if last.as_ref() == Some(&planned)
+            && same_spans
+            && self.row_request.held() == step.row_request
+            && self.page_table.held() == step.pages.page_table
+        {
+            self.planned = last;
+            return Ok(PlanReport { uploaded_bytes: 0, launch: None });
+        }
+        self.check_step(step, &spans)?;
+
+        self.plan_current &= same_spans;
+        let mut uploaded_bytes = self.span_ptr.update(spans.span_ptr())?;
+        uploaded_bytes += self.spans.update(pairs)?;
+        uploaded_bytes += self.row_request.update(step.row_request)?;
+        uploaded_bytes += self.page_table.update(step.pages.page_table)?;
+        if !self.arrivals_clear {
+            self.arrivals.upload(0, &vec![0; self.arrivals.buffer().bytes])?;
+            self.arrivals_clear = true;
+        }
+        let mut launch = None;
+        if !self.plan_current && planned.rows > 0 {
+            // The limits on rows are those of an i32.
+            let plan = self.launcher.plan(&self.plan_buffers(), planned.rows as i32);
+            launch = Some(self.device.launch(&plan)?);
+            self.plan_current = true;
+        }
+        self.planned = Some(planned);
+        Ok(PlanReport { uploaded_bytes, launch })
+    }
+
+    fn check_step(&self, step: &DecodeStep<'_>, spans: &SpanBatch) -> Result<(), AttentionError> {
+        let limits = &self.limits;
+        for (what, found, limit) in [
+            ("rows", spans.rows(), limits.rows),
+            ("spans", spans.spans().len(), limits.spans),
+            ("requests", step.pages.kv_len.len(), limits.requests),
+            ("page table entries per request", step.pages.max_pages, limits.max_pages),
+        ] {
+            if found > limit {
+                return Err(AttentionError::Limit { what, found, limit });
+            }
+        }
+        let addressing = Addressing {
+            spans,
+            row_request: step.row_request,
+            kv_len: step.pages.kv_len,
+            page_table: step.pages.page_table,
+            max_pages: step.pages.max_pages,
+            pages: step.pages.pages,
+        };
+        Ok(addressing.check(&self.attention)?)
+    }
+
+    /// The launches of one layer's attention for the planned step: none without rows. For timing,
+    /// or for a graph; [`run`](Self::run) queues them.
+    pub fn launches(&self, operands: &StepOperands) -> Result<Vec<Launch>, AttentionError> {
+        let planned = self.planned.as_ref().ok_or(AttentionError::NotPlanned)?;
+        self.check_operands(operands, planned)?;
+        if planned.rows == 0 {
+            return Ok(Vec::new());
+        }
+        let a = &self.attention;
+        let StepOperands { q, kv, out, lse, scale } = *operands;
+        let (page_table, row_request) = (self.page_table.buffer(), self.row_request.buffer());
+        let operands = Operands { q, k: kv.k, v: kv.v, page_table, row_request, out, lse };
+        let workspace = Workspace {
+            partial_acc: self.partial_acc.buffer(),
+            partial_ml: self.partial_ml.buffer(),
+            arrivals: self.arrivals.buffer(),
+        };
+        // All of these were checked to fit.
+        let scalars = Scalars {
+            rows: planned.rows as i32,
+            kv_heads: a.kv_heads as i32,
+            page_size: a.page_size as i32,
+            max_pages: planned.max_pages as i32,
+            page_stride: kv.strides.page as i32,
+            token_stride: kv.strides.token as i32,
+            head_stride: kv.strides.head as i32,
+            smallest_share: self.spec().configuration.smallest_share as i32,
+            scale,
+        };
+        Ok(self.launcher.attention(&operands, &self.plan_buffers(), &workspace, &scalars))
+    }
+
+    /// Queues one layer's attention for the planned step; one report per launch. `&mut`, since
+    /// launches share scratch memory: they are to follow each other on the device's queue.
+    pub fn run(&mut self, operands: &StepOperands) -> Result<Vec<LaunchReport>, AttentionError> {
+        let launches = self.launches(operands)?;
+        let reports: Result<Vec<_>, _> =
+            launches.iter().map(|launch| self.device.launch(launch)).collect();
+        if reports.is_err() {
+            self.arrivals_clear = false;
+            self.planned = None;
+        }
+        Ok(reports?)
+    }
+
+    fn plan_buffers(&self) -> PlanBuffers {
+        PlanBuffers {
+            span_ptr: self.span_ptr.buffer(),
+            spans: self.spans.buffer(),
+            row_tokens: self.row_tokens.buffer(),
+            span_tokens: self.span_tokens.buffer(),
+        }
+    }
+
+    fn check_operands(
+        &self,
+        operands: &StepOperands,
+        planned: &Planned,
+    ) -> Result<(), AttentionError> {
+        let a = &self.attention;
+        let fault = |operand, fault: String| Err(AttentionError::Operand { operand, fault });
+        if !operands.scale.is_finite() {
+            return fault("scale", format!("{} is not a finite number", operands.scale));
+        }
+        let KvStrides { page, token, head } = operands.kv.strides;
+        for (operand, stride) in
+            [("page stride", page), ("token stride", token), ("head stride", head)]
+        {
+            if stride > i32::MAX as u64 || !stride.is_multiple_of(8) {
+                return fault(
+                    operand,
+                    format!("{stride} elements, expected a multiple of 8 up to {}", i32::MAX),
+                );
+            }
+        }
+        let heads = planned.rows as u64 * u64::from(a.query_heads);
+        let elements = heads.saturating_mul(u64::from(a.head_dim));
+        let kv = operands.kv.strides.elements(a, planned.pages).unwrap_or(u64::MAX);
+        for (operand, buffer, alignment, bytes) in [
+            ("q", operands.q, 16, elements.saturating_mul(2)),
+            ("k", operands.kv.k, 16, kv.saturating_mul(2)),
+            ("v", operands.kv.v, 16, kv.saturating_mul(2)),
+            ("out", operands.out, 16, elements.saturating_mul(2)),
+            ("lse", operands.lse, 4, heads.saturating_mul(4)),
+        ] {
+            if (buffer.bytes as u64) < bytes {
+                return fault(
+                    operand,
+                    format!("the buffer has {} bytes, expected {bytes}", buffer.bytes),
+                );
+            }
+            if !buffer.address.is_multiple_of(alignment) {
+                return fault(
+                    operand,
+                    format!("address {:#x} is not {alignment}-byte aligned", buffer.address),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_limits(
+    attention: &AttentionShape,
+    limits: &SpanAttentionLimits,
+) -> Result<(), AttentionError> {
+    if attention.page_size == 0 {
+        return Err(ProblemError::PageSize.into());
+    }
+    for (what, found) in [
+        ("rows x KV heads", limits.rows.checked_mul(attention.kv_heads as usize)),
+        ("spans", limits.spans.checked_mul(2)),
+        ("page table entries", limits.requests.checked_mul(limits.max_pages)),
+    ] {
+        // Four bytes each are still a size.
+        if found.is_none_or(|found| found >= i32::MAX as usize) {
+            return Err(AttentionError::Limits { what, found: found.unwrap_or(usize::MAX) });
+        }
+    }
+    Ok(())
+}
+
+impl Drop for SpanAttention {
+    fn drop(&mut self) {
+        // A device that refuses has lost the module already.
+        let _ = self.device.unload(self.launcher.module());
+    }
+}

@@ -1,0 +1,394 @@
+//! From an artifact to attention on an emulated H200, against the oracle.
+
+mod problems;
+
+use half::{bf16, f16};
+use problems::{Case, generate};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use spanforge_device::{Basis, Compiler, Device, Settings, Source, Target};
+use spanforge_kernels::artifact::{Artifact, Contents, KernelFiles};
+use spanforge_kernels::configuration::{AttentionShape, Merge};
+use spanforge_kernels::decoder::DecodeOutput;
+use spanforge_kernels::{DecodeProblem, KernelSpec, Limits, SearchSpace, render};
+use spanforge_reference::{Problem, Tolerance, attention_f64, compare};
+use spanforge_runtime::{
+    AttentionError, CacheSize, DecodeStep, DeviceMemory, Origin, PageMap, PagedCache, PagedKv,
+    RunError, RunRequest, SpanAttention, SpanAttentionLimits, StepOperands, run, write_problem,
+};
+use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
+use std::path::Path;
+use std::sync::Arc;
+
+const GQA: AttentionShape = AttentionShape {
+    dtype: Dtype::Bf16,
+    query_heads: 12,
+    kv_heads: 2,
+    head_dim: 64,
+    page_size: 7,
+    layout: KvLayout::Hnd,
+};
+
+fn h200() -> Arc<dyn Device> {
+    Arc::from(spanforge_device::open("emulated:h200").unwrap())
+}
+
+fn compiler() -> Compiler {
+    Compiler::new(&Settings::from_environment()).unwrap()
+}
+
+/// An artifact with a kernel for [`GQA`], small shares so that rows are split and merged.
+fn artifact(folder: &Path, merge: Merge) -> Artifact {
+    let (device, compiler) = (h200(), compiler());
+    let shape = GQA.kernel_shape().unwrap();
+    let space = SearchSpace::new(shape, Limits::of(device.properties()));
+    let mut configuration = space.default_configuration().unwrap();
+    configuration.smallest_share = 16;
+    configuration.merge = merge;
+    let spec = KernelSpec { shape, configuration };
+    let rendered = render(&spec).unwrap();
+    let source = Source::new(rendered.name, rendered.text.clone());
+    let compile = |target| compiler.compile(&source, &target).unwrap();
+    let kernel = KernelFiles {
+        spec,
+        role: "winner".into(),
+        time_us: 1.0,
+        basis: Basis::Predicted,
+        source: rendered.text,
+        portable: compile(Target::Ptx("sm_80".into())),
+        images: vec![compile(Target::Cubin(device.properties().architecture.clone()))],
+    };
+    Contents {
+        workload: "test".into(),
+        device: "emulated:h200".into(),
+        created_by: "test".into(),
+        created_unix_s: 0,
+        kernels: vec![kernel],
+        evidence: serde_json::json!({}),
+    }
+    .write(&folder.join("artifact"))
+    .unwrap()
+}
+
+fn assert_right(problem: &DecodeProblem, output: &DecodeOutput, what: &str) {
+    let a = &problem.attention;
+    let reference = Problem {
+        dtype: a.dtype,
+        layout: a.layout,
+        query_heads: a.query_heads as usize,
+        kv_heads: a.kv_heads as usize,
+        head_dim: a.head_dim as usize,
+        page_size: a.page_size as usize,
+        max_pages: problem.max_pages,
+        scale: problem.scale,
+        q: &problem.q,
+        k: &problem.k,
+        v: &problem.v,
+        page_table: &problem.page_table,
+        row_request: &problem.row_request,
+        spans: &problem.spans,
+    };
+    let oracle = attention_f64(&reference).unwrap();
+    let tolerance = Tolerance::of(a.dtype);
+    let comparison = compare(&output.out, &output.lse, &oracle, a.dtype, &tolerance).unwrap();
+    assert!(comparison.passed, "{what}: {comparison}");
+}
+
+fn words(bytes: &[u8]) -> Vec<u16> {
+    bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)).collect()
+}
+
+/// q, out and LSE of a step, with the results poisoned.
+struct Layer {
+    q: DeviceMemory,
+    out: DeviceMemory,
+    lse: DeviceMemory,
+}
+
+impl Layer {
+    fn new(device: &Arc<dyn Device>, q: &[u16], heads: usize) -> Self {
+        let bytes: Vec<u8> = q.iter().flat_map(|b| b.to_le_bytes()).collect();
+        let layer = Self {
+            q: DeviceMemory::allocate(device, "q", bytes.len()).unwrap(),
+            out: DeviceMemory::allocate(device, "out", bytes.len()).unwrap(),
+            lse: DeviceMemory::allocate(device, "lse", 4 * heads).unwrap(),
+        };
+        layer.q.upload(0, &bytes).unwrap();
+        layer.poison();
+        layer
+    }
+
+    fn poison(&self) {
+        for memory in [&self.out, &self.lse] {
+            memory.upload(0, &vec![0xff; memory.buffer().bytes]).unwrap();
+        }
+    }
+
+    fn operands(&self, kv: PagedKv, scale: f32) -> StepOperands {
+        let [q, out, lse] = [&self.q, &self.out, &self.lse].map(|m| m.buffer());
+        StepOperands { q, kv, out, lse, scale }
+    }
+
+    fn output(&self, elements: usize, heads: usize) -> DecodeOutput {
+        let mut out = vec![0; 2 * elements];
+        let mut lse = vec![0; 4 * heads];
+        self.out.download(0, &mut out).unwrap();
+        self.lse.download(0, &mut lse).unwrap();
+        let lse = lse.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        DecodeOutput { out: words(&out), lse }
+    }
+}
+
+/// Two requests decode side by side from a cache that grows, through changes of their spans.
+#[test]
+fn a_model_decodes_with_an_artifact_and_a_cache() {
+    for merge in [Merge::SecondKernel, Merge::LastArriver] {
+        decode_steps(merge);
+    }
+}
+
+fn decode_steps(merge: Merge) {
+    let folder = tempfile::tempdir().unwrap();
+    let artifact = artifact(folder.path(), merge);
+    let device = h200();
+    let limits = SpanAttentionLimits { rows: 2, spans: 16, requests: 2, max_pages: 32 };
+    let mut attention = SpanAttention::load(&artifact, device.clone(), GQA, limits).unwrap();
+    assert_eq!(attention.spec().configuration.merge, merge);
+    let size = CacheSize { layers: 2, pages: 40, requests: 2, max_pages: 32 };
+    let mut cache = PagedCache::new(&device, GQA, size).unwrap();
+
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let mut random = |count: usize| -> Vec<u16> {
+        (0..count).map(|_| bf16::from_f32(rng.random_range(-1.0..1.0)).to_bits()).collect()
+    };
+    // The same cache on the host, for the oracle: NaN where nothing was written.
+    let token = 2 * 64;
+    let mut host = vec![[vec![0xffff; 40 * 7 * token], vec![0xffff; 40 * 7 * token]]; 2];
+    let mut append = |cache: &mut PagedCache, host: &mut Vec<[Vec<u16>; 2]>, request, tokens| {
+        let positions = cache.extend(request, tokens).unwrap();
+        for (layer, host) in host.iter_mut().enumerate() {
+            let kv = [random(tokens * token), random(tokens * token)];
+            cache.write(layer, request, positions.start, &kv[0], &kv[1]).unwrap();
+            for (tensor, data) in kv.iter().enumerate() {
+                for (i, position) in positions.clone().enumerate() {
+                    let page = cache.page_map().page_table[request * 32 + position / 7] as usize;
+                    for head in 0..2 {
+                        let row = GQA.layout.row_index(page, position % 7, head, 7, 2);
+                        host[tensor][row * 64..][..64]
+                            .copy_from_slice(&data[(i * 2 + head) * 64..][..64]);
+                    }
+                }
+            }
+        }
+    };
+    append(&mut cache, &mut host, 0, 150);
+    append(&mut cache, &mut host, 1, 33);
+
+    let mut sets = [SpanSet::from_pairs([(0, 4), (60, 131)]).unwrap(), SpanSet::empty()];
+    let elements = 2 * 12 * 64;
+    let q: Vec<u16> = {
+        let mut rng = ChaCha8Rng::seed_from_u64(8);
+        (0..elements).map(|_| bf16::from_f32(rng.random_range(-3.0..3.0)).to_bits()).collect()
+    };
+    let layer_memory = Layer::new(&device, &q, 24);
+    let scale = 0.125;
+    for step in 0..6 {
+        match step {
+            0 => {}
+            // A tag opens: request 1 attends to its prompt from here on.
+            3 => sets[1] = SpanSet::from_pairs([(1, 2), (20, 33)]).unwrap(),
+            _ => {
+                for (request, set) in sets.iter_mut().enumerate() {
+                    append(&mut cache, &mut host, request, 1);
+                    let last = cache.tokens(request).unwrap() - 1;
+                    set.append_token(last as u32).unwrap();
+                }
+            }
+        }
+        let spans = SpanBatch::from_sets(&sets).unwrap();
+        let pages = cache.page_map();
+        let plan =
+            attention.plan(&DecodeStep { spans: &spans, row_request: &[0, 1], pages }).unwrap();
+        assert!(plan.launch.is_some(), "step {step} has other spans");
+        for (layer, [k, v]) in host.iter().enumerate() {
+            let problem = DecodeProblem {
+                attention: GQA,
+                scale,
+                pages: pages.pages,
+                max_pages: pages.max_pages,
+                kv_len: pages.kv_len.to_vec(),
+                page_table: pages.page_table.to_vec(),
+                row_request: vec![0, 1],
+                spans: spans.clone(),
+                q: q.clone(),
+                k: k.clone(),
+                v: v.clone(),
+            };
+            let operands = layer_memory.operands(cache.layer(layer).unwrap(), scale);
+            let mut last = None;
+            for _ in 0..2 {
+                layer_memory.poison();
+                attention.run(&operands).unwrap();
+                let output = layer_memory.output(elements, 24);
+                assert_right(&problem, &output, &format!("{merge:?}, step {step}, layer {layer}"));
+                let same = last.replace(output.clone()).is_none_or(|last| last == output);
+                assert!(same, "step {step}, layer {layer} is not repeatable");
+            }
+        }
+        let again =
+            attention.plan(&DecodeStep { spans: &spans, row_request: &[0, 1], pages }).unwrap();
+        assert_eq!((again.uploaded_bytes, again.launch), (0, None));
+    }
+}
+
+/// K and V of all tokens side by side in one tensor, `[pages, page_size, 2, kv_heads, head_dim]`.
+#[test]
+fn a_cache_with_strides_of_its_own_is_read_in_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let artifact = artifact(folder.path(), Merge::SecondKernel);
+    let device = h200();
+    let shape = AttentionShape { layout: KvLayout::Nhd, ..GQA };
+    let problem = generate(&Case { attention: shape, rows: 3, longest: 90, seed: 3 });
+    let token = 2 * 64;
+    let mixed: Vec<u8> = problem
+        .k
+        .chunks(token)
+        .zip(problem.v.chunks(token))
+        .flat_map(|(k, v)| [k, v].concat())
+        .flat_map(|b| b.to_le_bytes())
+        .collect();
+    let memory = DeviceMemory::allocate(&device, "kv", mixed.len()).unwrap();
+    memory.upload(0, &mixed).unwrap();
+    let k = memory.buffer();
+    let v = spanforge_device::Buffer {
+        address: k.address + 2 * token as u64,
+        bytes: k.bytes - 2 * token,
+    };
+    let (token, page) = (2 * token as u64, 2 * 7 * token as u64);
+    let strides = spanforge_kernels::KvStrides { page, token, head: 64 };
+
+    let limits = SpanAttentionLimits {
+        rows: 3,
+        spans: 64,
+        requests: problem.requests(),
+        max_pages: problem.max_pages,
+    };
+    let mut attention = SpanAttention::load(&artifact, device.clone(), shape, limits).unwrap();
+    let pages = PageMap {
+        page_table: &problem.page_table,
+        max_pages: problem.max_pages,
+        kv_len: &problem.kv_len,
+        pages: problem.pages,
+    };
+    let (spans, row_request) = (&problem.spans, &problem.row_request[..]);
+    attention.plan(&DecodeStep { spans, row_request, pages }).unwrap();
+    let layer = Layer::new(&device, &problem.q, 3 * 12);
+    attention.run(&layer.operands(PagedKv { k, v, strides }, problem.scale)).unwrap();
+    assert_right(&problem, &layer.output(problem.q.len(), 3 * 12), "interleaved K and V");
+}
+
+#[test]
+fn a_shape_that_the_artifact_lacks_is_refused_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let artifact = artifact(folder.path(), Merge::SecondKernel);
+    let limits = SpanAttentionLimits { rows: 1, spans: 1, requests: 1, max_pages: 1 };
+    let other = AttentionShape { head_dim: 128, ..GQA };
+    let error = SpanAttention::load(&artifact, h200(), other, limits).map(|_| ()).unwrap_err();
+    assert!(matches!(error, AttentionError::NoKernel { .. }));
+    let message = error.to_string();
+    for part in [
+        "no kernel of this artifact serves bf16-d128-g6",
+        "it is built for bf16-d64-g6",
+        "`spanforge tune",
+        "bf16 with head_dim 128 and 6 query head(s) per KV head",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+
+    let inputs = folder.path().join("in.safetensors");
+    let output = folder.path().join("out.safetensors");
+    write_problem(&inputs, &generate(&Case { attention: other, rows: 2, longest: 40, seed: 1 }))
+        .unwrap();
+    let request = RunRequest {
+        artifact: Some(artifact.root()),
+        inputs: &inputs,
+        output: &output,
+        compile: false,
+    };
+    let device = h200();
+    let error = run(&request, &*device, || unreachable!()).unwrap_err();
+    assert!(matches!(error, RunError::NoKernel { .. }));
+    assert!(error.to_string().contains("--compile"), "{error}");
+    assert!(!output.exists());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "artifact and inputs");
+
+    let report =
+        run(&RunRequest { compile: true, ..request }, &*device, || Ok(compiler())).unwrap();
+    assert_eq!(report.origin, Origin::Compiled);
+    assert!(output.exists());
+}
+
+#[test]
+fn files_are_computed_with_the_artifacts_kernel() {
+    let folder = tempfile::tempdir().unwrap();
+    let artifact = artifact(folder.path(), Merge::SecondKernel);
+    let problem = generate(&Case { attention: GQA, rows: 5, longest: 200, seed: 5 });
+    let inputs = folder.path().join("in.safetensors");
+    write_problem(&inputs, &problem).unwrap();
+    let mut files = Vec::new();
+    for name in ["a", "b"] {
+        let output = folder.path().join(name);
+        let request = RunRequest {
+            artifact: Some(artifact.root()),
+            inputs: &inputs,
+            output: &output,
+            compile: false,
+        };
+        let report = run(&request, &*h200(), || unreachable!()).unwrap();
+        assert_eq!(report.origin, Origin::Artifact { role: "winner".into() });
+        assert_eq!(report.kernel, artifact.manifest().kernels[0].spec);
+        let selected: u64 = problem.spans.sets().map(|s| s.len_tokens()).sum();
+        assert_eq!((report.rows, report.selected_tokens), (5, selected));
+        assert_eq!(report.selected_kv_bytes, selected * 2 * 2 * 64 * 2);
+        let names: Vec<&str> = report.launches.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["spanforge_plan", "spanforge_decode", "spanforge_merge"]);
+        files.push(std::fs::read(output).unwrap());
+    }
+    assert_eq!(files[0], files[1], "bitwise the same twice");
+    let file = safetensors::SafeTensors::deserialize(&files[0]).unwrap();
+    let lse = file.tensor("lse").unwrap();
+    let output = DecodeOutput {
+        out: words(file.tensor("out").unwrap().data()),
+        lse: lse.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+    };
+    assert_right(&problem, &output, "files");
+}
+
+#[test]
+fn a_file_without_rows_gives_one_without_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let problem = generate(&Case { attention: GQA, rows: 0, longest: 20, seed: 1 });
+    let (inputs, output) = (folder.path().join("in"), folder.path().join("out"));
+    write_problem(&inputs, &problem).unwrap();
+    let request = RunRequest { artifact: None, inputs: &inputs, output: &output, compile: true };
+    let report = run(&request, &*h200(), || Ok(compiler())).unwrap();
+    assert_eq!((report.rows, report.launches.len()), (0, 0));
+    let bytes = std::fs::read(&output).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.tensor("out").unwrap().shape(), [0, 12, 64]);
+    assert_eq!(file.tensor("lse").unwrap().shape(), [0, 12]);
+}
+
+/// The generator itself: a test of unread tokens that has none would show nothing.
+#[test]
+fn generated_problems_have_empty_rows_and_nan_in_every_unselected_token() {
+    let problem = generate(&Case { attention: GQA, rows: 4, longest: 150, seed: 0 });
+    let nan = problem.k.iter().filter(|b| bf16::from_bits(**b).is_nan()).count();
+    let selected = problem.k.len() - nan;
+    assert!(nan > 0 && selected > 0 && selected.is_multiple_of(64));
+    assert!(problem.spans.sets().any(|set| set.is_empty()));
+    assert!(!problem.spans.is_canonical());
+    let half = AttentionShape { dtype: Dtype::F16, ..GQA };
+    let problem = generate(&Case { attention: half, rows: 4, longest: 150, seed: 0 });
+    assert!(problem.v.iter().any(|b| f16::from_bits(*b).is_nan()));
+}
