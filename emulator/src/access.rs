@@ -303,6 +303,7 @@ impl Machine<'_> {
         offsets: &mut [u64; 32],
         mask: u32,
         width: u64,
+        align: u64,
         verb: &str,
     ) -> Outcome {
         settle(offsets, mask);
@@ -328,14 +329,14 @@ impl Machine<'_> {
             for offset in offsets.iter() {
                 low |= offset;
             }
-            if low & (width - 1) != 0 {
-                let bad = lanes_where(mask, |lane| offsets[lane] & (width - 1) != 0);
+            if low & (align - 1) != 0 {
+                let bad = lanes_where(mask, |lane| offsets[lane] & (align - 1) != 0);
                 let offset = offsets[bad.trailing_zeros() as usize & 31];
                 return Err(Fault::new(
                     Check::Misaligned,
                     bad,
                     format!(
-                        "{verb} of {width} bytes at an address that is not a multiple of {width}"
+                        "{verb} of {align} bytes at an address that is not a multiple of {align}"
                     ),
                 )
                 .at(self.name_of(space, window, offset)));
@@ -490,7 +491,7 @@ impl Machine<'_> {
         let mut address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
         let width = u64::from(op.size) * u64::from(op.count);
         self.by_window(op.space, &mut address, mask, |this, space, window, offsets, mask| {
-            this.bound::<CHECK>(warp, space, window, offsets, mask, width, "read")?;
+            this.bound::<CHECK>(warp, space, window, offsets, mask, width, width, "read")?;
             let pattern = pattern(offsets, mask, width);
             if CHECK {
                 this.written(warp, space, window, offsets, mask, width as usize, pattern)?;
@@ -637,7 +638,7 @@ impl Machine<'_> {
             if space == Space::Param {
                 return Err(Fault::new(Check::OutOfBounds, mask, "write to kernel parameters"));
             }
-            this.bound::<CHECK>(warp, space, window, offsets, mask, width, "write")?;
+            this.bound::<CHECK>(warp, space, window, offsets, mask, width, width, "write")?;
             let pattern = pattern(offsets, mask, width);
             if CHECK {
                 this.mark(warp, space, window, offsets, mask, width as usize, pattern)?;
@@ -666,7 +667,7 @@ impl Machine<'_> {
             if space == Space::Param {
                 return Err(Fault::new(Check::OutOfBounds, mask, "write to kernel parameters"));
             }
-            this.bound::<CHECK>(warp, space, window, offsets, mask, width, "atomic update")?;
+            this.bound::<CHECK>(warp, space, window, offsets, mask, width, width, "atomic update")?;
             if CHECK {
                 this.written(
                     warp,
@@ -737,7 +738,7 @@ impl Machine<'_> {
         let width = u64::from(op.size);
         let mut to =
             addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm >> 32);
-        let mut from = addresses(&warp.registers, op.s[1], true, i64::from(op.imm as i32));
+        let from = addresses(&warp.registers, op.s[1], true, i64::from(op.imm as i32));
         // With a source size, lanes of size 0 read nothing.
         let mut bytes = [width as u32; 32];
         let mut reading = mask;
@@ -758,7 +759,16 @@ impl Machine<'_> {
             }
             reading &= !zero;
         }
-        self.bound::<CHECK>(warp, Space::Shared, 0, &mut to, mask, width, "asynchronous write")?;
+        self.bound::<CHECK>(
+            warp,
+            Space::Shared,
+            0,
+            &mut to,
+            mask,
+            width,
+            width,
+            "asynchronous write",
+        )?;
         let to_pattern = pattern(&to, mask, width);
         if CHECK {
             self.mark(warp, Space::Shared, 0, &to, mask, width as usize, to_pattern)?;
@@ -788,52 +798,32 @@ impl Machine<'_> {
             bytes: [0; 32],
             data: [[0; 16]; 32],
         };
-        if reading != 0 {
+        // Lanes usually copy the same number of bytes; those that copy fewer are bounded by theirs.
+        let mut left = reading;
+        while left != 0 {
+            let size = bytes[left.trailing_zeros() as usize & 31];
+            let mut these = 0u32;
+            for lane in 0..32 {
+                these |= u32::from(bytes[lane] == size) << lane;
+            }
+            these &= left;
+            left &= !these;
+            let read = u64::from(size);
+            let mut address = from;
             self.by_window(
                 Space::Global,
-                &mut from,
-                reading,
+                &mut address,
+                these,
                 |this, space, window, offsets, mask| {
-                    this.bound::<CHECK>(
-                        warp,
-                        space,
-                        window,
-                        offsets,
-                        mask,
-                        width,
-                        "asynchronous read",
-                    )?;
-                    let pattern = pattern(offsets, mask, width);
+                    let verb = "asynchronous read";
+                    this.bound::<CHECK>(warp, space, window, offsets, mask, read, width, verb)?;
+                    let pattern = pattern(offsets, mask, read);
                     if CHECK {
-                        let full = lanes(mask).all(|lane| u64::from(bytes[lane]) == width);
-                        if full {
-                            this.written(
-                                warp,
-                                space,
-                                window,
-                                offsets,
-                                mask,
-                                width as usize,
-                                pattern,
-                            )?;
-                        } else {
-                            for lane in lanes(mask) {
-                                let size = bytes[lane] as usize;
-                                let place = this.place(warp, space, window);
-                                if !place.whole
-                                    && !place.shadow.has_range(offsets[lane] as usize, size)
-                                {
-                                    let one = 1 << lane;
-                                    return Err(
-                                        this.unwritten(warp, space, window, offsets, one, size)
-                                    );
-                                }
-                            }
-                        }
+                        this.written(warp, space, window, offsets, mask, read as usize, pattern)?;
                     }
                     if COUNT {
-                        let sectors = sectors(offsets, mask, width, pattern);
-                        let asked: u64 = lanes(mask).map(|lane| u64::from(bytes[lane])).sum();
+                        let sectors = sectors(offsets, mask, read, pattern);
+                        let asked = read * u64::from(mask.count_ones());
                         let count = &mut this.counters.async_copy;
                         count.requests += 1;
                         count.sectors += sectors;
@@ -844,9 +834,9 @@ impl Machine<'_> {
                         }
                     }
                     let place = this.place(warp, space, window);
+                    let size = read as usize;
                     for lane in lanes(mask) {
                         let at = offsets[lane] as usize;
-                        let size = bytes[lane] as usize & 31;
                         if size == 16 {
                             copy.data[lane].copy_from_slice(&place.data[at..at + 16]);
                         } else {
@@ -865,7 +855,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Lands the copies of `mask` lanes whose group is older than `newest` allows.
+    /// Lands, in the lanes of `mask`, all copies but those of the last `groups` groups.
     pub(crate) fn wait<const CHECK: bool, const COUNT: bool>(
         &mut self,
         warp: &mut Warp,
@@ -931,7 +921,7 @@ impl Machine<'_> {
         let count = op.count as usize;
         let mut offsets = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
         let rows = if count == 4 { FULL } else { (1u32 << (8 * count)) - 1 };
-        self.bound::<CHECK>(warp, Space::Shared, 0, &mut offsets, rows, 16, "matrix read")?;
+        self.bound::<CHECK>(warp, Space::Shared, 0, &mut offsets, rows, 16, 16, "matrix read")?;
         if CHECK {
             let fine = lanes(rows).all(|lane| self.shared_shadow.has(offsets[lane] as usize, 16));
             if !fine {
@@ -977,7 +967,7 @@ impl Machine<'_> {
         let count = op.count as usize;
         let mut offsets = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
         let rows = if count == 4 { FULL } else { (1u32 << (8 * count)) - 1 };
-        self.bound::<CHECK>(warp, Space::Shared, 0, &mut offsets, rows, 16, "matrix write")?;
+        self.bound::<CHECK>(warp, Space::Shared, 0, &mut offsets, rows, 16, 16, "matrix write")?;
         if CHECK {
             self.mark(warp, Space::Shared, 0, &offsets, rows, 16, Pattern::Scattered)?;
         }

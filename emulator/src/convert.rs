@@ -12,6 +12,9 @@ use crate::syntax::Type;
 /// Round to an integer value, in a conversion between floats.
 pub(crate) const WHOLE: i64 = 64;
 
+/// Flags of `.rzi`.
+const TOWARD_ZERO: i64 = 1 | WHOLE;
+
 const TYPES: [Type; 16] = [
     Type::U8,
     Type::U16,
@@ -47,6 +50,12 @@ pub(crate) fn conversion(w: bool, to: Type, from: Type, flags: i64) -> Option<(E
         (Bf16, F32, 0) => lane!(w, |x: u32| -> u32 { single_to_brain(f(x)) }),
         (F32, S32, 0) => lane!(w, |x: u32| -> u32 { (x as i32 as f32).to_bits() }),
         (F32, U32, 0) => lane!(w, |x: u32| -> u32 { (x as f32).to_bits() }),
+        // Rust's casts saturate and take NaN to 0, as PTX does for these.
+        (S32, F32, TOWARD_ZERO) => lane!(w, |x: u32| -> u32 { f(x) as i32 as u32 }),
+        (U32, F32, TOWARD_ZERO) => lane!(w, |x: u32| -> u32 { f(x) as u32 }),
+        (F64, F32, 0) => lane!(w, |x: u32| -> u64 {
+            if f(x).is_nan() { f64::NAN.to_bits() } else { f64::from(f(x)).to_bits() }
+        }),
         (S64, S32, 0) | (U64, S32, 0) => lane!(w, |x: u32| -> u64 { x as i32 as u64 }),
         (U64 | S64, U32, 0) => lane!(w, |x: u32| -> u64 { u64::from(x) }),
         (U32 | S32, U64 | S64, 0) => lane!(w, |x: u64| -> u32 { x as u32 }),
@@ -244,10 +253,4 @@ pub(crate) fn pack_saturated(w: bool, to: Type) -> Option<Exec> {
         }),
         _ => return None,
     })
-}
-
-/// One conversion, for the tests.
-#[cfg(test)]
-pub(crate) fn convert_for_tests(to: Type, from: Type, flags: i64, bits: u64) -> Option<u64> {
-    Some(convert(bits, code(from)? | code(to)? << 8 | flags << 16))
 }

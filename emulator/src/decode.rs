@@ -125,7 +125,7 @@ fn bad<T>(reason: impl Into<String>) -> Decoded<T> {
 }
 
 /// Words on memory operations that change timing or ordering between blocks, not results here.
-const MEMORY_HINTS: [&str; 40] = [
+const MEMORY_HINTS: [&str; 33] = [
     "weak",
     "volatile",
     "relaxed",
@@ -159,13 +159,6 @@ const MEMORY_HINTS: [&str; 40] = [
     "noftz",
     "unified",
     "sc",
-    "L1::evict_unchanged",
-    "weak",
-    "relaxed",
-    "ca",
-    "nc",
-    "cta",
-    "gpu",
 ];
 
 impl<'t> At<'_, 't> {
@@ -222,7 +215,8 @@ impl<'t> At<'_, 't> {
                 self.count(4)?;
                 let wide = ty.bytes() == 8;
                 let d = self.destination(0, wide)?;
-                let s = vec![self.read(1, wide)?, self.read(2, wide)?, self.read_predicate(3)?];
+                let mut s = vec![self.read(1, wide)?, self.read(2, wide)?, self.read_predicate(3)?];
+                narrow_constants(&mut s, ty);
                 let exec = moves::selecting(self.linker.wide, wide);
                 self.arithmetic(exec, Class::Integer, 0, vec![d], s);
                 Ok(())
@@ -588,13 +582,7 @@ impl<'t> At<'_, 't> {
         };
         let d = self.destination(0, wide)?;
         let mut s = vec![self.read(1, wide)?, self.read(2, wide && !shift)?];
-        if ty.bytes() == 2 && ty.is_integer() {
-            for value in &mut s {
-                if let Value::Constant(bits, _) = value {
-                    *bits &= 0xffff;
-                }
-            }
-        }
+        narrow_constants(&mut s, ty);
         self.arithmetic(exec, class, flags, vec![d], s);
         Ok(())
     }
@@ -1008,13 +996,7 @@ impl<'t> At<'_, 't> {
         self.count(if combine.is_some() { 4 } else { 3 })?;
         let wide = ty.bytes() == 8;
         let mut s = vec![self.read(first, wide)?, self.read(first + 1, wide)?];
-        if ty.bytes() == 2 && ty.is_integer() {
-            for value in &mut s {
-                if let Value::Constant(bits, _) = value {
-                    *bits &= 0xffff;
-                }
-            }
-        }
+        narrow_constants(&mut s, ty);
         let class = match ty {
             Type::F32 => Class::Float32,
             Type::F64 => Class::Float64,
@@ -1334,12 +1316,10 @@ impl<'t> At<'_, 't> {
         if bypass && size != 16 {
             return bad("cp.async.cg copies 16 bytes");
         }
-        if to_offset != 0 || from_offset.unsigned_abs() > i32::MAX as u64 || !from_wide {
-            // Offsets of both addresses share the immediate.
-            let sum = to_offset.unsigned_abs() > i32::MAX as u64;
-            if sum || !from_wide {
-                return bad("this addressing of cp.async is not supported");
-            }
+        // The offsets of both addresses share the immediate.
+        let far = |offset: i64| i32::try_from(offset).is_err();
+        if far(to_offset) || far(from_offset) || !from_wide {
+            return bad("this addressing of cp.async is not supported");
         }
         let mut s = vec![to, from];
         let mut flags = if to_wide { WIDE_ADDRESS } else { 0 };
@@ -1651,6 +1631,17 @@ impl<'t> At<'_, 't> {
         self.push(blank(Code::Call), Class::Control, vec![back], vec![]).targets =
             vec![Target::Function(callee)];
         Ok(())
+    }
+}
+
+/// Registers of 16 bits hold nothing above them, and neither may their immediates.
+fn narrow_constants(values: &mut [Value], ty: Type) {
+    if ty.bytes() == 2 && ty.is_integer() {
+        for value in values {
+            if let Value::Constant(bits, _) = value {
+                *bits &= 0xffff;
+            }
+        }
     }
 }
 

@@ -192,3 +192,67 @@ macro_rules! test {
     }};
 }
 pub(crate) use test;
+
+#[cfg(test)]
+mod tests {
+    use super::wide_is_available;
+    use crate::{Argument, Launch, Memory, Module, Options, launch::launch_on};
+
+    /// Three words in, a chain of everything whose code differs between processors, words out.
+    const KERNEL: &str = ".version 8.0\n.target sm_80\n.address_size 64
+        .visible .entry k(.param .u64 in, .param .u64 out) {
+        .reg .b32 %r<8>; .reg .f32 %f<16>; .reg .b64 %l<4>; .reg .b16 %h<4>; .reg .f64 %d<4>; .reg .pred %p;
+        mov.u32 %r0, %tid.x; ld.param.u64 %l0, [in]; mad.wide.u32 %l0, %r0, 12, %l0;
+        ld.global.f32 %f0, [%l0]; ld.global.f32 %f1, [%l0+4]; ld.global.f32 %f2, [%l0+8];
+        fma.rn.f32 %f3, %f0, %f1, %f2; fma.rn.ftz.f32 %f4, %f1, %f2, %f0; ex2.approx.ftz.f32 %f5, %f0;
+        cvt.f64.f32 %d0, %f0; cvt.f64.f32 %d1, %f1; fma.rn.f64 %d2, %d0, %d1, %d0; cvt.rn.f32.f64 %f6, %d2;
+        cvt.rn.f16x2.f32 %r1, %f0, %f1; cvt.rn.f16x2.f32 %r2, %f1, %f2; fma.rn.f16x2 %r3, %r1, %r2, %r1;
+        min.f32 %f7, %f0, %f1; div.rn.f32 %f8, %f0, %f1; sqrt.rn.f32 %f9, %f2; cvt.rni.s32.f32 %r4, %f1;
+        ld.param.u64 %l1, [out]; mad.wide.u32 %l1, %r0, 36, %l1;
+        st.global.f32 [%l1], %f3; st.global.f32 [%l1+4], %f4; st.global.f32 [%l1+8], %f5; st.global.f32 [%l1+12], %f6;
+        st.global.u32 [%l1+16], %r3; st.global.f32 [%l1+20], %f7; st.global.f32 [%l1+24], %f8; st.global.f32 [%l1+28], %f9;
+        st.global.u32 [%l1+32], %r4; ret; }";
+
+    fn outputs(words: &[u32], wide: bool) -> Vec<u8> {
+        let module = Module::parse_for(KERNEL, wide).expect("valid");
+        let mut memory = Memory::new();
+        let input = memory.allocate("in", 4 * words.len()).expect("small");
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        memory.write(input, &bytes).expect("in range");
+        let mut out = vec![0; 12 * words.len()];
+        let output = memory.allocate("out", out.len()).expect("small");
+        let what = Launch {
+            kernel: "k",
+            grid: [1, 1, 1],
+            block: [words.len() as u32 / 3, 1, 1],
+            dynamic_shared_bytes: 0,
+            arguments: &[Argument::U64(input), Argument::U64(output)],
+        };
+        let report = launch_on(&module, &mut memory, &what, &Options::default(), wide);
+        assert!(report.expect("launch").findings.is_empty());
+        memory.read(output, &mut out).expect("in range");
+        out
+    }
+
+    /// The exact fused multiply-add in plain arithmetic, and everything else, against the
+    /// processor's own instructions.
+    #[test]
+    fn every_processor_computes_the_same_bits() {
+        if !wide_is_available() {
+            println!("SKIP: this processor has no AVX2 and FMA to compare with");
+            return;
+        }
+        let mut state = 1u64;
+        for round in 0..400u32 {
+            let words: Vec<u32> = (0..3 * 256)
+                .map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+                    let any = (state >> 32) as u32;
+                    // Odd rounds keep exponents close, where cancellation and ties happen.
+                    if round % 2 == 0 { any } else { any & 0x81ff_f00f | 0x3e00_0000 }
+                })
+                .collect();
+            assert_eq!(outputs(&words, true), outputs(&words, false), "round {round}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The emulator against independent arithmetic and hand-written kernels.
+
+mod checks;
+mod counts;
+mod floats;
+mod integers;
+mod kernels;
+mod loading;
+mod warps;
