@@ -565,7 +565,8 @@ impl<'t> At<'_, 't> {
                     return bad("mul.wide takes 16- and 32-bit integers");
                 };
                 let d = self.destination(0, ty.bytes() == 4)?;
-                let s = vec![self.read(1, false)?, self.read(2, false)?];
+                let mut s = vec![self.read(1, false)?, self.read(2, false)?];
+                narrow_constants(&mut s, ty);
                 self.arithmetic(exec, Class::Integer, 0, vec![d], s);
                 return Ok(());
             }
@@ -658,7 +659,11 @@ impl<'t> At<'_, 't> {
             _ => (wide, [wide; 3]),
         };
         let d = self.destination(0, d_wide)?;
-        let s = vec![self.read(1, s_wide[0])?, self.read(2, s_wide[1])?, self.read(3, s_wide[2])?];
+        let mut s =
+            vec![self.read(1, s_wide[0])?, self.read(2, s_wide[1])?, self.read(3, s_wide[2])?];
+        // The addend of mad.wide has twice the width of the factors.
+        let narrow = if name == "mad.wide" { 2 } else { 3 };
+        narrow_constants(&mut s[..narrow], ty);
         self.arithmetic(exec, class, flags, vec![d], s);
         Ok(())
     }

@@ -198,3 +198,15 @@ fn packed_halves_split_and_join() {
     );
     assert_eq!(function.apply(&[[0x1234_5678, 0, 0]]), [0x5678_1234]);
 }
+
+/// NVRTC writes the reciprocal of `t % 3` on 16 bits as a negative immediate, which once reached the
+/// product sign-extended and made ring indices of 32,772.
+#[test]
+fn negative_immediates_of_widening_16_bit_products_have_16_bits() {
+    let unsigned = Function::new("mul.wide.u16 %d, %a, -21845;", [2, 4, 4, 4]);
+    assert_eq!(unsigned.apply(&[[5, 0, 0], [255, 0, 0]]), [5 * 43691, 255 * 43691]);
+    let added = Function::new("mad.wide.u16 %d, %a, -21845, %b;", [2, 4, 4, 4]);
+    assert_eq!(added.apply(&[[5, 7, 0]]), [5 * 43691 + 7]);
+    let signed = Function::new("mul.wide.s16 %d, %a, -3;", [2, 4, 4, 4]);
+    assert_eq!(signed.apply(&[[5, 0, 0]]), [u64::from(-15i32 as u32)]);
+}
