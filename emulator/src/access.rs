@@ -2,6 +2,9 @@
 //!
 //! Most warps access one contiguous range or one address; both are recognised once and checked,
 //! counted and moved as a whole. Everything else goes lane by lane.
+//!
+//! The file is long because all of it is one inner loop: every kind of access takes the same steps,
+//! and each step is inlined into the two compiled copies of `machine`'s loop.
 
 use crate::atomic;
 use crate::findings::{Check, Fault};
@@ -169,6 +172,17 @@ fn scattered_wavefronts(offsets: &[u64; 32], mask: u32, width: u64, phases: u64)
 
 /// One phase: the most distinct words that one bank holds, and the words over the banks.
 pub(crate) fn bank_passes(offsets: &[u64; 32], mask: u32, width: u64) -> (u64, u64) {
+    // Most accesses touch every bank at most once; that needs one mask.
+    let words = width.div_ceil(4);
+    let whole = width.max(4) - 1;
+    let (mut seen, mut aligned) = (0u32, true);
+    for lane in lanes(mask) {
+        seen |= ((1u32 << words) - 1).rotate_left((offsets[lane] >> 2) as u32 & 31);
+        aligned &= offsets[lane] & whole == 0;
+    }
+    if aligned && u64::from(seen.count_ones()) == words * u64::from(mask.count_ones()) {
+        return (1, 1);
+    }
     // The first word of each bank stands in an array; further ones, which are conflicts, in a
     // list.
     let mut first = [u64::MAX; 32];
@@ -488,6 +502,7 @@ impl Machine<'_> {
         mask: u32,
         batch: u32,
     ) -> Outcome {
+        let lead = mask & mask.wrapping_neg();
         let mut address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
         let width = u64::from(op.size) * u64::from(op.count);
         self.by_window(op.space, &mut address, mask, |this, space, window, offsets, mask| {
@@ -497,7 +512,9 @@ impl Machine<'_> {
                 this.written(warp, space, window, offsets, mask, width as usize, pattern)?;
             }
             if COUNT {
-                this.count_load(op.space, space, window, offsets, mask, width, pattern, batch);
+                this.count_load(
+                    op.space, space, window, offsets, mask, width, pattern, batch, lead,
+                );
             }
             // The registers are lent out while the place may be the warp's own local memory.
             let mut registers = std::mem::take(&mut warp.registers);
@@ -520,6 +537,7 @@ impl Machine<'_> {
         width: u64,
         pattern: Pattern,
         batch: u32,
+        lead: u32,
     ) {
         let active = u64::from(mask.count_ones());
         match space {
@@ -533,7 +551,8 @@ impl Machine<'_> {
             Space::Global if stated != Space::Const => {
                 let sectors = sectors(offsets, mask, width, pattern);
                 let count = &mut self.counters.global_load;
-                count.requests += 1;
+                // A warp may address several allocations at once; it is one request.
+                count.requests += u64::from(mask & lead != 0);
                 count.sectors += sectors;
                 count.bytes += active * width;
                 self.counters.load_bytes_in_flight += active * width * u64::from(batch) * active;
@@ -799,6 +818,7 @@ impl Machine<'_> {
             data: [[0; 16]; 32],
         };
         // Lanes usually copy the same number of bytes; those that copy fewer are bounded by theirs.
+        let lead = reading & reading.wrapping_neg();
         let mut left = reading;
         while left != 0 {
             let size = bytes[left.trailing_zeros() as usize & 31];
@@ -825,7 +845,7 @@ impl Machine<'_> {
                         let sectors = sectors(offsets, mask, read, pattern);
                         let asked = read * u64::from(mask.count_ones());
                         let count = &mut this.counters.async_copy;
-                        count.requests += 1;
+                        count.requests += u64::from(mask & lead != 0);
                         count.sectors += sectors;
                         count.bytes += asked;
                         if let Some(allocation) = this.window(window) {

@@ -33,6 +33,8 @@ pub(crate) const TRUE_PREDICATE: u16 = 2;
 /// Slots 0 and 1 take unwanted results.
 const SINK: u16 = 0;
 const MOST_SLOTS: usize = 30_000;
+/// Registers times basic blocks: 128 MiB for each of the four sets of the analysis.
+const MOST_LIVENESS_BITS: usize = 1 << 30;
 
 pub(crate) fn assign(
     code: &[Pending],
@@ -179,7 +181,7 @@ fn scan(
     registers: &[Type],
     first: usize,
 ) -> Result<(Vec<u16>, usize), String> {
-    let intervals = intervals(code, targets, registers);
+    let intervals = intervals(code, targets, registers)?;
     let mut order: Vec<u32> =
         (0..registers.len() as u32).filter(|&r| intervals[r as usize].is_some()).collect();
     order.sort_by_key(|&r| intervals[r as usize].map(|(start, _)| start));
@@ -219,7 +221,7 @@ fn intervals(
     code: &[Pending],
     targets: &[Vec<usize>],
     registers: &[Type],
-) -> Vec<Option<(usize, usize)>> {
+) -> Result<Vec<Option<(usize, usize)>>, String> {
     let mut leader = vec![false; code.len() + 1];
     leader[0] = true;
     // Where a return may lead: after any call.
@@ -239,6 +241,9 @@ fn intervals(
     let block_of = |at: usize| starts.partition_point(|&start| start <= at) - 1;
     let end_of = |block: usize| starts.get(block + 1).copied().unwrap_or(code.len());
     let count = registers.len();
+    if count.saturating_mul(starts.len()) > MOST_LIVENESS_BITS {
+        return Err("the kernel has too many registers and branches".to_owned());
+    }
     let counted = |value: &Value| match *value {
         Value::Register(r) if registers[r as usize] != Type::Pred => Some(r),
         _ => None,
@@ -317,7 +322,7 @@ fn intervals(
             touch(r, at);
         }
     }
-    out
+    Ok(out)
 }
 
 fn ends_block(code: Code) -> bool {

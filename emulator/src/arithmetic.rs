@@ -1,6 +1,6 @@
 //! What each arithmetic instruction computes, one lane at a time: integers, logic, floats.
 //! To add one, add a line to the match of its family and, if its operands are of a new shape, a
-//! case in `decode`.
+//! case in `decode`. The file is long because it is a table: one entry per instruction and type.
 
 use crate::lanes::{lane, test};
 use crate::math::{
@@ -30,7 +30,8 @@ fn input(bits: u32, k: i64) -> f32 {
     f(if k & FTZ != 0 { ftz(bits) } else { bits })
 }
 
-fn double(value: f64) -> u64 {
+/// Bits of an f64 result, NaN canonical.
+pub(crate) fn double(value: f64) -> u64 {
     if value.is_nan() { 0xfff8_0000_0000_0000 } else { value.to_bits() }
 }
 

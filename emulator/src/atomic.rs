@@ -1,6 +1,7 @@
 //! Read-modify-write operations, one lane after another in lane order.
 
-use crate::math::{brain_to_single, d, f, half_to_single, single_to_brain, single_to_half};
+use crate::arithmetic::double;
+use crate::math::{b, brain_to_single, d, f, half_to_single, single_to_brain, single_to_half};
 use crate::syntax::Type;
 
 const OPERATIONS: [(&str, Type); 43] = {
@@ -71,8 +72,8 @@ pub(crate) fn apply(code: u8, old: u64, operand: u64, second: u64) -> u64 {
         single_to_brain(brain_to_single(x) + brain_to_single(y))
     }
     match (name, ty) {
-        ("add", Type::F32) => u64::from((f(x) + f(y)).to_bits()),
-        ("add", Type::F64) => (d(old) + d(operand)).to_bits(),
+        ("add", Type::F32) => u64::from(b(f(x) + f(y))),
+        ("add", Type::F64) => double(d(old) + d(operand)),
         ("add", Type::F16) => u64::from(half(x & 0xffff, y & 0xffff)),
         ("add", Type::Bf16) => u64::from(brain(x & 0xffff, y & 0xffff)),
         ("add", Type::F16x2) => halves(half),

@@ -1183,8 +1183,8 @@ impl<'t> At<'_, 't> {
         if !wide && ty.bytes() == 8 {
             return bad("the destination register is narrower than its type");
         }
-        if ty == Type::Pred {
-            return bad("predicates cannot be loaded");
+        if ty == Type::Pred || ty.bytes() * u32::from(count) > 16 {
+            return bad("predicates and more than 16 bytes at a time cannot be loaded");
         }
         if space == Space::Param
             && let Value::Constant(address, _) = base
@@ -1227,6 +1227,9 @@ impl<'t> At<'_, 't> {
         let space = self.settled(space, named);
         if matches!(space, Space::Const | Space::Param) {
             return bad("this space cannot be stored to");
+        }
+        if ty == Type::Pred || ty.bytes() * u32::from(count) > 16 {
+            return bad("predicates and more than 16 bytes at a time cannot be stored");
         }
         let mut wide = ty.bytes() == 8;
         let mut s = vec![base];

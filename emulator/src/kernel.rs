@@ -116,6 +116,9 @@ pub struct Module {
     pub(crate) variables: Vec<ModuleVariable>,
 }
 
+/// Bytes that all variables of a module may have.
+const MOST_VARIABLE_BYTES: u64 = 256 << 20;
+
 static NEXT_MODULE: AtomicU64 = AtomicU64::new(1);
 
 impl Module {
@@ -133,6 +136,7 @@ impl Module {
         let tree = parse::parse(ptx)?;
         let mut globals: HashMap<String, (Space, u64)> = HashMap::new();
         let mut variables = Vec::new();
+        let mut total = 0u64;
         for variable in &tree.variables {
             if variable.space == Space::Shared {
                 continue;
@@ -143,6 +147,11 @@ impl Module {
                     "an external variable has no definition",
                 )
                 .with_text(&variable.name));
+            }
+            total = total.saturating_add(variable.bytes);
+            if total > MOST_VARIABLE_BYTES {
+                let reason = format!("module variables have more than {MOST_VARIABLE_BYTES} bytes");
+                return Err(LoadError::new(variable.line, reason).with_text(&variable.name));
             }
             let address = MODULE_BASE + ((variables.len() as u64) << WINDOW_BITS);
             globals.insert(variable.name.clone(), (variable.space, address));
