@@ -382,7 +382,6 @@ fn a_file_without_rows_gives_one_without_rows() {
 
 /// Every value of every dimension of the matrix, each pair of neighbours met in some case.
 #[test]
-#[ignore = "the emulator extends the sign of a mul.wide.u16 immediate, which `t % 3` of a ring index becomes"]
 fn default_kernels_serve_every_shape() {
     let compiler = compiler();
     let group_sizes = [1, 3, 6, 8];
