@@ -1,8 +1,6 @@
 //! The `spanforge` command: reads arguments, calls the rooms that do the work, prints what they
 //! say. Exit codes: 0 done, 1 a check failed, 2 bad input or environment.
 
-#![allow(dead_code)]
-
 mod atomic_file;
 mod commands;
 mod notice;

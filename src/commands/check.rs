@@ -1,21 +1,21 @@
 //! `check`: a kernel against the oracle on seeded problems.
 
 use super::device_choice::{self, DeviceArgument};
-use super::kernel_choice::{KernelArguments, checked, default_spec};
+use super::kernel_choice::{KernelArguments, checked};
 use super::{Outcome, write_json};
 use crate::notice;
 use crate::table::Table;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use fs_err as fs;
+use indicatif::ProgressBar;
 use serde::Serialize;
-use spanforge_device::{Compiler, Device, Image, Nvrtc, Source, Target};
+use spanforge_device::{Basis, Compiler, Device, Image, Nvrtc, Source, Target};
 use spanforge_kernels::render::spec_of;
 use spanforge_kernels::{Decoder, KernelSpec, Limits, render};
 use spanforge_verify::{CaseReport, check_seeds};
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Check a configuration or an edited source against the oracle
@@ -81,8 +81,9 @@ struct Kernel {
 }
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
-    if arguments.seed.checked_add(arguments.cases).is_none() {
-        bail!("--seed {} leaves no room for {} cases", arguments.seed, arguments.cases);
+    // Far from the end of the integers, where workers that look for one more seed would wrap.
+    if arguments.seed.checked_add(arguments.cases).is_none_or(|end| end > u64::MAX / 2) {
+        bail!("--seed and --cases together are too large; the last seed is at most 2^63");
     }
     let first = arguments.device.name();
     let mut kernel = None;
@@ -123,9 +124,7 @@ fn prepare(arguments: &Arguments, limits: Limits) -> Result<Kernel> {
     let spec = match (arguments.kernel.config()?, spec_of(&text)) {
         (Some(spec), _) => spec,
         (None, Some(spec)) => spec.with_context(|| path.display().to_string())?,
-        (None, None) if !arguments.kernel.is_default() => {
-            default_spec(arguments.kernel.shape()?, limits)?
-        }
+        (None, None) if !arguments.kernel.is_default() => arguments.kernel.spec(limits)?,
         (None, None) => {
             return Err(anyhow!(
                 "{} does not say what it was rendered for: keep the line `// spanforge-kernel: \
@@ -149,89 +148,66 @@ fn check_on(
 ) -> Result<OfDevice> {
     let target = Target::Cubin(device.properties().architecture.clone());
     let image = kernel.compiler.compile(&kernel.source, &target)?;
-    let reports = if name.starts_with("emulated:") {
-        in_parallel(name, &image, kernel, arguments)?
-    } else {
-        let bar = notice::bar(arguments.cases, "checking");
-        let reports = one_by_one(device.as_ref(), &image, kernel.spec, seeds(arguments), || {
-            bar.inc(1);
-            true
-        });
-        bar.finish_and_clear();
-        reports?
+    // Emulated devices cost nothing but memory: one for each core. A GPU is shared by nobody.
+    let workers = match device.properties().basis {
+        Basis::Measured => 1,
+        Basis::Predicted => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let largest = |values: &mut dyn Iterator<Item = f64>| values.reduce(f64::max);
+    let mut devices = vec![device];
+    for _ in 1..workers {
+        devices.push(device_choice::open(name)?);
+    }
+    let seeds = Seeds {
+        next: AtomicU64::new(arguments.seed),
+        end: arguments.seed + arguments.cases,
+        bar: notice::bar(arguments.cases, "checking"),
+    };
+    let found: Vec<Result<Vec<CaseReport>>> = std::thread::scope(|scope| {
+        let check = |device: &dyn Device| check_share(device, &image, kernel.spec, &seeds);
+        let workers: Vec<_> =
+            devices.iter().map(|device| scope.spawn(move || check(device.as_ref()))).collect();
+        let joined = workers.into_iter().map(|worker| worker.join());
+        joined.map(|end| end.unwrap_or_else(|_| Err(anyhow!("a check ended abruptly")))).collect()
+    });
+    seeds.bar.finish_and_clear();
+    let reports: Vec<CaseReport> =
+        found.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     Ok(OfDevice {
         device: name.to_owned(),
         cases: reports.len(),
-        max_abs_error: largest(&mut reports.iter().map(|r| r.max_abs_error)).unwrap_or(0.0),
-        bytes_ratio: largest(&mut reports.iter().filter_map(|r| r.bytes_ratio)),
+        max_abs_error: reports.iter().map(|r| r.max_abs_error).fold(0.0, f64::max),
+        bytes_ratio: reports.iter().filter_map(|r| r.bytes_ratio).reduce(f64::max),
         fault: reports.into_iter().filter(|r| r.fault.is_some()).min_by_key(|r| r.seed),
     })
 }
 
-fn seeds(arguments: &Arguments) -> std::ops::Range<u64> {
-    arguments.seed..arguments.seed + arguments.cases
+/// Seeds, handed out in order: every seed below a faulty one is checked too, so that the lowest
+/// faulty seed is the same whatever the number of cores.
+struct Seeds {
+    next: AtomicU64,
+    end: u64,
+    bar: ProgressBar,
 }
 
-/// Checks seeds in order until one has a fault or `go_on` says no.
-fn one_by_one(
+fn check_share(
     device: &dyn Device,
     image: &Image,
     spec: KernelSpec,
-    seeds: impl Iterator<Item = u64>,
-    go_on: impl Fn() -> bool,
+    seeds: &Seeds,
 ) -> Result<Vec<CaseReport>> {
     let decoder = Decoder::load(device, image, spec)?;
-    let mut reports = Vec::new();
-    for seed in seeds {
-        let found = check_seeds(&decoder, [seed])?;
-        let faulty = found.iter().any(|report| report.fault.is_some());
-        reports.extend(found);
-        if faulty || !go_on() {
-            break;
-        }
+    let handed_out = std::iter::from_fn(|| {
+        let seed = seeds.next.fetch_add(1, Ordering::Relaxed);
+        (seed < seeds.end).then(|| {
+            seeds.bar.inc(1);
+            seed
+        })
+    });
+    let reports = check_seeds(&decoder, handed_out)?;
+    if reports.iter().any(|report| report.fault.is_some()) {
+        seeds.next.store(seeds.end, Ordering::Relaxed);
     }
     Ok(reports)
-}
-
-/// Checks on every core, each with an emulated device of its own. Seeds are handed out in order, so
-/// that every seed below the lowest faulty one is checked.
-fn in_parallel(
-    name: &str,
-    image: &Image,
-    kernel: &Kernel,
-    arguments: &Arguments,
-) -> Result<Vec<CaseReport>> {
-    let range = seeds(arguments);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let next = AtomicU64::new(range.start);
-    let bar = notice::bar(arguments.cases, "checking");
-    let reports = Mutex::new(Vec::new());
-    let work = || -> Result<()> {
-        let device = device_choice::open(name)?;
-        let taken = std::iter::from_fn(|| {
-            Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed < range.end)
-        });
-        let found = one_by_one(device.as_ref(), image, kernel.spec, taken, || {
-            bar.inc(1);
-            true
-        })?;
-        if found.iter().any(|report| report.fault.is_some()) {
-            next.store(range.end, Ordering::Relaxed);
-        }
-        let mut reports = reports.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        reports.extend(found);
-        Ok(())
-    };
-    let outcomes: Vec<Result<()>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let joined = workers.into_iter().map(|worker| worker.join());
-        joined.map(|end| end.unwrap_or_else(|_| Err(anyhow!("a check ended abruptly")))).collect()
-    });
-    bar.finish_and_clear();
-    outcomes.into_iter().collect::<Result<()>>()?;
-    Ok(reports.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 
 fn print(report: &Report, arguments: &Arguments, out: &mut dyn Write) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The verbs, one file each: arguments, what they resolve to, a call of the room that does the
 //! work, printing.
 
+mod check;
 mod compile;
 mod configs;
 mod device_choice;
@@ -31,6 +32,7 @@ pub enum Verb {
     Tune(tune::Arguments),
     Render(render::Arguments),
     Compile(compile::Arguments),
+    Check(check::Arguments),
     Configs(configs::Arguments),
     Inspect(inspect::Arguments),
     Emulate(emulate::Arguments),
@@ -43,6 +45,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
     match verb {
         Verb::Tune(arguments) => tune::run(&arguments, out),
         Verb::Render(arguments) => render::run(&arguments, out),
+        Verb::Check(arguments) => check::run(&arguments, out),
         Verb::Compile(arguments) => compile::run(&arguments, out),
         Verb::Configs(arguments) => configs::run(&arguments, out),
         Verb::Emulate(arguments) => emulate::run(&arguments, out),

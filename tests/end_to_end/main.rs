@@ -3,6 +3,7 @@
 
 mod artifact;
 mod bad_input;
+mod check;
 mod emulate;
 mod verbs;
 

@@ -19,7 +19,7 @@ fn verbs(help: &str) -> Vec<String> {
 fn every_verb_has_help_with_an_example() {
     let here = folder();
     let all = verbs(&spanforge(here.path(), ["--help"]).expect(0).out);
-    for verb in ["render", "compile", "configs", "emulate", "trace", "doctor", "inspect"] {
+    for verb in ["render", "compile", "configs", "check", "emulate", "trace", "doctor", "inspect"] {
         assert!(all.iter().any(|v| v == verb), "{verb} is not among {all:?}");
     }
     for verb in &all {
