@@ -10,6 +10,7 @@ mod emulate;
 mod inspect;
 mod kernel_choice;
 mod render;
+mod run;
 mod trace;
 mod tune;
 
@@ -35,6 +36,7 @@ pub enum Verb {
     Check(check::Arguments),
     Configs(configs::Arguments),
     Inspect(inspect::Arguments),
+    Run(run::Arguments),
     Emulate(emulate::Arguments),
     Trace(trace::Arguments),
     Doctor(doctor::Arguments),
@@ -51,6 +53,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Emulate(arguments) => emulate::run(&arguments, out),
         Verb::Doctor(arguments) => doctor::run(&arguments, out),
         Verb::Trace(arguments) => trace::run(&arguments, out),
+        Verb::Run(arguments) => run::run(&arguments, out),
         Verb::Inspect(arguments) => inspect::run(&arguments, out),
     }
 }

@@ -7,9 +7,11 @@ use spanforge_kernels::artifact::{Artifact, Contents, KernelFiles};
 use spanforge_kernels::{KernelSpec, render};
 use std::path::Path;
 
-const ID: &str = "f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second";
+/// The kernel of [`write_artifact`].
+pub const ID: &str = "f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second";
 
-fn write_artifact(at: &Path) -> Artifact {
+/// An artifact with one kernel.
+pub fn write_artifact(at: &Path) -> Artifact {
     let spec: KernelSpec = ID.parse().unwrap();
     let rendered = render(&spec).unwrap();
     let source = Source::new(rendered.name, rendered.text.clone());

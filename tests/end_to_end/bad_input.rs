@@ -1,7 +1,7 @@
 //! What users get wrong: each with an error that names the fault and the remedy, exit code 2, and
 //! nothing written half.
 
-use crate::{Ran, command, folder, names, run, spanforge};
+use crate::{Ran, command, finish, folder, names, spanforge};
 use fs_err as fs;
 use std::fs::File;
 use std::process::Command;
@@ -115,7 +115,7 @@ fn a_full_disk_is_an_error() {
     spanforge(here.path(), ["render", "--output", "/dev/full"]).expect(2).says(full);
     let mut command = command(here.path(), ["configs"]);
     command.stdout(File::options().write(true).open("/dev/full").unwrap());
-    run(command).expect(2).says(full);
+    finish(command).expect(2).says(full);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_cache_folder_that_cannot_be_written_is_named_with_the_setting() {
     let cache = here.path().join("file/cache");
     let mut command = command(here.path(), ["compile", "--emit", "ptx"]);
     command.env("SPANFORGE_CACHE", &cache);
-    run(command).expect(2).says("file/cache").says("SPANFORGE_CACHE");
+    finish(command).expect(2).says("file/cache").says("SPANFORGE_CACHE");
 }
 
 /// The command where no place has an NVRTC, unless a toolkit is installed system-wide.
@@ -157,7 +157,7 @@ fn no_nvrtc_and_no_network_says_how_to_supply_it() {
     without_nvrtc(&mut offline, here.path());
     // pip is there, the network is not.
     offline.env("PIP_NO_INDEX", "1").env("PIP_RETRIES", "0");
-    let ran = run(offline);
+    let ran = finish(offline);
     if needs_nvrtc_of_the_machine(&ran) {
         return;
     }
@@ -170,7 +170,7 @@ fn no_nvrtc_and_no_pip_says_how_to_supply_it() {
     let mut bare = command(here.path(), ["compile", "--emit", "ptx"]);
     without_nvrtc(&mut bare, here.path());
     bare.env("PATH", here.path());
-    let ran = run(bare);
+    let ran = finish(bare);
     if needs_nvrtc_of_the_machine(&ran) {
         return;
     }
@@ -182,5 +182,5 @@ fn a_folder_without_nvrtc_is_named() {
     let here = folder();
     let mut wrong = command(here.path(), ["compile", "--emit", "ptx"]);
     wrong.env("SPANFORGE_NVRTC_DIR", here.path().join("nowhere"));
-    run(wrong).expect(2).says("nowhere").says("SPANFORGE_NVRTC_DIR");
+    finish(wrong).expect(2).says("nowhere").says("SPANFORGE_NVRTC_DIR");
 }

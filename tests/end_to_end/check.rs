@@ -46,7 +46,7 @@ fn a_missing_wait_is_diagnosed_with_the_line_that_reads_too_early() {
     let source =
         edited(here.path(), "wait_copies<C::STAGES - 2>();", "wait_copies<C::STAGES - 1>();");
     let ran = spanforge(here.path(), ["check", source, "--device", "emulated:h200"]).expect(1);
-    ran.prints("uninitialised").prints("decode.cuh:").prints("lane");
+    ran.prints("uninitialised").prints("memory.cuh:").prints("lane");
 }
 
 #[test]
@@ -63,7 +63,8 @@ fn a_source_must_say_what_it_is_or_be_told() {
 #[test]
 fn a_broken_edit_is_shown_where_it_was_made() {
     let here = folder();
-    let source = edited(here.path(), "__syncthreads();  // is_last is read", "nothing();  //");
+    let source =
+        edited(here.path(), "__syncthreads();  // the states of all warps", "nothing();  //");
     spanforge(here.path(), ["check", source, "--device", "emulated:h200"])
         .expect(2)
         .says("decode.cuh(")

@@ -5,6 +5,7 @@ mod artifact;
 mod bad_input;
 mod check;
 mod emulate;
+mod run;
 mod verbs;
 
 use std::path::Path;
@@ -57,7 +58,7 @@ pub fn command<const N: usize>(folder: &Path, arguments: [&str; N]) -> Command {
 }
 
 /// Runs a command to its end.
-pub fn run(mut command: Command) -> Ran {
+pub fn finish(mut command: Command) -> Ran {
     let output = command.output().expect("the binary starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
     Ran {
@@ -69,7 +70,7 @@ pub fn run(mut command: Command) -> Ran {
 
 /// Runs the command with arguments, in a folder.
 pub fn spanforge<const N: usize>(folder: &Path, arguments: [&str; N]) -> Ran {
-    run(command(folder, arguments))
+    finish(command(folder, arguments))
 }
 
 /// An empty folder, removed with the value.

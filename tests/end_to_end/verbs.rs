@@ -1,6 +1,6 @@
 //! Verbs that describe and make text: help, configs, render, compile, trace, doctor.
 
-use crate::{command, folder, names, run, spanforge};
+use crate::{command, finish, folder, names, spanforge};
 use fs_err as fs;
 use spanforge_kernels::KernelSpec;
 
@@ -19,7 +19,9 @@ fn verbs(help: &str) -> Vec<String> {
 fn every_verb_has_help_with_an_example() {
     let here = folder();
     let all = verbs(&spanforge(here.path(), ["--help"]).expect(0).out);
-    for verb in ["render", "compile", "configs", "check", "emulate", "trace", "doctor", "inspect"] {
+    for verb in
+        ["render", "compile", "configs", "check", "emulate", "trace", "doctor", "inspect", "run"]
+    {
         assert!(all.iter().any(|v| v == verb), "{verb} is not among {all:?}");
     }
     for verb in &all {
@@ -188,6 +190,6 @@ fn doctor_says_what_to_do_where_nothing_is_there() {
     let here = folder();
     let mut bare = command(here.path(), ["doctor"]);
     bare.env("SPANFORGE_NVRTC_DIR", here.path()).env("PATH", here.path());
-    let ran = run(bare).expect(2);
+    let ran = finish(bare).expect(2);
     ran.prints("MISSING NVRTC").prints("no libnvrtc.so in it").prints("SPANFORGE_NVRTC_DIR");
 }

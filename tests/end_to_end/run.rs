@@ -1,0 +1,156 @@
+//! `run`: problems from files, good and bad, with an artifact's kernel.
+
+use crate::artifact::{ID, write_artifact};
+use crate::{folder, names, spanforge};
+use fs_err as fs;
+use safetensors::SafeTensors;
+use spanforge_kernels::{DecodeProblem, KernelShape, KernelSpec};
+use spanforge_reference::{Problem, Tolerance, attention_f64, compare};
+use spanforge_runtime::write_problem;
+use spanforge_verify::{Edges, generate};
+use std::path::Path;
+
+fn problem(shape: KernelShape, seed: u64) -> DecodeProblem {
+    let spec: KernelSpec = ID.parse().unwrap();
+    generate(shape, &Edges::of(&spec), seed)
+}
+
+fn shape() -> KernelShape {
+    ID.parse::<KernelSpec>().unwrap().shape
+}
+
+/// Fails the test unless the file holds the oracle's answer.
+#[track_caller]
+fn assert_answer(file: &Path, problem: &DecodeProblem) {
+    let bytes = fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let out: Vec<u16> = tensors
+        .tensor("out")
+        .unwrap()
+        .data()
+        .chunks_exact(2)
+        .map(|b| u16::from_le_bytes([b[0], b[1]]))
+        .collect();
+    let lse: Vec<f32> = tensors
+        .tensor("lse")
+        .unwrap()
+        .data()
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
+    let a = &problem.attention;
+    let oracle = attention_f64(&Problem {
+        dtype: a.dtype,
+        layout: a.layout,
+        query_heads: a.query_heads as usize,
+        kv_heads: a.kv_heads as usize,
+        head_dim: a.head_dim as usize,
+        page_size: a.page_size as usize,
+        max_pages: problem.max_pages,
+        scale: problem.scale,
+        q: &problem.q,
+        k: &problem.k,
+        v: &problem.v,
+        page_table: &problem.page_table,
+        row_request: &problem.row_request,
+        spans: &problem.spans.canonicalise(),
+    })
+    .unwrap();
+    let comparison = compare(&out, &lse, &oracle, a.dtype, &Tolerance::of(a.dtype)).unwrap();
+    assert!(comparison.passed, "{comparison}");
+}
+
+/// Changes one element of an i32 tensor in a file.
+fn set(file: &Path, tensor: &str, element: usize, value: i32) {
+    let mut bytes = fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let data = tensors.tensor(tensor).unwrap().data();
+    let at = data.as_ptr() as usize - bytes.as_ptr() as usize + 4 * element;
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn the_answer_is_the_oracles_and_the_same_twice() {
+    let here = folder();
+    write_artifact(&here.path().join("a"));
+    for seed in [1, 2] {
+        let problem = problem(shape(), seed);
+        write_problem(&here.path().join("in"), &problem).unwrap();
+        for output in ["first", "second"] {
+            let run =
+                ["run", "a", "--inputs", "in", "--output", output, "--device", "emulated:h200"];
+            spanforge(here.path(), run).expect(0).prints("the artifact's winner");
+            assert_answer(&here.path().join(output), &problem);
+        }
+        let [first, second] =
+            ["first", "second"].map(|name| fs::read(here.path().join(name)).unwrap());
+        assert!(first == second, "two runs gave different bytes");
+    }
+}
+
+#[test]
+fn a_shape_that_the_artifact_lacks_is_compiled_on_demand() {
+    let here = folder();
+    write_artifact(&here.path().join("a"));
+    let other = "bf16-d256-g6-staged-t16-s3-w2-h3-v16-u2-qr-p0-b1-x2-m128-second";
+    let problem = problem(other.parse::<KernelSpec>().unwrap().shape, 3);
+    write_problem(&here.path().join("in"), &problem).unwrap();
+    let run = ["run", "a", "--inputs", "in", "--output", "out", "--device", "emulated:a100"];
+    spanforge(here.path(), run)
+        .expect(2)
+        .says("bf16-d256-g6")
+        .says("spanforge tune")
+        .says("--compile");
+    assert_eq!(names(here.path()), ["a", "in"]);
+    let run = [
+        "run",
+        "a",
+        "--inputs",
+        "in",
+        "--output",
+        "out",
+        "--compile",
+        "--json",
+        "--device",
+        "emulated:a100",
+    ];
+    let report = spanforge(here.path(), run).expect(0).json();
+    assert_eq!(report["origin"], "compiled now: the default configuration");
+    assert_answer(&here.path().join("out"), &problem);
+}
+
+#[test]
+fn bad_inputs_are_named_and_nothing_is_written() {
+    let here = folder();
+    write_artifact(&here.path().join("a"));
+    let good = problem(shape(), 1);
+    let row = (0..good.rows()).find(|&row| good.spans.selected_tokens(row) > 0).unwrap();
+    let request = good.row_request[row] as usize;
+
+    let needed = request * good.max_pages;
+    for (tensor, element, value, text) in [
+        ("kv_len", request, 0, "KV length"),
+        ("page_table", needed, 1 << 20, "page_table"),
+        ("page_table", needed, -1, "page_table"),
+        ("row_request", row, 1000, "belongs to request 1000"),
+        ("span_ptr", row + 1, i32::MAX, "in: "),
+        ("spans", 0, -7, "-7"),
+    ] {
+        write_problem(&here.path().join("in"), &good).unwrap();
+        set(&here.path().join("in"), tensor, element, value);
+        let run = ["run", "a", "--inputs", "in", "--output", "out", "--device", "emulated:h200"];
+        spanforge(here.path(), run).expect(2).says(text);
+        assert_eq!(names(here.path()), ["a", "in"]);
+    }
+    fs::write(here.path().join("in"), "no tensors").unwrap();
+    let run = ["run", "a", "--inputs", "in", "--output", "out", "--device", "emulated:h200"];
+    spanforge(here.path(), run).expect(2).says("in");
+    let run = ["run", "a", "--inputs", "gone", "--output", "out", "--device", "emulated:h200"];
+    spanforge(here.path(), run).expect(2).says("gone");
+    write_problem(&here.path().join("in"), &good).unwrap();
+    let run = ["run", "a", "--inputs", "in", "--output", "no/out", "--device", "emulated:h200"];
+    spanforge(here.path(), run).expect(2).says("no/out");
+    spanforge(here.path(), ["run", "--inputs", "in", "--output", "out"]).expect(2).says("ARTIFACT");
+    assert_eq!(names(here.path()), ["a", "in"]);
+}
