@@ -1,6 +1,6 @@
 //! `check`: a kernel against the oracle on seeded problems.
 
-use super::device_choice::{self, DeviceArgument};
+use super::device_choice::DeviceArgument;
 use super::kernel_choice::{KernelArguments, checked};
 use super::{Outcome, write_json};
 use crate::notice;
@@ -89,7 +89,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let mut kernel = None;
     let mut devices = Vec::new();
     for name in std::iter::once(&first).chain(&arguments.against) {
-        let device = device_choice::open(name)?;
+        let device = spanforge_device::open(name)?;
         let limits = Limits::of(device.properties());
         let kernel = match &kernel {
             Some(kernel) => kernel,
@@ -155,7 +155,7 @@ fn check_on(
     };
     let mut devices = vec![device];
     for _ in 1..workers {
-        devices.push(device_choice::open(name)?);
+        devices.push(spanforge_device::open(name)?);
     }
     let seeds = Seeds {
         next: AtomicU64::new(arguments.seed),

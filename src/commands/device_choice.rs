@@ -1,8 +1,6 @@
 //! The device that a verb works on.
 
-use anyhow::Result;
 use clap::Args;
-use spanforge_device::Device;
 
 /// The device to run on.
 #[derive(Args, Clone, Debug)]
@@ -24,9 +22,4 @@ impl DeviceArgument {
             }
         }
     }
-}
-
-/// Opens a device.
-pub fn open(name: &str) -> Result<Box<dyn Device>> {
-    Ok(spanforge_device::open(name)?)
 }

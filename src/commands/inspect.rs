@@ -1,6 +1,5 @@
 //! `inspect`: what an artifact holds, after every file of it was verified.
 
-use super::device_choice;
 use super::kernel_choice::ShapeArguments;
 use super::{Outcome, write_json};
 use crate::table::{Table, grouped};
@@ -100,7 +99,7 @@ fn explain(arguments: &Arguments, artifact: &Artifact) -> Result<Explanation> {
         _ => arguments.shape.shape()?,
     };
     let name = arguments.device.clone().unwrap_or_else(|| artifact.manifest().device.clone());
-    let device = device_choice::open(&name)?;
+    let device = spanforge_device::open(&name)?;
     let verdicts = artifact.explain(shape, device.properties());
     let kernels = verdicts
         .into_iter()

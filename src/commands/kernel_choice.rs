@@ -1,7 +1,6 @@
 //! The arguments that choose a kernel: a configuration, or a shape whose default configuration is
 //! meant, and the GPU whose limits hold.
 
-use super::device_choice;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use fs_err as fs;
@@ -74,7 +73,7 @@ pub struct LimitsArgument {
 impl LimitsArgument {
     /// The limits.
     pub fn limits(&self) -> Result<Limits> {
-        Ok(Limits::of(device_choice::open(&self.device)?.properties()))
+        Ok(Limits::of(spanforge_device::open(&self.device)?.properties()))
     }
 
     /// The device's name.
@@ -165,5 +164,5 @@ pub fn limits_of_architecture(architecture: &str) -> Result<Limits> {
         profile::find(name).is_ok_and(|p| asked.is_some() && number(&p.architecture) == asked)
     });
     let device = format!("emulated:{}", profile.unwrap_or("h200"));
-    Ok(Limits::of(device_choice::open(&device)?.properties()))
+    Ok(Limits::of(spanforge_device::open(&device)?.properties()))
 }

@@ -1,6 +1,6 @@
 //! `run`: one problem from a file, computed with an artifact's kernel.
 
-use super::device_choice::{self, DeviceArgument};
+use super::device_choice::DeviceArgument;
 use super::{Outcome, write_json};
 use crate::notice;
 use crate::table::{Table, grouped};
@@ -65,7 +65,7 @@ struct Launched {
 }
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
-    let device = device_choice::open(&arguments.device.name())?;
+    let device = spanforge_device::open(&arguments.device.name())?;
     let request = RunRequest {
         artifact: arguments.artifact.as_deref(),
         inputs: &arguments.inputs,

@@ -1,7 +1,7 @@
 //! What users get wrong: each with an error that names the fault and the remedy, exit code 2, and
 //! nothing written half.
 
-use crate::{Ran, command, finish, folder, names, spanforge};
+use crate::{Ran, command, finish, folder, names, skip, spanforge};
 use fs_err as fs;
 use std::fs::File;
 use std::process::Command;
@@ -83,7 +83,7 @@ fn unknown_devices_are_named_with_the_known_ones() {
 #[test]
 fn a_gpu_without_a_driver_is_an_error_not_a_crash() {
     if spanforge_device::cuda::device_count().is_ok() {
-        println!("SKIP: this machine has an NVIDIA driver");
+        skip("this machine has an NVIDIA driver");
         return;
     }
     let here = folder();
@@ -107,7 +107,7 @@ fn an_output_that_cannot_be_written_is_named() {
 #[test]
 fn a_full_disk_is_an_error() {
     if !std::path::Path::new("/dev/full").exists() {
-        println!("SKIP: there is no /dev/full");
+        skip("there is no /dev/full");
         return;
     }
     let here = folder();
@@ -145,7 +145,7 @@ fn without_nvrtc(command: &mut Command, home: &std::path::Path) {
 
 fn needs_nvrtc_of_the_machine(ran: &Ran) -> bool {
     if ran.code == 0 {
-        println!("SKIP: this machine has an NVRTC outside the cache");
+        skip("this machine has an NVRTC outside the cache");
     }
     ran.code == 0
 }

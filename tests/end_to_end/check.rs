@@ -1,6 +1,6 @@
 //! `check`: configurations and edited sources against the oracle.
 
-use crate::{folder, spanforge};
+use crate::{folder, skip, spanforge};
 use fs_err as fs;
 use std::path::Path;
 
@@ -79,7 +79,7 @@ fn devices_that_are_not_there_are_bad_input() {
         .says("emulated:h200")
         .says("cuda:<n>");
     if spanforge_device::cuda::device_count().is_ok() {
-        println!("SKIP: this machine has an NVIDIA driver");
+        skip("this machine has an NVIDIA driver");
         return;
     }
     let ran = spanforge(here.path(), ["check", "--cases", "1", "--device", "cuda:0"]).expect(2);

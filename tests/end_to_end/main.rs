@@ -8,6 +8,7 @@ mod emulate;
 mod run;
 mod verbs;
 
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -76,6 +77,11 @@ pub fn spanforge<const N: usize>(folder: &Path, arguments: [&str; N]) -> Ran {
 /// An empty folder, removed with the value.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
+}
+
+/// Says, past the capture of the test harness, why a test does nothing here.
+pub fn skip(reason: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIP: {reason}");
 }
 
 /// Names in a folder, sorted.
