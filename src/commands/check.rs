@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Check a configuration or an edited source against the oracle
 ///
 /// Runs the kernel on N generated problems that prefer the edges: empty rows, spans that end at tile
-/// and page borders, every group and page size. Each answer is compared with attention in f64, each
+/// and page borders, pages of any size in both layouts, NaN in all unselected tokens. Each answer is compared with attention in f64, each
 /// run is repeated and must give the same bits, and on an emulated device every access is checked and
 /// no byte of an unselected token may be fetched. Exit code 1 on any finding.
 #[derive(Args)]
@@ -33,7 +33,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Arguments {
     /// Source with the ABI of the rendered ones; its first lines say what it was rendered for,
     /// --config overrides that [default: the source of --config]
-    #[arg(value_name = "SOURCE.cu")]
+    #[arg(value_name = "SOURCE.cu",
+        conflicts_with_all = ["dtype", "head_dim", "group_size", "query_heads", "kv_heads"])]
     source: Option<PathBuf>,
     #[command(flatten)]
     kernel: KernelArguments,
@@ -124,7 +125,6 @@ fn prepare(arguments: &Arguments, limits: Limits) -> Result<Kernel> {
     let spec = match (arguments.kernel.config()?, spec_of(&text)) {
         (Some(spec), _) => spec,
         (None, Some(spec)) => spec.with_context(|| path.display().to_string())?,
-        (None, None) if !arguments.kernel.is_default() => arguments.kernel.spec(limits)?,
         (None, None) => {
             return Err(anyhow!(
                 "{} does not say what it was rendered for: keep the line `// spanforge-kernel: \

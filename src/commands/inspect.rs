@@ -23,7 +23,8 @@ use std::path::PathBuf;
 pub struct Arguments {
     /// Folder of the artifact
     artifact: PathBuf,
-    /// Say which kernel would serve a shape on a device, and why not the others
+    /// Say which kernel would serve a shape [default: the preferred kernel's] on a device, and why not
+    /// the others
     #[arg(long)]
     explain: bool,
     #[command(flatten)]
@@ -93,10 +94,10 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
 }
 
 fn explain(arguments: &Arguments, artifact: &Artifact) -> Result<Explanation> {
-    // Without flags, the shape that the artifact was made for.
+    // What the flags leave open is as in the preferred kernel.
     let shape = match artifact.manifest().kernels.first() {
-        Some(first) if !arguments.shape.given() => first.spec.shape,
-        _ => arguments.shape.shape()?,
+        Some(first) => arguments.shape.shape_or(first.spec.shape)?,
+        None => arguments.shape.shape()?,
     };
     let name = arguments.device.clone().unwrap_or_else(|| artifact.manifest().device.clone());
     let device = spanforge_device::open(&name)?;

@@ -11,18 +11,18 @@ use spanforge_spans::Dtype;
 use std::path::Path;
 
 /// Heading of the flags of a shape.
-const SHAPE: &str = "Shape (default: f16-d128-g4, that of Llama-3-8B)";
+const SHAPE: &str = "Shape (default: f16, head_dim 128, group size 4; for an artifact, its own)";
 
 /// Shape of the kernel: what it is compiled for.
 #[derive(Args, Clone, Debug)]
 pub struct ShapeArguments {
-    /// Element type: f16 or bf16 [default: f16]
+    /// Element type: f16 or bf16
     #[arg(long, value_name = "TYPE", help_heading = SHAPE)]
     dtype: Option<Dtype>,
-    /// Elements per head: 64, 128, 256 or 512 [default: 128]
+    /// Elements per head: 64, 128, 256 or 512
     #[arg(long, value_name = "N", help_heading = SHAPE)]
     head_dim: Option<u32>,
-    /// Query heads per KV head [default: 4]
+    /// Query heads per KV head
     #[arg(long, value_name = "N", help_heading = SHAPE, conflicts_with_all = ["query_heads", "kv_heads"])]
     group_size: Option<u32>,
     /// Query heads of the model, instead of --group-size
@@ -45,16 +45,21 @@ impl ShapeArguments {
     /// The shape; that of Llama-3-8B (f16, 32 query heads, 8 KV heads, head_dim 128) where nothing
     /// else is said.
     pub fn shape(&self) -> Result<KernelShape> {
+        self.shape_or(KernelShape { dtype: Dtype::F16, head_dim: 128, group_size: 4 })
+    }
+
+    /// The shape, with what was not said taken from `base`.
+    pub fn shape_or(&self, base: KernelShape) -> Result<KernelShape> {
         let group_size = match (self.query_heads, self.kv_heads) {
             (Some(query), Some(kv)) if kv > 0 && query % kv == 0 => query / kv,
             (Some(query), Some(kv)) => {
                 bail!("--query-heads {query} is not a multiple of --kv-heads {kv}")
             }
-            _ => self.group_size.unwrap_or(4),
+            _ => self.group_size.unwrap_or(base.group_size),
         };
         let shape = KernelShape {
-            dtype: self.dtype.unwrap_or(Dtype::F16),
-            head_dim: self.head_dim.unwrap_or(128),
+            dtype: self.dtype.unwrap_or(base.dtype),
+            head_dim: self.head_dim.unwrap_or(base.head_dim),
             group_size,
         };
         shape.check()?;
@@ -95,11 +100,6 @@ pub struct KernelArguments {
 }
 
 impl KernelArguments {
-    /// Whether nothing was said about the kernel.
-    pub fn is_default(&self) -> bool {
-        self.config.is_none() && !self.shape.given()
-    }
-
     /// The kernel, checked against the constraints on a device with these limits.
     pub fn spec(&self, limits: Limits) -> Result<KernelSpec> {
         match &self.config {

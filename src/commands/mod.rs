@@ -31,12 +31,12 @@ pub enum Outcome {
 #[derive(Subcommand)]
 pub enum Verb {
     Tune(tune::Arguments),
+    Run(run::Arguments),
+    Inspect(inspect::Arguments),
     Render(render::Arguments),
     Compile(compile::Arguments),
-    Check(check::Arguments),
     Configs(configs::Arguments),
-    Inspect(inspect::Arguments),
-    Run(run::Arguments),
+    Check(check::Arguments),
     Emulate(emulate::Arguments),
     Trace(trace::Arguments),
     Doctor(doctor::Arguments),
@@ -46,15 +46,15 @@ pub enum Verb {
 pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
     match verb {
         Verb::Tune(arguments) => tune::run(&arguments, out),
-        Verb::Render(arguments) => render::run(&arguments, out),
-        Verb::Check(arguments) => check::run(&arguments, out),
-        Verb::Compile(arguments) => compile::run(&arguments, out),
-        Verb::Configs(arguments) => configs::run(&arguments, out),
-        Verb::Emulate(arguments) => emulate::run(&arguments, out),
-        Verb::Doctor(arguments) => doctor::run(&arguments, out),
-        Verb::Trace(arguments) => trace::run(&arguments, out),
         Verb::Run(arguments) => run::run(&arguments, out),
         Verb::Inspect(arguments) => inspect::run(&arguments, out),
+        Verb::Render(arguments) => render::run(&arguments, out),
+        Verb::Compile(arguments) => compile::run(&arguments, out),
+        Verb::Configs(arguments) => configs::run(&arguments, out),
+        Verb::Check(arguments) => check::run(&arguments, out),
+        Verb::Emulate(arguments) => emulate::run(&arguments, out),
+        Verb::Trace(arguments) => trace::run(&arguments, out),
+        Verb::Doctor(arguments) => doctor::run(&arguments, out),
     }
 }
 
