@@ -148,11 +148,8 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
             let bar = bar.get_or_init(|| notice::bar(total as u64, "candidates"));
             bar.set_position(done as u64);
             if candidate.status != Status::Correct {
-                bar.println(format!(
-                    "{}: {}",
-                    candidate.id,
-                    candidate.detail.as_deref().unwrap_or("failed")
-                ));
+                let why = candidate.detail.as_deref().unwrap_or("failed");
+                bar.suspend(|| eprintln!("{}: {why}", candidate.id));
             }
         }
         Event::Exporting(_) => {

@@ -6,6 +6,7 @@ mod bad_input;
 mod check;
 mod emulate;
 mod run;
+mod tune;
 mod verbs;
 
 use std::io::Write;

@@ -101,9 +101,9 @@ pub enum TuneError {
     /// The device.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The results cannot be written.
-    #[error("results cannot be recorded: {0}")]
-    Record(#[from] std::io::Error),
+    /// The results or the artifact cannot be written.
+    #[error("results cannot be kept: {0}")]
+    Write(#[from] std::io::Error),
     /// Nothing works.
     #[error("none of {count} candidates is correct; the first failed with: {first}")]
     AllFailed {
@@ -156,6 +156,11 @@ pub fn tune(
     for architecture in &architectures {
         compile(compiler, &specs[0], architecture)?;
     }
+
+    // So is a folder that cannot be written.
+    fs_err::create_dir_all(&request.output)?;
+    tempfile::tempfile_in(&request.output)
+        .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", request.output.display())))?;
 
     let emulated = properties.basis == Basis::Predicted;
     let cache_bytes = if emulated { EMULATED_CACHE_BYTES } else { GPU_CACHE_BYTES };
@@ -362,8 +367,9 @@ impl Evaluation<'_> {
     }
 }
 
-/// The fastest correct candidate; equal times are decided by the smaller identifier, so that the
-/// same numbers always give the same winner.
+/// The fastest correct candidate, or the default configuration where the gain over it is within what
+/// its own samples vary by. Equal times are decided by the smaller identifier, so that the same
+/// numbers always give the same winner.
 fn choose(run: &Run, candidates: &[Candidate]) -> Result<Winner, TuneError> {
     let mut correct: Vec<(f64, &str)> = candidates
         .iter()
@@ -371,6 +377,14 @@ fn choose(run: &Run, candidates: &[Candidate]) -> Result<Winner, TuneError> {
         .filter_map(|c| Some((c.time_us?, c.id.as_str())))
         .collect();
     correct.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(b.1)));
+    let default = candidates.first().filter(|c| c.status == Status::Correct);
+    if let Some((default, default_us)) = default.and_then(|c| Some((c, c.time_us?)))
+        && let Some(best) = correct.first()
+        && default_us - best.0 <= spread(&default.samples_us)
+    {
+        correct.retain(|c| c.1 != default.id);
+        correct.insert(0, (default_us, &default.id));
+    }
     let Some(&(time_us, id)) = correct.first() else {
         let first = candidates.first().and_then(|c| c.detail.clone());
         return Err(TuneError::AllFailed {
@@ -383,11 +397,21 @@ fn choose(run: &Run, candidates: &[Candidate]) -> Result<Winner, TuneError> {
         id: id.to_owned(),
         time_us,
         basis: run.properties.basis,
-        default_us: candidates.first().and_then(|c| c.time_us),
+        default_us: default.and_then(|c| c.time_us),
         runner_up: correct.get(1).map(|c| c.1.to_owned()),
         runner_up_us: correct.get(1).map(|c| c.0),
         over_floor: time_us / run.floor_us,
     })
+}
+
+/// The range of the middle half of the samples; 0 for a single one.
+fn spread(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 | 1 => 0.0,
+        n => sorted[3 * (n - 1) / 4] - sorted[(n - 1) / 4],
+    }
 }
 
 /// A workload's name as part of a folder's name: a trace file loses its folders and ending.

@@ -1,8 +1,10 @@
 //! Correctness of kernels: problems that prefer the edges, and the check of a kernel's answer, of
 //! its accesses and of the bytes it fetches against the oracle.
 
+pub mod agreement;
 pub mod check;
 pub mod generate;
 
+pub use agreement::{Agreement, agreement};
 pub use check::{CaseReport, Fault, VerifyError, check_problem, check_seeds};
 pub use generate::{Edges, generate};

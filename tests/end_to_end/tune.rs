@@ -1,0 +1,172 @@
+//! `tune`: the main job, from a workload to an artifact that `inspect` and `run` accept.
+
+use crate::{command, finish, folder, names, spanforge};
+use fs_err as fs;
+use spanforge_kernels::configuration::AttentionShape;
+use spanforge_spans::{Dtype, KvLayout, SpanSet};
+use spanforge_tuner::Workload;
+use spanforge_tuner::record::{self, Record, Status};
+use spanforge_tuner::workload::WorkloadRow;
+use std::path::Path;
+
+const QUICK: [&str; 10] = [
+    "tune",
+    "--workload",
+    "ssas-llama2",
+    "--device",
+    "emulated:h200",
+    "--budget",
+    "4",
+    "--cases",
+    "3",
+    "--batch=4",
+];
+
+#[test]
+fn a_run_leaves_an_artifact_that_is_accepted_and_a_record_of_everything() {
+    let here = folder();
+    let ran = spanforge(here.path(), QUICK).expect(0);
+    let artifact = ran.out.lines().last().expect("a last line").to_owned();
+    assert!(here.path().join(&artifact).is_dir(), "the last line is the artifact: {artifact}");
+    for text in ["predicted us", "x floor", "registers", "occupancy", "default", "not measured"] {
+        assert!(ran.out.contains(text), "no {text:?} in:\n{}", ran.out);
+    }
+    spanforge(here.path(), ["inspect", &artifact]).expect(0).prints("sm_90a").prints("winner");
+
+    let records = record::read(&here.path().join("results/tune.jsonl")).expect("readable");
+    let Record::Run(run) = &records[0] else { panic!("{:?}", records[0]) };
+    assert_eq!((run.seed, run.budget, run.device.as_str()), (0, 4, "emulated:h200"));
+    assert!(run.floor_bytes > 0 && run.valid_configurations > 1000);
+    let candidates: Vec<_> = records
+        .iter()
+        .filter_map(|r| match r {
+            Record::Candidate(candidate) => Some(candidate),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(candidates.len(), 4);
+    for (index, candidate) in candidates.iter().enumerate() {
+        assert_eq!((candidate.index, candidate.status), (index, Status::Correct));
+        assert_eq!((candidate.cases, candidate.bytes_ratio), (3, Some(1.0)));
+        let decode = &candidate.predictions[1];
+        assert!(decode.counters.thread_instructions > 0 && decode.estimate.time_us > 0.0);
+    }
+    let Some(Record::Winner(winner)) = records.last() else { panic!("no winner") };
+    let fastest = candidates.iter().filter_map(|c| c.time_us).fold(f64::INFINITY, f64::min);
+    assert_eq!(winner.time_us, fastest);
+
+    // The export computes: a problem of its shape through `run`, the same bits twice.
+    let problem = Workload {
+        name: "e2e".into(),
+        attention: AttentionShape {
+            dtype: Dtype::F16,
+            query_heads: 2,
+            kv_heads: 2,
+            head_dim: 128,
+            page_size: 7,
+            layout: KvLayout::Hnd,
+        },
+        rows: vec![
+            WorkloadRow { kv_len: 300, spans: SpanSet::from(3..290) },
+            WorkloadRow { kv_len: 1, spans: SpanSet::empty() },
+        ],
+    }
+    .problem(1, 1 << 30);
+    spanforge_runtime::write_problem(&here.path().join("in.safetensors"), &problem).unwrap();
+    let outputs = ["one.safetensors", "two.safetensors"].map(|name| {
+        let ran = spanforge(
+            here.path(),
+            [
+                "run",
+                &artifact,
+                "--inputs",
+                "in.safetensors",
+                "--output",
+                name,
+                "--device",
+                "emulated:h200",
+            ],
+        );
+        ran.expect(0);
+        fs::read(here.path().join(name)).unwrap()
+    });
+    assert_eq!(outputs[0], outputs[1]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let here = folder();
+    let outputs: Vec<String> =
+        (0..2).map(|_| spanforge(here.path(), QUICK).expect(0).out).collect();
+    assert_eq!(outputs[0], outputs[1]);
+    // The second run replaced the artifact and added to the record.
+    let records = record::read(&here.path().join("results/tune.jsonl")).expect("readable");
+    assert_eq!(records.iter().filter(|r| matches!(r, Record::Run(_))).count(), 2);
+    assert_eq!(names(&here.path().join("artifacts")), ["ssas-llama2-f16-d128-g1"]);
+}
+
+#[test]
+fn a_trace_of_ones_own_is_a_workload_and_another_model_a_shape() {
+    let here = folder();
+    let generate = [
+        "trace",
+        "generate",
+        "--workload",
+        "ssas-llama2",
+        "--responses",
+        "3",
+        "--output",
+        "mine.jsonl",
+    ];
+    spanforge(here.path(), generate).expect(0);
+    let mut tune = command(here.path(), ["tune", "--workload", "mine.jsonl", "--budget", "1"]);
+    tune.args(["--device", "emulated:a100", "--arch", "sm_80,sm_90a", "--cases", "2", "--json"]);
+    tune.args(["--query-heads", "6", "--kv-heads", "2", "--head-dim", "64", "--dtype", "bf16"]);
+    let ran = finish(tune).expect(0);
+    let artifact = ran.out.lines().last().expect("a last line");
+    assert!(artifact.ends_with("mine-bf16-d64-g3"), "{artifact}");
+    let files = names(&here.path().join(artifact).join("kernels"));
+    let cubins = names(&here.path().join(artifact).join("kernels").join(&files[0]));
+    assert_eq!(cubins, ["kernel.ptx", "sm_80.cubin", "sm_90a.cubin", "source.cu"]);
+}
+
+#[test]
+fn what_cannot_be_tuned_is_named_and_leaves_nothing() {
+    let here = folder();
+    let refused = |arguments: &[&str], says: &str| {
+        let mut tune = command(here.path(), ["tune", "--budget", "1", "--cases", "1"]);
+        tune.args(arguments).args(["--output", "out"]);
+        finish(tune).expect(2).says(says);
+        assert!(!here.path().join("out").exists(), "{arguments:?} left something");
+    };
+    refused(&["--workload", "da-gemma5"], "da-gemma4, da-qwen3.6, ssas-llama2");
+    refused(&["--workload", "ssas-llama2", "--device", "emulated:h300"], "emulated:h200");
+    refused(
+        &["--workload", "ssas-llama2", "--device", "emulated:h200", "--arch", "sm_12"],
+        "sm_90a",
+    );
+    refused(&["--workload", "ssas-llama2", "--strategy", "luck"], "random or exhaustive");
+    refused(&["--workload", "ssas-llama2", "--head-dim", "96"], "64, 128, 256 or 512");
+    refused(&["--workload", "ssas-llama2", "--kv-heads", "5"], "multiple of the KV heads");
+    fs::write(here.path().join("cut.jsonl"), "{\"schema\": 1,").unwrap();
+    refused(&["--workload", "cut.jsonl"], "cut.jsonl");
+}
+
+#[test]
+fn folders_that_cannot_be_written_are_named() {
+    let here = folder();
+    fs::write(here.path().join("file"), "in the way").unwrap();
+    let blocked = |flag: &str| {
+        let mut tune = command(here.path(), QUICK);
+        tune.args([flag, "file/below"]);
+        finish(tune).expect(2).says("file/below");
+    };
+    blocked("--output");
+    blocked("--results");
+    assert!(!here.path().join("artifacts").exists());
+    assert!(is_untouched(&here.path().join("file")));
+}
+
+fn is_untouched(path: &Path) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| text == "in the way")
+}
