@@ -157,11 +157,6 @@ pub fn tune(
         compile(compiler, &specs[0], architecture)?;
     }
 
-    // So is a folder that cannot be written.
-    fs_err::create_dir_all(&request.output)?;
-    tempfile::tempfile_in(&request.output)
-        .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", request.output.display())))?;
-
     let emulated = properties.basis == Basis::Predicted;
     let cache_bytes = if emulated { EMULATED_CACHE_BYTES } else { GPU_CACHE_BYTES };
     let problem = request.workload.problem(request.seed, cache_bytes);
@@ -186,6 +181,10 @@ pub fn tune(
     };
     let results = request.results.join("tune.jsonl");
     let mut log = Log::open(&results)?;
+    // So is a folder that cannot be written.
+    fs_err::create_dir_all(&request.output)?;
+    tempfile::tempfile_in(&request.output)
+        .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", request.output.display())))?;
     log.append(&Record::Run(Box::new(run.clone())))?;
     progress(Event::Started(&run));
 
