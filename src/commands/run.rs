@@ -20,7 +20,7 @@ use std::path::PathBuf;
 /// output holds out, in q's type, and lse in f32; it is written whole or not at all.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
-    spanforge run artifacts/da-qwen3.6 --inputs problem.safetensors --output out.safetensors\n  \
+    spanforge run artifacts/da-qwen3.6-bf16-d256-g6 --inputs problem.safetensors --output out.safetensors\n  \
     spanforge run --compile --inputs problem.safetensors --output out.safetensors --device cuda:0\n\n\
     Tensors: q [rows, query_heads, head_dim] f16 or bf16; k and v [pages, page_size, kv_heads,\n\
     head_dim] (NHD) or [pages, kv_heads, page_size, head_dim] (HND); page_table [requests,\n\
