@@ -197,7 +197,8 @@ fn brief(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(items) if items.len() > 8 || items.iter().any(Value::is_object) => {
-            format!("{} entries (--json shows them)", items.len())
+            let noun = if items.len() == 1 { "entry" } else { "entries" };
+            format!("{} {noun} (see --json)", items.len())
         }
         Value::Array(items) => items.iter().map(brief).collect::<Vec<_>>().join(", "),
         other => other.to_string(),

@@ -1,4 +1,4 @@
-//! `run`: problems from files, good and bad, with an artifact's kernel.
+//! `run`: problems from files, good and bad, with the kernel of an artifact; and `tune` before it.
 
 use crate::artifact::{ID, write_artifact};
 use crate::{folder, names, spanforge};
@@ -87,6 +87,21 @@ fn the_answer_is_the_oracles_and_the_same_twice() {
             ["first", "second"].map(|name| fs::read(here.path().join(name)).unwrap());
         assert!(first == second, "two runs gave different bytes");
     }
+}
+
+#[test]
+fn what_tune_leaves_is_an_artifact_that_runs() {
+    let here = folder();
+    let tune = ["tune", "--workload", "ssas-llama2", "--budget", "2", "--device", "emulated:h200"];
+    let tuned = spanforge(here.path(), tune).expect(0);
+    let artifact = tuned.out.lines().last().unwrap();
+    spanforge(here.path(), ["inspect", artifact]).expect(0).prints("us predicted");
+    let llama2 = KernelShape { group_size: 1, ..shape() };
+    let problem = problem(llama2, 5);
+    write_problem(&here.path().join("in"), &problem).unwrap();
+    let run = ["run", artifact, "--inputs", "in", "--output", "out", "--device", "emulated:h200"];
+    spanforge(here.path(), run).expect(0);
+    assert_answer(&here.path().join("out"), &problem);
 }
 
 #[test]
