@@ -128,6 +128,24 @@ struct Output {
     file: PathBuf,
 }
 
+/// A CUDA source on disk. Its folder comes last among the include folders.
+pub fn read_source(path: &Path, options: &[String]) -> io::Result<Source> {
+    let mut source = Source::new(path.display().to_string(), fs::read_to_string(path)?);
+    source.options = options.to_vec();
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    source.options.push(format!("-I{}", folder.display()));
+    Ok(source)
+}
+
+/// A compiler for sources on disk. It keeps nothing: compiled code is kept by the text of its
+/// source, which says nothing of the files that a user's source includes.
+pub fn compiler_of_files(settings: &Settings) -> Result<Compiler, NvrtcError> {
+    Ok(Compiler::without_cache(Nvrtc::find(settings)?))
+}
+
 /// What a launch did.
 #[derive(Clone, Debug)]
 pub struct Emulation {
@@ -277,16 +295,8 @@ impl LaunchFile {
         let (ptx, path) = match &self.code {
             Code::Ptx(path) => (fs::read_to_string(path)?, path),
             Code::Source { path, architecture, options } => {
-                let mut source = Source::new(path.display().to_string(), fs::read_to_string(path)?);
-                source.options.clone_from(options);
-                let folder = match path.parent() {
-                    Some(folder) if folder != Path::new("") => folder,
-                    _ => Path::new("."),
-                };
-                source.options.push(format!("-I{}", folder.display()));
-                // Code is kept by the text of its source, which says nothing of the files that
-                // a user's source includes.
-                let compiler = Compiler::without_cache(Nvrtc::find(settings)?);
+                let source = read_source(path, options)?;
+                let compiler = compiler_of_files(settings)?;
                 (compiler.compile(&source, &Target::Ptx(architecture.clone()))?.ptx, path)
             }
         };

@@ -7,10 +7,10 @@ use crate::notice;
 use crate::table::Table;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use fs_err as fs;
 use indicatif::ProgressBar;
 use serde::Serialize;
-use spanforge_device::{Basis, Compiler, Device, Image, Nvrtc, Source, Target};
+use spanforge_device::launch_file::{compiler_of_files, read_source};
+use spanforge_device::{Basis, Compiler, Device, Image, Source, Target};
 use spanforge_kernels::render::spec_of;
 use spanforge_kernels::{Decoder, KernelSpec, Limits, render};
 use spanforge_verify::{CaseReport, check_seeds};
@@ -121,8 +121,8 @@ fn prepare(arguments: &Arguments, limits: Limits) -> Result<Kernel> {
         let source = Source::new(rendered.name, rendered.text);
         return Ok(Kernel { spec, source, compiler: Compiler::new(&settings)? });
     };
-    let text = fs::read_to_string(path).context("cannot read the source")?;
-    let spec = match (arguments.kernel.config()?, spec_of(&text)) {
+    let source = read_source(path, &[]).context("cannot read the source")?;
+    let spec = match (arguments.kernel.config()?, spec_of(&source.text)) {
         (Some(spec), _) => spec,
         (None, Some(spec)) => spec.with_context(|| path.display().to_string())?,
         (None, None) => {
@@ -133,10 +133,7 @@ fn prepare(arguments: &Arguments, limits: Limits) -> Result<Kernel> {
             ));
         }
     };
-    let source = Source::new(path.display().to_string(), text);
-    // Code is kept by the text of its source, which says nothing of the files that a user's source
-    // includes.
-    let compiler = Compiler::without_cache(Nvrtc::find(&settings)?);
+    let compiler = compiler_of_files(&settings)?;
     Ok(Kernel { spec: checked(spec, limits)?, source, compiler })
 }
 

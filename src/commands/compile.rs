@@ -6,9 +6,9 @@ use crate::table::{Table, grouped};
 use crate::{atomic_file, notice};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use fs_err as fs;
 use serde::Serialize;
 use spanforge_device::compiler::Compilation;
+use spanforge_device::launch_file::{compiler_of_files, read_source};
 use spanforge_device::{Compiler, Resources, Source, Target};
 use spanforge_kernels::render;
 use std::collections::BTreeMap;
@@ -76,7 +76,11 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         bail!("machine code is not text: name a file with --output, or redirect the output");
     }
     let source = source(arguments)?;
-    let compiler = Compiler::new(&notice::settings())?;
+    let settings = notice::settings();
+    let compiler = match arguments.source {
+        Some(_) => compiler_of_files(&settings)?,
+        None => Compiler::new(&settings)?,
+    };
     let mut compiled = Vec::new();
     for architecture in &arguments.arch {
         let target = match arguments.emit {
@@ -94,11 +98,8 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
 }
 
 fn source(arguments: &Arguments) -> Result<Source> {
-    let mut source = match &arguments.source {
-        Some(path) => {
-            let text = fs::read_to_string(path).context("cannot read the source")?;
-            Source::new(path.display().to_string(), text)
-        }
+    match &arguments.source {
+        Some(path) => read_source(path, &arguments.options).context("cannot read the source"),
         None => {
             // The configuration must suit every architecture it is compiled for.
             let mut spec = None;
@@ -108,11 +109,11 @@ fn source(arguments: &Arguments) -> Result<Source> {
             }
             let spec = spec.context("--arch names no architecture")?;
             let rendered = render(&spec)?;
-            Source::new(rendered.name, rendered.text)
+            let mut source = Source::new(rendered.name, rendered.text);
+            source.options.clone_from(&arguments.options);
+            Ok(source)
         }
-    };
-    source.options.clone_from(&arguments.options);
-    Ok(source)
+    }
 }
 
 fn code(compilation: &Compilation) -> &[u8] {

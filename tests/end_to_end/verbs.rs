@@ -144,6 +144,13 @@ fn code_and_resources_are_made_for_each_architecture() {
         .unwrap();
     let ptx = ["compile", "k.cu", "--emit", "ptx", "--arch", "sm_89", "--option=-DN=7"];
     spanforge(here.path(), ptx).expect(0).prints(".target sm_89").prints(".entry k(");
+    // Headers beside the source are found, and read again when they change.
+    fs::write(here.path().join("k.cu"), "#include \"n.h\"\nint __device__ n = N;\n").unwrap();
+    for value in ["11", "13"] {
+        fs::write(here.path().join("n.h"), format!("#define N {value}\n")).unwrap();
+        let ptx = spanforge(here.path(), ["compile", "k.cu", "--emit", "ptx"]).expect(0);
+        ptx.prints(&format!("n = {value};"));
+    }
     spanforge(here.path(), ["compile", "--emit", "ptx", "--arch", "sm_80,sm_89"])
         .expect(2)
         .says("--output");
