@@ -4,19 +4,17 @@ use super::device_choice::DeviceArgument;
 use super::kernel_choice::{KernelArguments, checked};
 use super::{Outcome, write_json};
 use crate::notice;
-use crate::table::Table;
+use crate::table::{Table, grouped};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use indicatif::ProgressBar;
 use serde::Serialize;
 use spanforge_device::launch_file::{compiler_of_files, read_source};
 use spanforge_device::{Basis, Compiler, Device, Image, Source, Target};
 use spanforge_kernels::render::spec_of;
 use spanforge_kernels::{Decoder, KernelSpec, Limits, render};
-use spanforge_verify::{CaseReport, check_seeds};
+use spanforge_verify::{Agreement, CaseReport, agreement, check_with_workers};
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Check a configuration or an edited source against the oracle
 ///
@@ -47,7 +45,8 @@ pub struct Arguments {
     seed: u64,
     #[command(flatten)]
     device: DeviceArgument,
-    /// A second device that must pass the same problems
+    /// A second device that must pass the same problems; where both do, their answers are compared
+    /// bit by bit
     #[arg(long, value_name = "DEVICE")]
     against: Option<String>,
     /// Print JSON
@@ -61,6 +60,8 @@ struct Report {
     source: String,
     passed: bool,
     devices: Vec<OfDevice>,
+    /// How near the two devices are, where there are two and both passed.
+    agreement: Option<Agreement>,
 }
 
 #[derive(Serialize)]
@@ -82,9 +83,8 @@ struct Kernel {
 }
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
-    // Far from the end of the integers, where workers that look for one more seed would wrap.
-    if arguments.seed.checked_add(arguments.cases).is_none_or(|end| end > u64::MAX / 2) {
-        bail!("--seed and --cases together are too large; the last seed is at most 2^63");
+    if arguments.seed.checked_add(arguments.cases).is_none() {
+        bail!("--seed and --cases together are too large; the last seed is at most 2^64 - 1");
     }
     let first = arguments.device.name();
     let mut kernel = None;
@@ -99,11 +99,17 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         devices.push(check_on(name, device, kernel, arguments)?);
     }
     let kernel = kernel.context("no device was named")?;
+    let passed = devices.iter().all(|device| device.fault.is_none());
+    let agreement = match &arguments.against {
+        Some(against) if passed => Some(agree([&first, against], &kernel, arguments)?),
+        _ => None,
+    };
     let report = Report {
         configuration: kernel.spec.to_string(),
         source: kernel.source.name,
-        passed: devices.iter().all(|device| device.fault.is_none()),
+        passed,
         devices,
+        agreement,
     };
     if arguments.json {
         write_json(out, &report)?;
@@ -154,21 +160,11 @@ fn check_on(
     for _ in 1..workers {
         devices.push(spanforge_device::open(name)?);
     }
-    let seeds = Seeds {
-        next: AtomicU64::new(arguments.seed),
-        end: arguments.seed + arguments.cases,
-        bar: notice::bar(arguments.cases, "checking"),
-    };
-    let found: Vec<Result<Vec<CaseReport>>> = std::thread::scope(|scope| {
-        let check = |device: &dyn Device| check_share(device, &image, kernel.spec, &seeds);
-        let workers: Vec<_> =
-            devices.iter().map(|device| scope.spawn(move || check(device.as_ref()))).collect();
-        let joined = workers.into_iter().map(|worker| worker.join());
-        joined.map(|end| end.unwrap_or_else(|_| Err(anyhow!("a check ended abruptly")))).collect()
-    });
-    seeds.bar.finish_and_clear();
-    let reports: Vec<CaseReport> =
-        found.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+    let bar = notice::bar(arguments.cases, "checking");
+    let seeds = arguments.seed..arguments.seed + arguments.cases;
+    let found = check_with_workers(&devices, &image, kernel.spec, seeds, &|| bar.inc(1));
+    bar.finish_and_clear();
+    let reports = found?;
     Ok(OfDevice {
         device: name.to_owned(),
         cases: reports.len(),
@@ -178,33 +174,19 @@ fn check_on(
     })
 }
 
-/// Seeds, handed out in order: every seed below a faulty one is checked too, so that the lowest
-/// faulty seed is the same whatever the number of cores.
-struct Seeds {
-    next: AtomicU64,
-    end: u64,
-    bar: ProgressBar,
-}
-
-fn check_share(
-    device: &dyn Device,
-    image: &Image,
-    spec: KernelSpec,
-    seeds: &Seeds,
-) -> Result<Vec<CaseReport>> {
-    let decoder = Decoder::load(device, image, spec)?;
-    let handed_out = std::iter::from_fn(|| {
-        let seed = seeds.next.fetch_add(1, Ordering::Relaxed);
-        (seed < seeds.end).then(|| {
-            seeds.bar.inc(1);
-            seed
-        })
-    });
-    let reports = check_seeds(&decoder, handed_out)?;
-    if reports.iter().any(|report| report.fault.is_some()) {
-        seeds.next.store(seeds.end, Ordering::Relaxed);
-    }
-    Ok(reports)
+/// Both devices on the same problems, one after the other: a GPU is shared by nobody.
+fn agree(names: [&str; 2], kernel: &Kernel, arguments: &Arguments) -> Result<Agreement> {
+    let load = |name: &str| -> Result<(Box<dyn Device>, Image)> {
+        let device = spanforge_device::open(name)?;
+        let target = Target::Cubin(device.properties().architecture.clone());
+        let image = kernel.compiler.compile(&kernel.source, &target)?;
+        Ok((device, image))
+    };
+    let (one, one_image) = load(names[0])?;
+    let (other, other_image) = load(names[1])?;
+    let one = Decoder::load(one.as_ref(), &one_image, kernel.spec)?;
+    let other = Decoder::load(other.as_ref(), &other_image, kernel.spec)?;
+    Ok(agreement(&one, &other, arguments.seed..arguments.seed + arguments.cases)?)
 }
 
 fn print(report: &Report, arguments: &Arguments, out: &mut dyn Write) -> Result<()> {
@@ -221,6 +203,19 @@ fn print(report: &Report, arguments: &Arguments, out: &mut dyn Write) -> Result<
         ]);
     }
     table.write(out, "")?;
+    if let Some(a) = &report.agreement {
+        writeln!(
+            out,
+            "\nthe two devices give other bits in {} of {} output elements (by {} units in the last \
+             place at most) and in {} of {} LSEs (by {})",
+            grouped(a.different as u64),
+            grouped(a.elements as u64),
+            a.max_ulps,
+            grouped(a.different_lse as u64),
+            grouped(a.lse as u64),
+            a.max_lse_ulps
+        )?;
+    }
     for device in &report.devices {
         let Some(case) = &device.fault else { continue };
         let seed = case.seed.unwrap_or(arguments.seed);

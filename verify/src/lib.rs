@@ -4,7 +4,9 @@
 pub mod agreement;
 pub mod check;
 pub mod generate;
+pub mod workers;
 
 pub use agreement::{Agreement, agreement};
 pub use check::{CaseReport, Fault, VerifyError, check_problem, check_seeds};
 pub use generate::{Edges, generate};
+pub use workers::check_with_workers;
