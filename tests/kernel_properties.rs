@@ -3,10 +3,12 @@
 //! few dozen kernels are drawn from a fixed seed and each meets many problems.
 
 use proptest::prelude::*;
-use spanforge_device::{Compiler, Settings};
+use spanforge_device::{Buffer, Compiler, Settings};
+use spanforge_kernels::abi::PlanBuffers;
 use spanforge_kernels::configuration::HEAD_DIMS;
+use spanforge_kernels::launch::Launcher;
 use spanforge_kernels::{Decoder, KernelShape, KernelSpec, Limits, SearchSpace};
-use spanforge_spans::Dtype;
+use spanforge_spans::{Dtype, SpanBatch, SpanSet};
 use spanforge_tuner::export::compile;
 use spanforge_tuner::search::strategy;
 use spanforge_verify::check_seeds;
@@ -56,6 +58,71 @@ fn unusual_groups_match_the_oracle() {
         let shape = KernelShape { dtype: Dtype::F16, head_dim, group_size };
         let configuration = space(shape).default_configuration().unwrap();
         assert_correct(&compiler, KernelSpec { shape, configuration }, 100..110);
+    }
+}
+
+/// Canonical batches of up to some hundred rows and a thousand spans: more than the plan's one block
+/// has threads, so that sums are carried from round to round.
+fn any_batch() -> impl Strategy<Value = SpanBatch> {
+    let row = proptest::collection::vec((1..40u32, 1..60u32), 0..12);
+    proptest::collection::vec(row, 1..120).prop_map(|rows| {
+        let sets: Vec<SpanSet> = rows
+            .into_iter()
+            .map(|row| {
+                let mut end = 0;
+                SpanSet::from_pairs(row.into_iter().map(|(gap, length)| {
+                    let start = end + gap;
+                    end = start + length;
+                    (start, end)
+                }))
+                .unwrap()
+            })
+            .collect();
+        SpanBatch::from_sets(&sets).unwrap()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The plan that the device makes is the prefix sums of the span lengths, by span and by row.
+    #[test]
+    fn the_plan_is_the_prefix_sums_of_the_spans(batch in any_batch()) {
+        let spec: KernelSpec =
+            "f16-d64-g1-staged-t32-s2-w4-h1-v16-u2-qr-p0-b1-x1-m128-second".parse().unwrap();
+        let device = spanforge_device::open(DEVICE).unwrap();
+        let image = compile(&compiler(), &spec, "sm_90a").unwrap();
+        let module = device.load(&image).unwrap();
+        let upload = |name: &str, values: &[i32]| {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let buffer = device.allocate(name, bytes.len().max(4)).unwrap();
+            device.upload(buffer, 0, &bytes).unwrap();
+            buffer
+        };
+        let download = |buffer: Buffer| -> Vec<i32> {
+            let mut bytes = vec![0; buffer.bytes];
+            device.download(buffer, 0, &mut bytes).unwrap();
+            bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+        };
+        let pairs: Vec<i32> = batch.spans().iter().flatten().copied().collect();
+        let plan = PlanBuffers {
+            span_ptr: upload("span_ptr", batch.span_ptr()),
+            spans: upload("spans", &pairs),
+            row_tokens: device.allocate("row_tokens", 4 * (batch.rows() + 1)).unwrap(),
+            span_tokens: device.allocate("span_tokens", 4 * (batch.spans().len() + 1)).unwrap(),
+        };
+        let launcher = Launcher::new(module, spec, device.properties());
+        device.launch(&launcher.plan(&plan, batch.rows() as i32)).unwrap();
+
+        let mut sum = 0;
+        let mut by_span = vec![0];
+        for [start, end] in batch.spans() {
+            sum += end - start;
+            by_span.push(sum);
+        }
+        let by_row: Vec<i32> = batch.span_ptr().iter().map(|p| by_span[*p as usize]).collect();
+        prop_assert_eq!(download(plan.span_tokens), by_span);
+        prop_assert_eq!(download(plan.row_tokens), by_row);
     }
 }
 
