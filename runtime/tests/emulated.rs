@@ -11,13 +11,13 @@ use spanforge_kernels::artifact::{Artifact, Contents, KernelFiles};
 use spanforge_kernels::configuration::{AttentionShape, Merge};
 use spanforge_kernels::decoder::{DecodeOutput, Decoder, UploadOptions};
 use spanforge_kernels::{DecodeProblem, KernelSpec, Limits, SearchSpace, render};
-use spanforge_reference::{Problem, Tolerance, attention_f64, compare};
 use spanforge_runtime::run::compile_default;
 use spanforge_runtime::{
     AttentionError, CacheSize, DecodeStep, DeviceMemory, Origin, PageMap, PagedCache, PagedKv,
     RunError, RunRequest, SpanAttention, SpanAttentionLimits, StepOperands, run, write_problem,
 };
 use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
+use spanforge_verify::compare_with_oracle;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -72,26 +72,7 @@ fn artifact(folder: &Path, merge: Merge) -> Artifact {
 }
 
 fn assert_right(problem: &DecodeProblem, output: &DecodeOutput, what: &str) {
-    let a = &problem.attention;
-    let reference = Problem {
-        dtype: a.dtype,
-        layout: a.layout,
-        query_heads: a.query_heads as usize,
-        kv_heads: a.kv_heads as usize,
-        head_dim: a.head_dim as usize,
-        page_size: a.page_size as usize,
-        max_pages: problem.max_pages,
-        scale: problem.scale,
-        q: &problem.q,
-        k: &problem.k,
-        v: &problem.v,
-        page_table: &problem.page_table,
-        row_request: &problem.row_request,
-        spans: &problem.spans,
-    };
-    let oracle = attention_f64(&reference).unwrap();
-    let tolerance = Tolerance::of(a.dtype);
-    let comparison = compare(&output.out, &output.lse, &oracle, a.dtype, &tolerance).unwrap();
+    let comparison = compare_with_oracle(problem, output).unwrap();
     assert!(comparison.passed, "{what}: {comparison}");
 }
 

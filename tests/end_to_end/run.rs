@@ -4,10 +4,10 @@ use crate::artifact::{ID, write_artifact};
 use crate::{folder, names, spanforge};
 use fs_err as fs;
 use safetensors::SafeTensors;
+use spanforge_kernels::decoder::DecodeOutput;
 use spanforge_kernels::{DecodeProblem, KernelShape, KernelSpec};
-use spanforge_reference::{Problem, Tolerance, attention_f64, compare};
 use spanforge_runtime::write_problem;
-use spanforge_verify::{Edges, generate};
+use spanforge_verify::{Edges, compare_with_oracle, generate};
 use std::path::Path;
 
 fn problem(shape: KernelShape, seed: u64) -> DecodeProblem {
@@ -38,25 +38,7 @@ fn assert_answer(file: &Path, problem: &DecodeProblem) {
         .chunks_exact(4)
         .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
         .collect();
-    let a = &problem.attention;
-    let oracle = attention_f64(&Problem {
-        dtype: a.dtype,
-        layout: a.layout,
-        query_heads: a.query_heads as usize,
-        kv_heads: a.kv_heads as usize,
-        head_dim: a.head_dim as usize,
-        page_size: a.page_size as usize,
-        max_pages: problem.max_pages,
-        scale: problem.scale,
-        q: &problem.q,
-        k: &problem.k,
-        v: &problem.v,
-        page_table: &problem.page_table,
-        row_request: &problem.row_request,
-        spans: &problem.spans.canonicalise(),
-    })
-    .unwrap();
-    let comparison = compare(&out, &lse, &oracle, a.dtype, &Tolerance::of(a.dtype)).unwrap();
+    let comparison = compare_with_oracle(problem, &DecodeOutput { out, lse }).unwrap();
     assert!(comparison.passed, "{comparison}");
 }
 

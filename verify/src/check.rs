@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use spanforge_device::{Basis, DeviceError, LaunchReport};
 use spanforge_kernels::decoder::{DecodeOutput, DecoderError, UploadOptions};
 use spanforge_kernels::{DecodeProblem, Decoder};
-use spanforge_reference::{Problem, Tolerance, attention_f64, compare};
+use spanforge_reference::{Comparison, Problem, Tolerance, attention_f64, compare};
 use std::fmt;
 
 /// Bytes before and after each buffer on a device that does not check bounds by itself.
@@ -117,27 +117,7 @@ pub fn check_problem(
             Err(error) => return Err(error),
         },
     };
-    let a = &problem.attention;
-    let oracle = attention_f64(&Problem {
-        dtype: a.dtype,
-        layout: a.layout,
-        query_heads: a.query_heads as usize,
-        kv_heads: a.kv_heads as usize,
-        head_dim: a.head_dim as usize,
-        page_size: a.page_size as usize,
-        max_pages: problem.max_pages,
-        scale: problem.scale,
-        q: &problem.q,
-        k: &problem.k,
-        v: &problem.v,
-        page_table: &problem.page_table,
-        row_request: &problem.row_request,
-        spans: &problem.spans.canonicalise(),
-    })
-    .map_err(|e| VerifyError::Oracle(e.to_string()))?;
-    let tolerance = Tolerance::of(a.dtype);
-    let comparison = compare(&answer.out, &answer.lse, &oracle, a.dtype, &tolerance)
-        .map_err(|e| VerifyError::Oracle(e.to_string()))?;
+    let comparison = compare_with_oracle(problem, &answer)?;
     report.max_abs_error = comparison.max_abs;
     if !comparison.passed {
         report.fault = Some(Fault::WrongAnswer(comparison.to_string()));
@@ -153,6 +133,34 @@ pub fn check_problem(
         }
     }
     Ok(report)
+}
+
+/// Computes the oracle's answer to a problem and compares another with it, under the tolerance of the
+/// problem's dtype.
+pub fn compare_with_oracle(
+    problem: &DecodeProblem,
+    answer: &DecodeOutput,
+) -> Result<Comparison, VerifyError> {
+    let a = &problem.attention;
+    let oracle = attention_f64(&Problem {
+        dtype: a.dtype,
+        layout: a.layout,
+        query_heads: a.query_heads as usize,
+        kv_heads: a.kv_heads as usize,
+        head_dim: a.head_dim as usize,
+        page_size: a.page_size as usize,
+        max_pages: problem.max_pages,
+        scale: problem.scale,
+        q: &problem.q,
+        k: &problem.k,
+        v: &problem.v,
+        page_table: &problem.page_table,
+        row_request: &problem.row_request,
+        spans: &problem.spans,
+    })
+    .map_err(|e| VerifyError::Oracle(e.to_string()))?;
+    compare(&answer.out, &answer.lse, &oracle, a.dtype, &Tolerance::of(a.dtype))
+        .map_err(|e| VerifyError::Oracle(e.to_string()))
 }
 
 type Answer = (DecodeOutput, Vec<LaunchReport>);

@@ -7,6 +7,6 @@ pub mod generate;
 pub mod workers;
 
 pub use agreement::{Agreement, agreement};
-pub use check::{CaseReport, Fault, VerifyError, check_problem, check_seeds};
+pub use check::{CaseReport, Fault, VerifyError, check_problem, check_seeds, compare_with_oracle};
 pub use generate::{Edges, generate};
 pub use workers::check_with_workers;
