@@ -48,7 +48,7 @@ fn device(checks: bool, counters: bool) -> EmulatedDevice {
 
 fn throughput(c: &mut Criterion) {
     let compiler = Compiler::new(&Settings::from_environment()).expect("NVRTC");
-    let problem = workload(8192).problem(0, 1 << 30);
+    let problem = workload(8192).problem(0, 1 << 30).expect("a problem of a served shape");
     let mut group = c.benchmark_group("decode, thread instructions");
     for (name, spec) in specs() {
         let image = compile(&compiler, &spec, "sm_90a").expect("compiles");
@@ -81,7 +81,7 @@ fn throughput(c: &mut Criterion) {
 
 fn property_case(c: &mut Criterion) {
     let compiler = Compiler::new(&Settings::from_environment()).expect("NVRTC");
-    let problem = workload(512).problem(0, 1 << 30);
+    let problem = workload(512).problem(0, 1 << 30).expect("a problem of a served shape");
     let mut group = c.benchmark_group("property case, 8 heads x 512 tokens x 64");
     for (name, spec) in specs() {
         let image = compile(&compiler, &spec, "sm_90a").expect("compiles");

@@ -11,21 +11,30 @@
 //! ```
 //!
 //! A folder is written beside its final place and renamed, so it is whole or absent. Loading reads
-//! every file, compares its SHA-256, and compares the manifest's argument lists with those that the
-//! cubins themselves declare; a changed byte is refused with the name of the file.
+//! every file, compares its SHA-256, and compares what the manifest says with itself, with the source
+//! and with the argument lists that the cubins declare; a changed byte is refused with the name of
+//! the file.
+
+mod consistency;
+mod folder;
 
 use crate::abi::{ABI_VERSION, ArgumentKind, Kernel};
 use crate::configuration::{KernelShape, KernelSpec};
+use consistency::{check_cubin, check_entry, check_interface, interface};
+pub use folder::check_replaceable;
+use folder::{digest, named, put_in_place, verified_files};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use spanforge_device::{Architecture, CubinError, DeviceProperties, Image, Resources, cubin};
+use spanforge_device::{Architecture, CubinError, DeviceProperties, Image, Resources};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// Raised whenever the manifest changes in a way that older readers would misread.
 pub const SCHEMA_VERSION: u32 = 1;
+
+/// Alignment that the kernels need of q, k, v and the output.
+const ALIGNMENT_BYTES: u32 = 16;
 
 const MANIFEST: &str = "manifest.json";
 const EVIDENCE: &str = "evidence.json";
@@ -181,7 +190,7 @@ pub enum ArtifactError {
         /// `schema` or `abi`.
         what: &'static str,
         /// What it says.
-        found: u32,
+        found: String,
         /// What is read.
         supported: u32,
     },
@@ -218,9 +227,28 @@ pub enum ArtifactError {
 }
 
 impl Contents {
-    /// Writes the artifact to `directory`, replacing what an earlier run left there. Nothing is at
-    /// `directory` until everything is.
+    /// Writes the artifact to `directory`, replacing one that an earlier run left there. Nothing is
+    /// at `directory` until everything is.
     pub fn write(&self, directory: &Path) -> Result<Artifact, ArtifactError> {
+        self.write_checked(directory, |_| Ok(()))
+    }
+
+    /// [`write`](Self::write) for an artifact that has to pass `check` before it takes its place;
+    /// `check` sees it as it was read back, in a temporary folder.
+    pub fn write_checked<E: From<ArtifactError>>(
+        &self,
+        directory: &Path,
+        check: impl FnOnce(&Artifact) -> Result<(), E>,
+    ) -> Result<Artifact, E> {
+        let target = check_replaceable(directory)?;
+        let staging = self.stage(&target)?;
+        check(&Artifact::load(staging.path())?)?;
+        put_in_place(staging, &target).map_err(ArtifactError::from)?;
+        Ok(Artifact::load(directory)?)
+    }
+
+    /// Writes everything to a temporary folder beside `target`.
+    fn stage(&self, target: &Path) -> Result<tempfile::TempDir, ArtifactError> {
         let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         let mut entries = Vec::new();
         for kernel in &self.kernels {
@@ -238,7 +266,7 @@ impl Contents {
             entries.push(KernelEntry {
                 threads: c.threads(&kernel.spec.shape),
                 shared_bytes: c.shared_bytes(&kernel.spec.shape) as u32,
-                alignment_bytes: 16,
+                alignment_bytes: ALIGNMENT_BYTES,
                 spec: kernel.spec,
                 role: kernel.role.clone(),
                 time_us: kernel.time_us,
@@ -270,7 +298,7 @@ impl Contents {
         }
         files.insert(SUMS.into(), sums.into_bytes());
 
-        let parent = match directory.parent() {
+        let parent = match target.parent() {
             Some(p) if p != Path::new("") => p,
             _ => Path::new("."),
         };
@@ -286,16 +314,7 @@ impl Contents {
             }
             fs::write(path, data)?;
         }
-        Artifact::load(staging.path())?;
-        let old = directory.exists().then(|| staging.path().with_extension("old"));
-        if let Some(old) = &old {
-            fs::rename(directory, old)?;
-        }
-        fs::rename(staging.keep(), directory)?;
-        if let Some(old) = old {
-            fs::remove_dir_all(old)?;
-        }
-        Artifact::load(directory)
+        Ok(staging)
     }
 }
 
@@ -312,9 +331,9 @@ impl Artifact {
         let raw: serde_json::Value = serde_json::from_slice(get(MANIFEST)?)
             .map_err(|e| malformed(MANIFEST, e.to_string()))?;
         for (what, supported) in [("schema", SCHEMA_VERSION), ("abi", ABI_VERSION)] {
-            let found = raw.get(what).and_then(serde_json::Value::as_u64).unwrap_or(0) as u32;
-            if found != supported {
-                let path = root.join(MANIFEST);
+            let found = raw.get(what).unwrap_or(&serde_json::Value::Null);
+            if found.as_u64() != Some(u64::from(supported)) {
+                let (path, found) = (root.join(MANIFEST), found.to_string());
                 return Err(ArtifactError::Version { path, what, found, supported });
             }
         }
@@ -322,11 +341,13 @@ impl Artifact {
             serde_json::from_value(raw).map_err(|e| malformed(MANIFEST, e.to_string()))?;
         let evidence = serde_json::from_slice(get(EVIDENCE)?)
             .map_err(|e| malformed(EVIDENCE, e.to_string()))?;
+        check_interface(&manifest).map_err(|fault| malformed(MANIFEST, fault))?;
         for entry in &manifest.kernels {
-            get(&entry.source)?;
             get(&entry.ptx)?;
+            check_entry(entry, get(&entry.source)?)
+                .map_err(|fault| malformed(MANIFEST, format!("kernel `{}`: {fault}", entry.id)))?;
             for cubin in entry.cubins.values() {
-                check_interface(&root.join(&cubin.file), get(&cubin.file)?, &manifest.interface)?;
+                check_cubin(&root.join(&cubin.file), get(&cubin.file)?)?;
             }
         }
         Ok(Self { root: root.to_owned(), manifest, evidence, files })
@@ -431,99 +452,8 @@ fn unfit(entry: &KernelEntry, shape: KernelShape, device: &DeviceProperties) -> 
     })
 }
 
-fn interface() -> Vec<Interface> {
-    Kernel::ALL
-        .into_iter()
-        .map(|kernel| Interface {
-            kernel,
-            symbol: kernel.symbol().to_owned(),
-            arguments: kernel.arguments().iter().map(|(n, k)| ((*n).to_owned(), *k)).collect(),
-        })
-        .collect()
-}
-
-/// Compares the argument sizes that a cubin declares with the interface.
-fn check_interface(path: &Path, data: &[u8], interface: &[Interface]) -> Result<(), ArtifactError> {
-    for kernel in interface {
-        let declared = cubin::kernel_parameters(data, &kernel.symbol)
-            .map_err(|source| ArtifactError::Cubin { path: path.to_owned(), source })?;
-        let found: Vec<u32> = declared.iter().map(|p| p.bytes).collect();
-        let expected: Vec<u32> = kernel.arguments.iter().map(|(_, k)| k.bytes()).collect();
-        if found != expected {
-            return Err(ArtifactError::Interface {
-                path: path.to_owned(),
-                symbol: kernel.symbol.clone(),
-                found: format!("arguments of {found:?} bytes"),
-                expected: format!("{expected:?}"),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Reads every file that the list of digests names and compares them; refuses files it does not
-/// name.
-fn verified_files(root: &Path) -> Result<BTreeMap<String, Vec<u8>>, ArtifactError> {
-    let sums_path = root.join(SUMS);
-    let sums = fs::read(&sums_path)?;
-    let malformed = |fault: String| ArtifactError::Malformed { path: sums_path.clone(), fault };
-    let text =
-        std::str::from_utf8(&sums).map_err(|_| malformed("is not text: it was changed".into()))?;
-    let mut files = BTreeMap::new();
-    for (index, line) in text.lines().enumerate() {
-        let (expected, name) = line
-            .split_once("  ")
-            .filter(|(sum, _)| sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_hexdigit()))
-            .ok_or_else(|| malformed(format!("line {} is not a digest and a file", index + 1)))?;
-        let inside = Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
-        if !inside || name.is_empty() {
-            return Err(malformed(format!("line {} names a file outside the artifact", index + 1)));
-        }
-        let path = root.join(name);
-        let data = fs::read(&path)?;
-        let found = digest(&data);
-        if found != expected {
-            return Err(ArtifactError::Changed { path, found, expected: expected.to_owned() });
-        }
-        files.insert(name.to_owned(), data);
-    }
-    refuse_unlisted(root, root, &files)?;
-    Ok(files)
-}
-
-fn refuse_unlisted(
-    root: &Path,
-    folder: &Path,
-    listed: &BTreeMap<String, Vec<u8>>,
-) -> Result<(), ArtifactError> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            refuse_unlisted(root, &path, listed)?;
-            continue;
-        }
-        let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
-        if name != SUMS && !listed.contains_key(&name) {
-            let fault = format!("is not listed in {SUMS}: it does not belong to the artifact");
-            return Err(ArtifactError::Malformed { path, fault });
-        }
-    }
-    Ok(())
-}
-
-fn digest(data: &[u8]) -> String {
-    Sha256::digest(data).iter().fold(String::with_capacity(64), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string");
-        text
-    })
-}
-
 fn json(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("plain data serialises");
     text.push(b'\n');
     text
-}
-
-fn named(path: &Path, error: std::io::Error) -> std::io::Error {
-    std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

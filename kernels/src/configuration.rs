@@ -54,10 +54,18 @@ pub enum ShapeError {
     #[error("head_dim {0} is not served: use 64, 128, 256 or 512")]
     HeadDim(u32),
     /// Unsupported group size.
-    #[error(
-        "{0} query heads per KV head are not served: use 1 to {MAX_GROUP_SIZE}, and a number of query heads that is a multiple of the KV heads"
-    )]
+    #[error("{0} query heads per KV head are not served: use 1 to {MAX_GROUP_SIZE}")]
     GroupSize(u32),
+    /// Query heads that the KV heads do not divide.
+    #[error(
+        "{query} query heads and {kv} KV heads are not served: use at least one of each, and a number of query heads that is a multiple of the KV heads"
+    )]
+    Heads {
+        /// Query heads.
+        query: u32,
+        /// KV heads.
+        kv: u32,
+    },
 }
 
 /// How K and V rows reach the threads that use them.
@@ -214,8 +222,11 @@ pub struct AttentionShape {
 impl AttentionShape {
     /// The part that a kernel is compiled for.
     pub fn kernel_shape(&self) -> Result<KernelShape, ShapeError> {
-        let whole = self.kv_heads > 0 && self.query_heads.is_multiple_of(self.kv_heads);
-        let group_size = if whole { self.query_heads / self.kv_heads } else { 0 };
+        let (query, kv) = (self.query_heads, self.kv_heads);
+        if kv == 0 || query == 0 || !query.is_multiple_of(kv) {
+            return Err(ShapeError::Heads { query, kv });
+        }
+        let group_size = query / kv;
         let shape = KernelShape { dtype: self.dtype, head_dim: self.head_dim, group_size };
         shape.check()?;
         Ok(shape)

@@ -74,23 +74,7 @@ pub static CONSTRAINTS: [Constraint; 14] = [
     Constraint {
         name: "positive",
         reason: "every size and count is between 1 and 4096 (l2_prefetch may be 0)",
-        holds: |_, _, c| {
-            [
-                c.tile_tokens,
-                c.stages,
-                c.token_warps,
-                c.heads_per_warp,
-                c.unroll,
-                c.min_blocks,
-                c.blocks_per_multiprocessor,
-                c.smallest_share,
-            ]
-            .iter()
-            .all(|v| (1..=LARGEST_VALUE).contains(v))
-                && [8, 16].contains(&c.vector_bytes)
-                && [0, 64, 128, 256].contains(&c.l2_prefetch)
-                && c.unroll <= 16
-        },
+        holds: |_, _, c| within_bounds(c),
     },
     Constraint {
         name: "direct-has-no-ring",
@@ -174,6 +158,25 @@ pub static CONSTRAINTS: [Constraint; 14] = [
         },
     },
 ];
+
+/// Whether every value is one that sizes can be computed from; [`CONSTRAINTS`] are narrower.
+pub(crate) fn within_bounds(c: &Configuration) -> bool {
+    [
+        c.tile_tokens,
+        c.stages,
+        c.token_warps,
+        c.heads_per_warp,
+        c.unroll,
+        c.min_blocks,
+        c.blocks_per_multiprocessor,
+        c.smallest_share,
+    ]
+    .iter()
+    .all(|v| (1..=LARGEST_VALUE).contains(v))
+        && [8, 16].contains(&c.vector_bytes)
+        && [0, 64, 128, 256].contains(&c.l2_prefetch)
+        && c.unroll <= 16
+}
 
 /// Registers that a lane holds through its main loop, estimated: accumulators, queries, logits, the
 /// rows in flight, and 40 for addresses and loop state (what `ptxas` adds to the arrays in the

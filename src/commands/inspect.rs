@@ -17,8 +17,8 @@ use std::path::PathBuf;
 /// a changed file is named and ends the command with exit code 2.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
-    spanforge inspect artifacts/da-qwen3.6\n  \
-    spanforge inspect artifacts/da-qwen3.6 --explain --head-dim 256 --group-size 6 \
+    spanforge inspect artifacts/da-qwen3.6-bf16-d256-g6\n  \
+    spanforge inspect artifacts/da-qwen3.6-bf16-d256-g6 --explain --head-dim 128 \
     --device emulated:a100")]
 pub struct Arguments {
     /// Folder of the artifact

@@ -2,6 +2,8 @@
 
 use crate::{folder, spanforge};
 use fs_err as fs;
+use serde_json::json;
+use sha2::{Digest, Sha256};
 use spanforge_device::{Basis, Compiler, Settings, Source, Target};
 use spanforge_kernels::artifact::{Artifact, Contents, KernelFiles};
 use spanforge_kernels::{KernelSpec, render};
@@ -88,4 +90,60 @@ fn a_changed_byte_in_any_file_is_named() {
     fs::remove_file(root.join("extra")).unwrap();
     spanforge(here.path(), ["inspect", "a"]).expect(0);
     spanforge(here.path(), ["inspect", "nothing"]).expect(2).says("nothing");
+}
+
+/// Changes the manifest and makes its digest agree.
+fn edit_manifest(root: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
+    let path = root.join("manifest.json");
+    let old = fs::read(&path).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&old).unwrap();
+    edit(&mut manifest);
+    let new = serde_json::to_vec(&manifest).unwrap();
+    fs::write(&path, &new).unwrap();
+    let sums = fs::read_to_string(root.join("SHA256SUMS")).unwrap();
+    let digest = |data: &[u8]| {
+        Sha256::digest(data).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    fs::write(root.join("SHA256SUMS"), sums.replace(&digest(&old), &digest(&new))).unwrap();
+}
+
+#[test]
+fn a_manifest_that_contradicts_itself_or_its_files_is_refused() {
+    let here = folder();
+    let root = here.path().join("a");
+    write_artifact(&root);
+    let whole =
+        [fs::read(root.join("manifest.json")).unwrap(), fs::read(root.join("SHA256SUMS")).unwrap()];
+    let configuration = "/kernels/0/spec/configuration";
+    for (pointer, value, fault) in [
+        ("/schema".to_owned(), json!(2), "schema 2 is not supported"),
+        ("/schema".to_owned(), json!(4_294_967_297_u64), "schema 4294967297 is not supported"),
+        ("/abi".to_owned(), json!(-1), "abi -1 is not supported"),
+        ("/interface".to_owned(), json!([]), "the interface is not that of ABI 1"),
+        ("/kernels".to_owned(), json!([]), "it lists no kernel"),
+        ("/kernels/0/id".to_owned(), json!("other"), "its spec is that of"),
+        ("/kernels/0/threads".to_owned(), json!(7), "threads is 7, and its spec takes 128"),
+        (
+            "/kernels/0/shared_bytes".to_owned(),
+            json!(4_294_967_295_u32),
+            "shared_bytes is 4294967295",
+        ),
+        ("/kernels/0/ptx_architecture".to_owned(), json!("sm_x"), "`sm_x` is not an architecture"),
+        (format!("{configuration}/heads_per_warp"), json!(0), "out of bounds"),
+        (format!("{configuration}/token_warps"), json!(4_294_967_295_u32), "out of bounds"),
+        (format!("{configuration}/vector_bytes"), json!(0), "out of bounds"),
+        (format!("{configuration}/token_warps"), json!(2), "its spec is that of"),
+        ("/kernels/0/spec/shape/head_dim".to_owned(), json!(0), "head_dim 0 is not served"),
+    ] {
+        edit_manifest(&root, |manifest| *manifest.pointer_mut(&pointer).unwrap() = value);
+        spanforge(here.path(), ["inspect", "a"]).expect(2).says("manifest.json").says(fault);
+        fs::write(root.join("manifest.json"), &whole[0]).unwrap();
+        fs::write(root.join("SHA256SUMS"), &whole[1]).unwrap();
+    }
+    // Consistent in itself, but the code is another's.
+    edit_manifest(&root, |manifest| {
+        manifest["kernels"][0]["spec"]["configuration"]["unroll"] = json!(4);
+        manifest["kernels"][0]["id"] = json!(ID.replace("-u2-", "-u4-"));
+    });
+    spanforge(here.path(), ["inspect", "a"]).expect(2).says("rendered for another configuration");
 }

@@ -71,7 +71,8 @@ fn a_run_leaves_an_artifact_that_is_accepted_and_a_record_of_everything() {
             WorkloadRow { kv_len: 1, spans: SpanSet::empty() },
         ],
     }
-    .problem(1, 1 << 30);
+    .problem(1, 1 << 30)
+    .expect("a problem");
     spanforge_runtime::write_problem(&here.path().join("in.safetensors"), &problem).unwrap();
     let outputs = ["one.safetensors", "two.safetensors"].map(|name| {
         let ran = spanforge(
@@ -169,4 +170,48 @@ fn folders_that_cannot_be_written_are_named() {
 
 fn is_untouched(path: &Path) -> bool {
     fs::read_to_string(path).is_ok_and(|text| text == "in the way")
+}
+
+#[test]
+fn sizes_and_seeds_that_cannot_be_are_refused_before_the_search() {
+    let here = folder();
+    for (flag, value, fault) in [
+        ("--page-size", "1000000000", "a page of K of 1000000000 x 32 x 128 elements"),
+        ("--head-dim", "96", "head_dim 96 is not served"),
+        ("--query-heads", "33", "33 query heads and 32 KV heads are not served"),
+        ("--seed", "18446744073709551615", "the last seed is 2^64 - 1"),
+        ("--cases", "0", "0 cases"),
+    ] {
+        spanforge(here.path(), ["tune", "--workload", "ssas-llama2", flag, value])
+            .expect(2)
+            .says(fault);
+    }
+    let heads = ["--query-heads", "4294967295", "--kv-heads", "4294967295"];
+    let mut huge = command(here.path(), ["tune", "--workload", "ssas-llama2"]);
+    huge.args(heads);
+    finish(huge).expect(2).says("4294967295");
+    assert_eq!(names(here.path()), Vec::<String>::new(), "nothing was begun");
+}
+
+#[test]
+fn what_is_no_artifact_is_not_replaced() {
+    let here = folder();
+    let place = here.path().join("artifacts/ssas-llama2-f16-d128-g1");
+    fs::create_dir_all(&place).unwrap();
+    fs::write(place.join("notes.txt"), "mine").unwrap();
+    spanforge(here.path(), QUICK).expect(2).says("not an artifact").says("ssas-llama2-f16-d128-g1");
+    assert_eq!(fs::read_to_string(place.join("notes.txt")).unwrap(), "mine");
+    fs::remove_dir_all(&place).unwrap();
+    fs::write(&place, "mine").unwrap();
+    spanforge(here.path(), QUICK).expect(2).says("a file is there");
+    assert_eq!(fs::read_to_string(&place).unwrap(), "mine");
+    fs::remove_file(&place).unwrap();
+    // What a link names is replaced, and the link stays.
+    let elsewhere = folder();
+    std::os::unix::fs::symlink(elsewhere.path(), &place).unwrap();
+    spanforge(here.path(), QUICK).expect(0);
+    spanforge(here.path(), QUICK).expect(0);
+    assert!(elsewhere.path().join("manifest.json").is_file());
+    assert!(place.is_symlink());
+    assert_eq!(names(&here.path().join("artifacts")), ["ssas-llama2-f16-d128-g1"]);
 }

@@ -1,5 +1,5 @@
 //! From the best candidates to an artifact: compiled for every architecture asked for, written, read
-//! back and checked once more as it will be used.
+//! back, checked once more as it will be used, and only then put in its place.
 
 use crate::record::Candidate;
 use serde_json::json;
@@ -73,7 +73,7 @@ pub fn compile(
     Ok(compiler.compile(&Source::new(rendered.name, rendered.text), &target)?)
 }
 
-/// Writes the artifact and checks its kernels, loaded from it, on the problems of `seeds`.
+/// Writes the artifact, once its kernels as they were written pass the problems of `seeds`.
 pub fn export(
     directory: &Path,
     chosen: &[Chosen<'_>],
@@ -82,7 +82,7 @@ pub fn export(
     compiler: &Compiler,
     device: &dyn Device,
     seeds: std::ops::Range<u64>,
-) -> Result<(Artifact, Vec<CaseReport>), ExportError> {
+) -> Result<Artifact, ExportError> {
     let kernels = chosen
         .iter()
         .map(|c| {
@@ -110,20 +110,15 @@ pub fn export(
         kernels,
         evidence: json!({ "run": facts.evidence, "candidates": candidates }),
     };
-    let artifact = contents.write(directory)?;
-    let mut reports = Vec::new();
-    for entry in &artifact.manifest().kernels {
-        let image = artifact.image(entry, device.properties());
-        let decoder = Decoder::load(device, &image, entry.spec).map_err(VerifyError::from)?;
-        for report in check_seeds(&decoder, seeds.clone())? {
-            if let Some(fault) = &report.fault {
-                return Err(ExportError::Faulty {
-                    problem: report.problem.clone(),
-                    fault: fault.to_string(),
-                });
+    contents.write_checked(directory, |artifact| {
+        for entry in &artifact.manifest().kernels {
+            let image = artifact.image(entry, device.properties());
+            let decoder = Decoder::load(device, &image, entry.spec).map_err(VerifyError::from)?;
+            for report in check_seeds(&decoder, seeds.clone())? {
+                let CaseReport { problem, fault: Some(fault), .. } = report else { continue };
+                return Err(ExportError::Faulty { problem, fault: fault.to_string() });
             }
-            reports.push(report);
         }
-    }
-    Ok((artifact, reports))
+        Ok(())
+    })
 }

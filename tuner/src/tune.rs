@@ -4,9 +4,10 @@ use crate::environment::{Environment, unix_seconds};
 use crate::export::{Chosen, ExportError, Facts, compile, export};
 use crate::record::{Candidate, Log, Record, Run, Status, Winner};
 use crate::search::{STRATEGIES, Space, strategy};
-use crate::workload::Workload;
+use crate::workload::{Workload, WorkloadError};
 use rayon::prelude::*;
 use spanforge_device::{Basis, Compiler, Device, DeviceError, TimeOptions};
+use spanforge_kernels::artifact::check_replaceable;
 use spanforge_kernels::configuration::ShapeError;
 use spanforge_kernels::decoder::UploadOptions;
 use spanforge_kernels::{DecodeProblem, Decoder, KernelSpec, Limits, SearchSpace};
@@ -85,6 +86,15 @@ pub enum TuneError {
     /// The kernels do not serve the workload's shape.
     #[error(transparent)]
     Shape(#[from] ShapeError),
+    /// A workload that cannot be timed.
+    #[error(transparent)]
+    Workload(#[from] WorkloadError),
+    /// Seeds beyond the last.
+    #[error("the seed and the number of cases together are too large; the last seed is 2^64 - 1")]
+    Seeds,
+    /// Nothing would be checked.
+    #[error("0 cases: a candidate is checked on at least one problem before it is timed")]
+    NoCases,
     /// No configuration fits.
     #[error("no configuration for {shape} fits {device}: {reason}")]
     EmptySpace {
@@ -134,6 +144,11 @@ pub fn tune(
     progress: &(dyn Fn(Event<'_>) + Sync),
 ) -> Result<Outcome, TuneError> {
     let started = Instant::now();
+    let seeds =
+        request.seed..request.seed.checked_add(request.cases as u64).ok_or(TuneError::Seeds)?;
+    if seeds.is_empty() {
+        return Err(TuneError::NoCases);
+    }
     let device = spanforge_device::open(&request.device)?;
     let properties = device.properties().clone();
     let architectures = match request.architectures.as_slice() {
@@ -159,7 +174,7 @@ pub fn tune(
 
     let emulated = properties.basis == Basis::Predicted;
     let cache_bytes = if emulated { EMULATED_CACHE_BYTES } else { GPU_CACHE_BYTES };
-    let problem = request.workload.problem(request.seed, cache_bytes);
+    let problem = request.workload.problem(request.seed, cache_bytes)?;
     let floor_bytes = problem.floor_bytes();
     let unix_s = unix_seconds();
     let run = Run {
@@ -181,7 +196,9 @@ pub fn tune(
     };
     let results = request.results.join("tune.jsonl");
     let mut log = Log::open(&results)?;
-    // So is a folder that cannot be written.
+    // So is a folder that cannot be written, or one that is in the way.
+    let directory = request.output.join(format!("{}-{shape}", file_name(&request.workload.name)));
+    check_replaceable(&directory).map_err(ExportError::from)?;
     fs_err::create_dir_all(&request.output)?;
     tempfile::tempfile_in(&request.output)
         .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", request.output.display())))?;
@@ -238,7 +255,6 @@ pub fn tune(
     {
         chosen.push(Chosen { candidate, role: "default" });
     }
-    let directory = request.output.join(format!("{}-{shape}", file_name(&request.workload.name)));
     let evidence = serde_json::json!({ "run": run, "winner": winner });
     let facts = Facts {
         workload: request.workload.name.clone(),
@@ -246,7 +262,6 @@ pub fn tune(
         unix_s,
         evidence,
     };
-    let seeds = request.seed..request.seed + request.cases as u64;
     export(&directory, &chosen, &architectures, facts, compiler, device.as_ref(), seeds)?;
     log.append(&Record::Winner(winner.clone()))?;
     Ok(Outcome { run, candidates, winner, artifact: directory, results })
@@ -334,6 +349,7 @@ impl Evaluation<'_> {
         let begun = Instant::now();
         let decoder = Decoder::load(device, &image, candidate.spec).map_err(|e| runtime(&e))?;
         let seed = self.request.seed;
+        // The last seed was checked to exist.
         let reports = check_seeds(&decoder, seed..seed + self.request.cases as u64)
             .map_err(|e| runtime(&e))?;
         candidate.check_s = begun.elapsed().as_secs_f64();

@@ -7,8 +7,8 @@
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use spanforge_kernels::DecodeProblem;
 use spanforge_kernels::configuration::AttentionShape;
+use spanforge_kernels::{DecodeProblem, ProblemError};
 use spanforge_spans::trace::{Preset, Trace, TraceError};
 use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
 use spanforge_verify::generate::{encode, normal};
@@ -16,6 +16,9 @@ use std::path::Path;
 
 /// Responses that a preset's trace has: enough for batches to be drawn from.
 const PRESET_RESPONSES: usize = 64;
+
+/// The most that one page of K, or all queries of the timed problem, may take in bytes.
+pub const LARGEST_PART_BYTES: u64 = 1 << 30;
 
 /// One row of the batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +60,19 @@ pub enum WorkloadError {
         path: String,
         /// Why.
         source: std::io::Error,
+    },
+    /// A batch that the kernels do not serve.
+    #[error(transparent)]
+    Problem(#[from] ProblemError),
+    /// More than is worth timing.
+    #[error(
+        "{part} of {} x {} x {} elements is more than the {} MiB that a timed problem may have; choose smaller pages, fewer heads or a smaller batch", sizes[0], sizes[1], sizes[2], LARGEST_PART_BYTES >> 20
+    )]
+    TooLarge {
+        /// Which tensor.
+        part: &'static str,
+        /// Its sizes.
+        sizes: [usize; 3],
     },
     /// A trace that makes no sense.
     #[error("{path}: {source}")]
@@ -135,13 +151,23 @@ impl Workload {
     /// `cache_bytes`, requests share physical pages: every address calculation and every byte
     /// fetched stays, only what is found there repeats. That suits an emulated device, which has no
     /// caches; on a GPU give enough for all.
-    pub fn problem(&self, seed: u64, cache_bytes: u64) -> DecodeProblem {
+    ///
+    /// Fails for a batch that the kernels do not serve, and where a page of K or all queries are larger
+    /// than [`LARGEST_PART_BYTES`].
+    pub fn problem(&self, seed: u64, cache_bytes: u64) -> Result<DecodeProblem, WorkloadError> {
         let a = self.attention;
+        a.kernel_shape().map_err(ProblemError::from)?;
+        let [page_size, query_heads, kv_heads, head_dim] =
+            [a.page_size, a.query_heads, a.kv_heads, a.head_dim].map(|n| n as usize);
+        if page_size == 0 {
+            return Err(ProblemError::PageSize.into());
+        }
+        let page_elements = elements("a page of K", [page_size, kv_heads, head_dim])?;
+        let queries = elements("q", [self.rows.len(), query_heads, head_dim])?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let entries: Vec<usize> =
             self.rows.iter().map(|r| r.kv_len.div_ceil(a.page_size) as usize).collect();
         let needed: usize = entries.iter().sum();
-        let page_elements = (a.page_size * a.kv_heads * a.head_dim) as usize;
         let page_bytes = (2 * page_elements * a.dtype.bytes()) as u64;
         let pages = needed.min((cache_bytes / page_bytes.max(1)) as usize).max(1);
         let mut order: Vec<i32> = (0..pages as i32).collect();
@@ -155,11 +181,10 @@ impl Workload {
                 next += 1;
             }
         }
-        let queries = self.rows.len() * (a.query_heads * a.head_dim) as usize;
         let kv_len = self.rows.iter().map(|r| r.kv_len as i32).collect();
         let spans = SpanBatch::from_sets(self.rows.iter().map(|r| &r.spans))
             .expect("canonical sets make a batch");
-        DecodeProblem {
+        let problem = DecodeProblem {
             attention: a,
             scale: (a.head_dim as f32).sqrt().recip(),
             pages,
@@ -171,7 +196,19 @@ impl Workload {
             q: random_elements(&mut rng, a.dtype, queries),
             k: random_elements(&mut rng, a.dtype, pages * page_elements),
             v: random_elements(&mut rng, a.dtype, pages * page_elements),
-        }
+        };
+        problem.check()?;
+        Ok(problem)
+    }
+}
+
+/// The product of a tensor part's sizes.
+fn elements(part: &'static str, sizes: [usize; 3]) -> Result<usize, WorkloadError> {
+    let product = sizes.iter().try_fold(1_u64, |product, &n| product.checked_mul(n as u64));
+    let most = LARGEST_PART_BYTES / 2;
+    match product {
+        Some(product) if product <= most => Ok(product as usize),
+        _ => Err(WorkloadError::TooLarge { part, sizes }),
     }
 }
 
