@@ -21,6 +21,7 @@
 //! | `entry` | name of the kernel in the PTX: declare it `extern "C"` |
 //! | `grid`, `block` | blocks, and threads of a block, in x, y and z |
 //! | `shared_bytes` | dynamic shared memory of a block; 0 where left out |
+//! | `instruction_budget` | warp instructions a block may run before it counts as hanging; 2^28 where left out |
 //! | `args` | arguments in order: a buffer, or a scalar `i32`, `u32`, `i64`, `u64`, `f32`, `f64` |
 //! | `outputs` | buffers to write to files once the launch has passed every check |
 //!
@@ -41,6 +42,9 @@ use spanforge_emulator::counters::Counters;
 use spanforge_emulator::{Finding, Memory, Module, profile};
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// Warp instructions of a block that take the emulator some seconds.
+const INSTRUCTION_BUDGET: u64 = 1 << 28;
 
 /// A launch that cannot be read or run. What the checks find in the kernel is no error but part of
 /// the [`Emulation`].
@@ -101,6 +105,7 @@ pub struct LaunchFile {
     grid: [u32; 3],
     block: [u32; 3],
     shared_bytes: u32,
+    instruction_budget: u64,
     arguments: Vec<LaunchArgument>,
     outputs: Vec<Output>,
 }
@@ -153,6 +158,8 @@ pub struct Emulation {
     pub findings: Vec<Finding>,
     /// What was counted.
     pub counters: Counters,
+    /// What the kernel printed with `printf`: the first MiB of it.
+    pub printed: String,
     /// The files to write and their contents; empty where a check reported.
     pub outputs: Vec<(PathBuf, Vec<u8>)>,
 }
@@ -198,6 +205,7 @@ impl LaunchFile {
         let grid = fields.need("grid")?;
         let block = fields.need("block")?;
         let shared_bytes = fields.take("shared_bytes")?.unwrap_or(0);
+        let instruction_budget = fields.take("instruction_budget")?.unwrap_or(INSTRUCTION_BUDGET);
         let arguments = fields.list("args", |value, field| argument(value, field, folder))?;
         let outputs = fields.list("outputs", |value, field| output(value, field, folder))?;
         fields.finish(&[
@@ -209,6 +217,7 @@ impl LaunchFile {
             "grid",
             "block",
             "shared_bytes",
+            "instruction_budget",
             "args",
             "outputs",
         ])?;
@@ -231,7 +240,17 @@ impl LaunchFile {
             }
         }
         let path = path.to_owned();
-        Ok(Self { path, code, entry, grid, block, shared_bytes, arguments, outputs })
+        Ok(Self {
+            path,
+            code,
+            entry,
+            grid,
+            block,
+            shared_bytes,
+            instruction_budget,
+            arguments,
+            outputs,
+        })
     }
 
     /// Name of the kernel.
@@ -274,8 +293,13 @@ impl LaunchFile {
             dynamic_shared_bytes: self.shared_bytes,
             arguments: &arguments,
         };
-        let options =
-            emulator::Options { checks: true, counters: true, seed, ..Default::default() };
+        let options = emulator::Options {
+            checks: true,
+            counters: true,
+            seed,
+            instruction_budget: self.instruction_budget,
+            ..Default::default()
+        };
         let failed = |source| LaunchFileError::Launch { path: self.path.clone(), source };
         let report = emulator::launch(&module, &mut memory, &launch, &options).map_err(failed)?;
         let mut outputs = Vec::new();
@@ -288,7 +312,12 @@ impl LaunchFile {
                 outputs.push((output.file.clone(), data));
             }
         }
-        Ok(Emulation { findings: report.findings, counters: report.counters, outputs })
+        Ok(Emulation {
+            findings: report.findings,
+            counters: report.counters,
+            printed: report.printed,
+            outputs,
+        })
     }
 
     fn load(&self, settings: &Settings) -> Result<Module, LaunchFileError> {

@@ -117,6 +117,29 @@ fn brain_multiply_add(x: u32, y: u32, z: u32) -> u32 {
     brain_fma(x, y, z)
 }
 
+/// `.relu` of a signed integer.
+fn signed_extreme(value: i32, k: i64) -> u32 {
+    (if k & RELU != 0 { value.max(0) } else { value }) as u32
+}
+
+/// f64 in a directed rounding; the operation is add, subtract, multiply or divide.
+fn directed_double(w: bool, operation: u8) -> Exec {
+    match operation {
+        0 => lane!(w, [k] |x: u64, y: u64| -> u64 {
+            double(math::add_double(d(x), d(y), Rounding::from_bits(k)))
+        }),
+        1 => lane!(w, [k] |x: u64, y: u64| -> u64 {
+            double(math::add_double(d(x), -d(y), Rounding::from_bits(k)))
+        }),
+        2 => lane!(w, [k] |x: u64, y: u64| -> u64 {
+            double(math::multiply_double(d(x), d(y), Rounding::from_bits(k)))
+        }),
+        _ => lane!(w, [k] |x: u64, y: u64| -> u64 {
+            double(math::divide_double(d(x), d(y), Rounding::from_bits(k)))
+        }),
+    }
+}
+
 /// Two-operand instructions whose operands and result have one type.
 pub(crate) fn binary(w: bool, name: &str, ty: Type, k: i64) -> Chosen {
     use Type::*;
@@ -273,10 +296,10 @@ pub(crate) fn binary(w: bool, name: &str, ty: Type, k: i64) -> Chosen {
             lane!(w, |x: u32, y: u32| -> u32 { sx16(x).max(sx16(y)) as u32 & 0xffff }),
             Class::Integer,
         ),
-        ("min", S32) => {
+        ("min", S32) if k & RELU == 0 => {
             (lane!(w, |x: u32, y: u32| -> u32 { (x as i32).min(y as i32) as u32 }), Class::Integer)
         }
-        ("max", S32) => {
+        ("max", S32) if k & RELU == 0 => {
             (lane!(w, |x: u32, y: u32| -> u32 { (x as i32).max(y as i32) as u32 }), Class::Integer)
         }
         ("min", U64) => (lane!(w, |x: u64, y: u64| -> u64 { x.min(y) }), Class::Integer),
@@ -394,6 +417,53 @@ pub(crate) fn binary(w: bool, name: &str, ty: Type, k: i64) -> Chosen {
         ),
         ("copysign", F64) => {
             (lane!(w, |x: u64, y: u64| -> u64 { (x & 1 << 63) | (y & !(1 << 63)) }), Class::Float64)
+        }
+        ("add" | "sub" | "mul" | "div", F64) if !plain => {
+            let code = match name {
+                "add" => 0,
+                "sub" => 1,
+                "mul" => 2,
+                _ => 3,
+            };
+            (directed_double(w, code), Class::Float64)
+        }
+        ("add", U16x2 | S16x2) => (
+            lane!(w, |x: u32, y: u32| -> u32 {
+                (x & 0xffff).wrapping_add(y) & 0xffff | (x >> 16).wrapping_add(y >> 16) << 16
+            }),
+            Class::Integer,
+        ),
+        ("min" | "max", U16x2) => {
+            let exec = if name == "min" {
+                lane!(w, |x: u32, y: u32| -> u32 { pair(x, y, |p, q| p.min(q)) })
+            } else {
+                lane!(w, |x: u32, y: u32| -> u32 { pair(x, y, |p, q| p.max(q)) })
+            };
+            (exec, Class::Integer)
+        }
+        ("min" | "max", S16x2) => {
+            let exec = if name == "min" {
+                lane!(w, [k] |x: u32, y: u32| -> u32 {
+                    pair(x, y, |p, q| signed_extreme(sx16(p).min(sx16(q)), k) & 0xffff)
+                })
+            } else {
+                lane!(w, [k] |x: u32, y: u32| -> u32 {
+                    pair(x, y, |p, q| signed_extreme(sx16(p).max(sx16(q)), k) & 0xffff)
+                })
+            };
+            (exec, Class::Integer)
+        }
+        ("min" | "max", S32) if k & RELU != 0 => {
+            let exec = if name == "min" {
+                lane!(w, [k] |x: u32, y: u32| -> u32 {
+                    signed_extreme((x as i32).min(y as i32), k)
+                })
+            } else {
+                lane!(w, [k] |x: u32, y: u32| -> u32 {
+                    signed_extreme((x as i32).max(y as i32), k)
+                })
+            };
+            (exec, Class::Integer)
         }
         ("add", F64) if plain => {
             (lane!(w, |x: u64, y: u64| -> u64 { double(d(x) + d(y)) }), Class::Float64)
@@ -671,6 +741,12 @@ pub(crate) fn ternary(w: bool, name: &str, ty: Type, k: i64) -> Chosen {
             lane!(w, |x: u64, y: u64, z: u64| -> u64 { double(d(x).mul_add(d(y), d(z))) }),
             Class::Float64,
         ),
+        ("fma", F64) => (
+            lane!(w, [k] |x: u64, y: u64, z: u64| -> u64 {
+                double(math::fma_double(d(x), d(y), d(z), Rounding::from_bits(k)))
+            }),
+            Class::Float64,
+        ),
         ("fma", F16) => (
             lane!(w, [k] |x: u32, y: u32, z: u32| -> u32 { half_multiply_add(x, y, z, k) }),
             Class::Half,
@@ -724,6 +800,65 @@ fn funnel_left(low: u32, high: u32, by: u32) -> u32 {
 fn funnel_right(low: u32, high: u32, by: u32) -> u32 {
     let both = u64::from(high) << 32 | u64::from(low);
     (both >> by) as u32
+}
+
+/// Operations of the SIMD video instructions, in the order of their codes.
+pub(crate) const VIDEO: [&str; 7] = ["vadd", "vsub", "vavrg", "vabsdiff", "vmin", "vmax", "vset"];
+pub(crate) const VIDEO_SIGNED: [i64; 3] = [8, 16, 32];
+pub(crate) const VIDEO_FOUR: i64 = 64;
+pub(crate) const VIDEO_SATURATE: i64 = 128;
+pub(crate) const VIDEO_SUM: i64 = 256;
+/// The comparison of `vset` stands above this bit.
+pub(crate) const VIDEO_COMPARISON: u32 = 9;
+
+/// `vadd4` and its like. The immediate: the code of [`VIDEO`], whether result, first and second
+/// operand are signed, four lanes instead of two, saturation, the sum of all lanes and z instead
+/// of the lanes.
+pub(crate) fn video(w: bool) -> Exec {
+    lane!(w, [k] |x: u32, y: u32, z: u32| -> u32 {
+        let (lanes, bits) = if k & VIDEO_FOUR != 0 { (4, 8) } else { (2, 16) };
+        let ones = (1u32 << bits) - 1;
+        let part = |word: u32, at: u32, signed: bool| {
+            let value = (word >> (at * bits) & ones) as i32;
+            if signed { value << (32 - bits) >> (32 - bits) } else { value }
+        };
+        let signed = k & VIDEO_SIGNED[0] != 0;
+        let (least, most) = if signed {
+            (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+        } else {
+            (0, ones as i32)
+        };
+        let mut out = if k & VIDEO_SUM != 0 { z } else { 0 };
+        for at in 0..lanes {
+            let p = part(x, at, k & VIDEO_SIGNED[1] != 0);
+            let q = part(y, at, k & VIDEO_SIGNED[2] != 0);
+            let mut value = match k & 7 {
+                0 => p + q,
+                1 => p - q,
+                2 => (p + q + i32::from(p + q >= 0)) >> 1,
+                3 => (p - q).abs(),
+                4 => p.min(q),
+                5 => p.max(q),
+                _ => i32::from(match k >> VIDEO_COMPARISON {
+                    0 => p == q,
+                    1 => p != q,
+                    2 => p < q,
+                    3 => p <= q,
+                    4 => p > q,
+                    _ => p >= q,
+                }),
+            };
+            if k & VIDEO_SATURATE != 0 {
+                value = value.clamp(least, most);
+            }
+            if k & VIDEO_SUM != 0 {
+                out = out.wrapping_add(value as u32);
+            } else {
+                out |= (value as u32 & ones) << (at * bits);
+            }
+        }
+        out
+    })
 }
 
 fn extract(value: u64, position: u32, length: u32, bits: u32, signed: bool) -> u64 {
@@ -926,8 +1061,18 @@ pub(crate) fn unary(w: bool, name: &str, ty: Type) -> Chosen {
             }),
             Class::Special,
         ),
-        ("rcp", F64) => (lane!(w, |x: u64| -> u64 { double(1.0 / d(x)) }), Class::Special),
-        ("sqrt", F64) => (lane!(w, |x: u64| -> u64 { double(d(x).sqrt()) }), Class::Special),
+        ("rcp", F64) => (
+            lane!(w, [k] |x: u64| -> u64 {
+                double(math::divide_double(1.0, d(x), Rounding::from_bits(k)))
+            }),
+            Class::Special,
+        ),
+        ("sqrt", F64) => (
+            lane!(w, [k] |x: u64| -> u64 {
+                double(math::sqrt_double(d(x), Rounding::from_bits(k)))
+            }),
+            Class::Special,
+        ),
         ("rsqrt", F64) => (lane!(w, |x: u64| -> u64 { double(1.0 / d(x).sqrt()) }), Class::Special),
         ("ex2", F16) => (
             lane!(w, |x: u32| -> u32 { single_to_half(math::exp2(half_to_single(x))) }),

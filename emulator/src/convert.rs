@@ -3,8 +3,9 @@
 use crate::arithmetic::{FTZ, RELU, SAT};
 use crate::lanes::lane;
 use crate::math::{
-    BRAIN, HALF, Rounding, SINGLE, b, brain_to_single, d, f, ftz, half_to_single,
-    integer_to_double, integer_to_odd, narrow, sat, single_to_brain, single_to_half, to_whole,
+    BRAIN, E4M3, E5M2, Format, HALF, Rounding, SINGLE, b, brain_to_single, d, f, from_e4m3,
+    from_e5m2, ftz, half_to_single, integer_to_double, integer_to_odd, narrow, sat,
+    single_to_brain, single_to_half, to_eighth, to_whole,
 };
 use crate::op::Exec;
 use crate::syntax::Type;
@@ -230,6 +231,69 @@ pub(crate) fn packing(w: bool, to: Type, flags: i64) -> Option<Exec> {
         }),
         _ => return None,
     })
+}
+
+/// `cvt` between pairs of 8-bit floats and f32, f16 and bf16: for a pair of f32 the first operand
+/// is the upper half.
+pub(crate) fn eighths(w: bool, to: Type, from: Type) -> Option<Exec> {
+    fn relu(value: f32, k: i64) -> f64 {
+        f64::from(if k & RELU != 0 && !(value > 0.0) { 0.0 } else { value })
+    }
+    fn halves(x: u32) -> (f32, f32) {
+        (half_to_single(x >> 16), half_to_single(x & 0xffff))
+    }
+    fn brains(x: u32) -> (f32, f32) {
+        (brain_to_single(x >> 16), brain_to_single(x & 0xffff))
+    }
+    fn pair(high: f32, low: f32, format: Format, k: i64) -> u32 {
+        to_eighth(relu(high, k), format) << 8 | to_eighth(relu(low, k), format)
+    }
+    fn to_halves(high: f32, low: f32, k: i64) -> u32 {
+        let one = |value: f32| single_to_half(relu(value, k) as f32);
+        one(high) << 16 | one(low)
+    }
+    use Type::*;
+    Some(match (to, from) {
+        (E4m3x2, F32) => lane!(w, [k] |x: u32, y: u32| -> u32 { pair(f(x), f(y), E4M3, k) }),
+        (E5m2x2, F32) => lane!(w, [k] |x: u32, y: u32| -> u32 { pair(f(x), f(y), E5M2, k) }),
+        (E4m3x2, F16x2) => lane!(w, [k] |x: u32| -> u32 {
+            let (high, low) = halves(x);
+            pair(high, low, E4M3, k)
+        }),
+        (E5m2x2, F16x2) => lane!(w, [k] |x: u32| -> u32 {
+            let (high, low) = halves(x);
+            pair(high, low, E5M2, k)
+        }),
+        (E4m3x2, Bf16x2) => lane!(w, [k] |x: u32| -> u32 {
+            let (high, low) = brains(x);
+            pair(high, low, E4M3, k)
+        }),
+        (E5m2x2, Bf16x2) => lane!(w, [k] |x: u32| -> u32 {
+            let (high, low) = brains(x);
+            pair(high, low, E5M2, k)
+        }),
+        (F16x2, E4m3x2) => lane!(w, [k] |x: u32| -> u32 {
+            to_halves(from_e4m3(x >> 8 & 0xff), from_e4m3(x & 0xff), k)
+        }),
+        (F16x2, E5m2x2) => lane!(w, [k] |x: u32| -> u32 {
+            to_halves(from_e5m2(x >> 8 & 0xff), from_e5m2(x & 0xff), k)
+        }),
+        _ => return None,
+    })
+}
+
+/// `cvt.rna.tf32.f32` (ties away from zero), `.rn` and `.rz`: the low 13 bits become zero.
+pub(crate) fn to_tf32(w: bool, away: bool, toward_zero: bool) -> Exec {
+    let k = i64::from(away) | i64::from(toward_zero) << 1;
+    match k {
+        0 => lane!(w, |x: u32| -> u32 { shortened(x, 0x0fff + (x >> 13 & 1)) }),
+        1 => lane!(w, |x: u32| -> u32 { shortened(x, 0x1000) }),
+        _ => lane!(w, |x: u32| -> u32 { shortened(x, 0) }),
+    }
+}
+
+fn shortened(x: u32, add: u32) -> u32 {
+    if f(x).is_nan() { 0x7fff_ffff } else { (x + add) & !0x1fff }
 }
 
 /// `cvt.pack.sat.type.s32`: saturates two integers into the low half of a word, above which the

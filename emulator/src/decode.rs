@@ -4,10 +4,12 @@
 //! This file is long because it is the list of PTX: one case per instruction family.
 
 use crate::arithmetic::{self, FTZ, NAN, PERMUTES, RELU, SAT};
+use crate::arithmetic::{VIDEO_COMPARISON, VIDEO_FOUR, VIDEO_SATURATE, VIDEO_SIGNED, VIDEO_SUM};
 use crate::convert::{self, WHOLE};
 use crate::error::LoadError;
 use crate::lanes::{COMBINE, lane, test};
 use crate::link::{Linker, SpecialRegister, Value};
+use crate::matrix;
 use crate::memory::{LOCAL_BASE, PARAMETER_BASE, SHARED_BASE, WINDOW_BITS};
 use crate::moves;
 use crate::op::{ALIGNED, Class, Code, SIGNED, UNGUARDED, WIDE_ADDRESS, WIDE_DATA};
@@ -120,6 +122,10 @@ struct At<'l, 't> {
     guard: Option<(u32, bool)>,
 }
 
+/// Why a call whose callee is not known is refused.
+pub(crate) const INDIRECT: &str =
+    "calls through pointers (function pointers, virtual functions) are not supported";
+
 fn bad<T>(reason: impl Into<String>) -> Decoded<T> {
     Err(LoadError::new(0, reason))
 }
@@ -188,6 +194,11 @@ impl<'t> At<'_, 't> {
             }
             "abs" | "neg" | "not" | "cnot" | "popc" | "clz" | "brev" | "bfind" | "ex2" | "lg2"
             | "sin" | "cos" | "tanh" | "rcp" | "sqrt" | "rsqrt" => self.unary(base, m),
+            _ if base.trim_end_matches(['2', '4']) != base
+                && arithmetic::VIDEO.contains(&base.trim_end_matches(['2', '4'])) =>
+            {
+                self.video(base, m)
+            }
             "bfi" => {
                 let Some(ty @ (Type::B32 | Type::B64)) = m.ty() else {
                     return bad("bfi is .b32 or .b64");
@@ -270,7 +281,20 @@ impl<'t> At<'_, 't> {
                 Ok(())
             }
             "redux" => self.redux(m),
-            "elect" => bad("elect is not supported"),
+            "elect" => {
+                m.has("sync");
+                self.count(2)?;
+                let Operand::Pair(d, p) = self.operand(0)? else {
+                    return bad("expected a destination and a predicate, d|p");
+                };
+                let d = vec![
+                    self.destination_named(d, false)?,
+                    Value::Register(self.predicate_register(p)?),
+                ];
+                let members = self.read(1, false)?;
+                self.push(blank(Code::Elect), Class::Exchange, d, vec![members, members]);
+                Ok(())
+            }
             "ldmatrix" | "stmatrix" => self.matrix_move(base == "ldmatrix", m),
             "mma" => self.mma(m),
             "bra" => {
@@ -576,6 +600,12 @@ impl<'t> At<'_, 't> {
             if m.has("sat") {
                 name.push_str(".sat");
             }
+            if m.has("relu") {
+                if !matches!(base, "min" | "max") || !ty.is_signed() {
+                    return bad("of the integers only min and max of signed ones have .relu");
+                }
+                flags |= RELU;
+            }
         }
         let shift = matches!(base, "shl" | "shr");
         let Some((exec, class)) = arithmetic::binary(self.linker.wide, &name, ty, flags) else {
@@ -670,7 +700,8 @@ impl<'t> At<'_, 't> {
 
     fn carry(&mut self, base: &str, m: &mut Modifiers<'t>) -> Decoded<()> {
         let with = m.has("with-carry");
-        m.has("cc");
+        // What is not `.cc` leaves the carry as it is.
+        let writes = m.has("cc") || !with;
         let part = m.any(&["lo", "hi"]);
         let ty = self.typed(m)?;
         let which = match (base, part) {
@@ -701,7 +732,53 @@ impl<'t> At<'_, 't> {
         let imm = which
             | if with { moves::USES_CARRY } else { 0 }
             | if wide { moves::CARRY_WIDE } else { 0 };
-        self.arithmetic(moves::carrying(), Class::Integer, imm, vec![d, flag], s);
+        let out = if writes { flag } else { Value::SinkPredicate };
+        self.arithmetic(moves::carrying(), Class::Integer, imm, vec![d, out], s);
+        Ok(())
+    }
+
+    /// SIMD video instructions, `vadd2` to `vset4`, without masks and selectors.
+    fn video(&mut self, base: &str, m: &mut Modifiers<'t>) -> Decoded<()> {
+        let name = base.trim_end_matches(['2', '4']);
+        let mut k = arithmetic::VIDEO.iter().position(|&v| v == name).unwrap_or(0) as i64;
+        if base.ends_with('4') {
+            k |= VIDEO_FOUR;
+        }
+        if name == "vset" {
+            let names = ["eq", "ne", "lt", "le", "gt", "ge"];
+            let Some(comparison) = m.any(&names) else { return bad("vset needs a comparison") };
+            let which = names.iter().position(|&n| n == comparison).unwrap_or(0) as i64;
+            k |= which << VIDEO_COMPARISON;
+            // The type of the result is not written.
+            m.left.insert(0, "u32");
+        }
+        for signed in VIDEO_SIGNED {
+            match self.typed(m)? {
+                Type::U32 => {}
+                Type::S32 => k |= signed,
+                _ => return bad(format!("`{base}` takes .u32 and .s32")),
+            }
+        }
+        if m.has("sat") {
+            k |= VIDEO_SATURATE;
+        }
+        if m.has("add") {
+            k |= VIDEO_SUM;
+        }
+        if self.i.operands.len() == 3 && k & VIDEO_SUM == 0 {
+            self.count(3)?;
+        } else {
+            self.count(4)?;
+        }
+        let d = self.destination(0, false)?;
+        let c = if self.i.operands.len() == 4 {
+            self.read(3, false)?
+        } else {
+            Value::Constant(0, false)
+        };
+        let s = vec![self.read(1, false)?, self.read(2, false)?, c];
+        let exec = arithmetic::video(self.linker.wide);
+        self.arithmetic(exec, Class::Integer, k, vec![d], s);
         Ok(())
     }
 
@@ -722,9 +799,6 @@ impl<'t> At<'_, 't> {
             let pending = self.arithmetic(exec, Class::Integer, which, vec![d], vec![a, a]);
             pending.op.flags = u8::from(not_a);
             return Ok(());
-        }
-        if ty == Type::F64 && flags & 3 != 0 {
-            return bad("directed rounding of .f64 is not supported");
         }
         let Some((exec, class)) = arithmetic::unary(self.linker.wide, &name, ty) else {
             return bad(format!("this form of `{base}` is not supported"));
@@ -812,6 +886,7 @@ impl<'t> At<'_, 't> {
 
     fn cvt(&mut self, m: &mut Modifiers<'t>) -> Decoded<()> {
         let mut flags = 0;
+        let mut away = false;
         if m.has("pack") {
             m.has("sat");
             let to = self.typed(m)?;
@@ -842,7 +917,7 @@ impl<'t> At<'_, 't> {
             Some("rzi") => flags |= 1 | WHOLE,
             Some("rmi") => flags |= 2 | WHOLE,
             Some("rpi") => flags |= 3 | WHOLE,
-            Some("rna") => return bad("rounding .rna is not supported"),
+            Some("rna") => away = true,
             _ => {}
         }
         for (name, flag) in [("ftz", FTZ), ("sat", SAT), ("relu", RELU)] {
@@ -850,9 +925,37 @@ impl<'t> At<'_, 't> {
                 flags |= flag;
             }
         }
+        let finite = m.has("satfinite");
         let to = self.typed(m)?;
         let from = self.typed(m)?;
         let w = self.linker.wide;
+        let eighth = |ty| matches!(ty, Type::E4m3x2 | Type::E5m2x2);
+        if eighth(to) || eighth(from) {
+            let sources = if from == Type::F32 { 2 } else { 1 };
+            self.count(1 + sources)?;
+            let exec = convert::eighths(w, to, from).filter(|_| finite == eighth(to));
+            let Some(exec) = exec.filter(|_| flags & !RELU == 0 && !away) else {
+                return bad("this conversion of 8-bit floats is not supported");
+            };
+            let d = self.destination(0, false)?;
+            let s = (1..=sources).map(|at| self.read(at, false)).collect::<Decoded<Vec<_>>>()?;
+            self.arithmetic(exec, Class::Convert, flags, vec![d], s);
+            return Ok(());
+        }
+        if to == Type::Tf32 {
+            if from != Type::F32 || flags & !1 != 0 || finite {
+                return bad("this conversion to .tf32 is not supported");
+            }
+            self.count(2)?;
+            let d = self.destination(0, false)?;
+            let s = vec![self.read(1, false)?];
+            let exec = convert::to_tf32(w, away, flags & 1 != 0);
+            self.arithmetic(exec, Class::Convert, 0, vec![d], s);
+            return Ok(());
+        }
+        if away || finite {
+            return bad("this conversion is not supported");
+        }
         if matches!(to, Type::F16x2 | Type::Bf16x2) {
             if from != Type::F32 {
                 return bad("packed conversions are from .f32");
@@ -1252,6 +1355,12 @@ impl<'t> At<'_, 't> {
     fn atomic(&mut self, base: &str, m: &mut Modifiers<'t>) -> Decoded<()> {
         self.hints(m);
         let space = self.space(m)?;
+        let elements = match m.any(&["v2", "v4", "v8"]) {
+            Some("v2") => 2,
+            Some("v4") => 4,
+            Some(_) => 8,
+            None => 1,
+        };
         let names = ["add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"];
         let Some(which) = m.any(&names) else {
             return bad("this atomic operation is not supported");
@@ -1267,18 +1376,32 @@ impl<'t> At<'_, 't> {
             return bad(format!("`{which}` on this type is not supported"));
         };
         let wide = ty.bytes() == 8;
-        let d = if reduction { Value::Sink } else { self.destination(0, wide)? };
-        let mut s = vec![base];
+        let named = |at: &Self, index: usize| at.elements(index, elements);
+        let destinations = if reduction { vec![] } else { named(self, 0)? };
+        let mut sources = Vec::new();
         for index in 1..operands {
-            s.push(self.read(first + index, wide)?);
+            sources.push(named(self, first + index)?);
         }
-        let mut op = blank(Code::Atomic);
-        op.imm = offset;
-        op.space = space;
-        op.size = ty.bytes() as u8;
-        op.count = code;
-        op.flags = if wide_address { WIDE_ADDRESS } else { 0 } | if wide { WIDE_DATA } else { 0 };
-        self.push(op, Class::Memory, vec![d], s);
+        // A vector is as many atomics as it has elements, which is all that PTX promises of it.
+        for element in 0..elements as usize {
+            let d = match destinations.get(element) {
+                None => Value::Sink,
+                Some(Operand::Name(name)) => self.destination_named(name, wide)?,
+                Some(_) => return bad("expected a destination register"),
+            };
+            let mut s = vec![base];
+            for source in &sources {
+                s.push(self.value(source[element], wide)?);
+            }
+            let mut op = blank(Code::Atomic);
+            op.imm = offset + element as i64 * i64::from(ty.bytes());
+            op.space = space;
+            op.size = ty.bytes() as u8;
+            op.count = code;
+            op.flags =
+                if wide_address { WIDE_ADDRESS } else { 0 } | if wide { WIDE_DATA } else { 0 };
+            self.push(op, Class::Memory, vec![d], s);
+        }
         Ok(())
     }
 
@@ -1551,40 +1674,35 @@ impl<'t> At<'_, 't> {
     fn mma(&mut self, m: &mut Modifiers<'t>) -> Decoded<()> {
         m.has("sync");
         m.has("aligned");
-        let k16 = match m.any(&["m16n8k16", "m16n8k8"]) {
-            Some("m16n8k16") => true,
-            Some(_) => false,
-            None => return bad("only m16n8k16 and m16n8k8 are supported"),
+        let names = ["m16n8k16", "m16n8k8", "m16n8k4", "m16n8k32", "m8n8k16", "m8n8k4"];
+        let Some(shape) = m.any(&names) else {
+            return bad(format!("the shapes supported are {}", names.join(", ")));
         };
         if !m.has("row") || !m.has("col") {
             return bad("mma takes .row.col operands");
         }
+        let saturate = m.has("satfinite");
+        m.has("rn");
         let types = [self.typed(m)?, self.typed(m)?, self.typed(m)?, self.typed(m)?];
-        let [to, a, b, c] = types;
-        if a != b || to != c || !matches!(a, Type::F16 | Type::Bf16) {
-            return bad("mma takes f16 or bf16 operands, accumulator and result of one type");
-        }
-        let half = match to {
-            Type::F32 => false,
-            Type::F16 if a == Type::F16 => true,
-            _ => return bad("mma accumulates in f32, or f16 for f16 operands"),
+        let Some(form) = matrix::Form::of(shape, types, saturate) else {
+            return bad("this combination of shape and types of `mma` is not supported");
         };
         self.count(4)?;
-        let accumulators = if half { 2 } else { 4 };
-        let (na, nb) = if k16 { (4, 2) } else { (2, 1) };
+        let wide = form.wide();
+        let [to, na, nb, from] = form.registers();
         let mut d = Vec::new();
-        for element in self.elements(0, accumulators)? {
+        for element in self.elements(0, to)? {
             let Operand::Name(name) = element else { return bad("expected registers") };
-            d.push(self.destination_named(name, false)?);
+            d.push(self.destination_named(name, wide)?);
         }
         let mut s = Vec::new();
-        for (index, count) in [(1, na), (2, nb), (3, accumulators)] {
+        for (index, count) in [(1, na), (2, nb), (3, from)] {
             for element in self.elements(index, count)? {
-                s.push(self.value(element, false)?);
+                s.push(self.value(element, wide)?);
             }
         }
         let mut op = blank(Code::MatrixMultiply);
-        op.flags = u8::from(k16) | u8::from(a == Type::Bf16) << 1 | u8::from(half) << 2;
+        form.encode(&mut op);
         self.push(op, Class::Matrix, d, s);
         Ok(())
     }
@@ -1616,19 +1734,18 @@ impl<'t> At<'_, 't> {
         });
         let Some(name) = name else { return bad("expected the name of a function") };
         let Some(callee) = self.linker.function(name) else {
-            return bad(format!(
-                "function `{name}` is not declared (calls through pointers are not supported)"
-            ));
+            return bad(match self.find(name) {
+                Some(Found::Register(_)) => INDIRECT.to_owned(),
+                _ => format!("function `{name}` is not declared"),
+            });
         };
         if self.linker.tree.functions[callee].body.is_none() {
             return match name {
-                // Output of printf is dropped.
-                "vprintf" => {
-                    self.push(blank(Code::Nothing), Class::Control, vec![], vec![]);
-                    Ok(())
-                }
+                "vprintf" => self.print(),
                 "__assertfail" => {
-                    self.push(blank(Code::Trap), Class::Control, vec![], vec![]);
+                    let mut op = blank(Code::Trap);
+                    op.flags = 1;
+                    self.push(op, Class::Control, vec![], vec![]);
                     Ok(())
                 }
                 _ => bad(format!("function `{name}` has no body")),
@@ -1638,6 +1755,46 @@ impl<'t> At<'_, 't> {
         self.linker.calls.push((self.function, callee, self.i.line));
         self.push(blank(Code::Call), Class::Control, vec![back], vec![]).targets =
             vec![Target::Function(callee)];
+        Ok(())
+    }
+}
+
+impl At<'_, '_> {
+    /// `call (count), vprintf, (format, arguments)`: the variables are in local memory.
+    fn print(&mut self) -> Decoded<()> {
+        let lists: Vec<_> = self
+            .i
+            .operands
+            .iter()
+            .filter_map(|operand| match operand {
+                Operand::List(names) => Some(names.as_slice()),
+                _ => None,
+            })
+            .collect();
+        let [[Operand::Name(count)], [Operand::Name(format), Operand::Name(arguments)]] = lists[..]
+        else {
+            return bad("vprintf takes a format and arguments and returns a count");
+        };
+        let place = |name: &str| match self.variable(name) {
+            Some((Space::Local, address)) => Ok(Value::Constant(address, true)),
+            _ => bad(format!("`{name}` is not a .param variable")),
+        };
+        let (count, sources) = (place(count)?, [place(format)?, place(arguments)?]);
+        let mut s = Vec::new();
+        for source in sources {
+            let mut op = blank(Code::Load);
+            op.space = Space::Local;
+            (op.size, op.count, op.flags) = (8, 1, WIDE_ADDRESS | WIDE_DATA);
+            let to = self.linker.temporary(Type::B64);
+            self.push(op, Class::Memory, vec![to], vec![source]);
+            s.push(to);
+        }
+        let printed = self.linker.temporary(Type::B32);
+        self.push(blank(Code::Print), Class::Control, vec![printed], s);
+        let mut op = blank(Code::Store);
+        op.space = Space::Local;
+        (op.size, op.count, op.flags) = (4, 1, WIDE_ADDRESS);
+        self.push(op, Class::Memory, vec![], vec![count, printed]);
         Ok(())
     }
 }

@@ -106,3 +106,9 @@ pub(crate) fn reduce(registers: &mut Registers, op: &Op, mask: u32) {
         .unwrap_or(0);
     registers.put(op.d[0], &[result; 32], mask);
 }
+
+/// `elect.sync`: the lowest lane of the members leads.
+pub(crate) fn elect(registers: &mut Registers, op: &Op, mask: u32) {
+    registers.put(op.d[0], &[mask.trailing_zeros(); 32], mask);
+    registers.put_predicate(op.d[1], mask & mask.wrapping_neg(), mask);
+}

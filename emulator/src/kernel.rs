@@ -7,7 +7,7 @@ use crate::error::LoadError;
 use crate::lanes::wide_is_available;
 use crate::link::{self, SpecialRegister};
 use crate::memory::{MODULE_BASE, WINDOW_BITS};
-use crate::op::{Note, Op};
+use crate::op::{Code, Note, Op, UNGUARDED};
 use crate::parse;
 use crate::syntax::{Space, Variable};
 
@@ -91,6 +91,48 @@ impl Kernel {
     /// Operations the kernel decodes to, those of called functions included.
     pub fn instruction_count(&self) -> usize {
         self.code.len()
+    }
+
+    /// For every instruction, whether control can come to it from `pc` but not to `pc` from it.
+    pub(crate) fn only_behind(&self, pc: usize) -> Vec<bool> {
+        let after_calls: Vec<usize> = (0..self.code.len())
+            .filter(|&at| self.code[at].code == Code::Call)
+            .map(|at| at + 1)
+            .collect();
+        let next = |at: usize| -> Vec<usize> {
+            let op = &self.code[at];
+            let mut out = match op.code {
+                Code::Branch => vec![op.imm as usize],
+                Code::BranchIndexed => {
+                    self.tables[op.imm as usize].iter().map(|&target| target as usize).collect()
+                }
+                Code::Call => return vec![op.imm as usize],
+                // Who called is not known here: any call may go on.
+                Code::Return => after_calls.clone(),
+                Code::Exit | Code::Trap => vec![],
+                _ => vec![at + 1],
+            };
+            if op.guard != UNGUARDED {
+                out.push(at + 1);
+            }
+            out
+        };
+        let mut back: Vec<Vec<usize>> = vec![Vec::new(); self.code.len() + 1];
+        for at in 0..self.code.len() {
+            next(at).into_iter().for_each(|to| back[to].push(at));
+        }
+        let reach = |next: &dyn Fn(usize) -> Vec<usize>| {
+            let mut seen = vec![false; self.code.len() + 1];
+            let mut left = next(pc);
+            while let Some(at) = left.pop() {
+                if at < self.code.len() && !std::mem::replace(&mut seen[at], true) {
+                    left.extend(next(at));
+                }
+            }
+            seen
+        };
+        let (forward, backward) = (reach(&next), reach(&|at| back[at].clone()));
+        forward.iter().zip(&backward).map(|(after, before)| *after && !before).collect()
     }
 
     /// Threads a block may have, where the PTX says so (`__launch_bounds__`).

@@ -1,6 +1,8 @@
 //! A launch: arguments and limits checked, blocks run one after the other, their warps in turns,
 //! what stands still diagnosed.
 
+use std::collections::HashMap;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -12,7 +14,7 @@ use crate::findings::{Check, Fault, Finding, SourceLine, lane_list};
 use crate::kernel::{Kernel, Module};
 use crate::lanes::wide_is_available;
 use crate::link::SpecialRegister;
-use crate::machine::{Barrier, Executed, Machine, State, Stopped, Warp};
+use crate::machine::{Barrier, Executed, Group, Machine, State, Stopped, Warp};
 use crate::memory::Memory;
 use crate::op::{ALIGNED, Class, Code};
 use crate::shadow::Shadow;
@@ -109,6 +111,9 @@ pub struct Report {
     pub counters: Counters,
     /// What the checks found; the first finding stops the launch.
     pub findings: Vec<Finding>,
+    /// What the kernel printed with `printf`: the first MiB of it.
+    #[serde(default)]
+    pub printed: String,
 }
 
 /// Runs a kernel to its end or to its first finding.
@@ -160,7 +165,9 @@ pub(crate) fn launch_on(
             barriers: vec![Barrier::default(); 16],
             barriers_changed: false,
             threads: launch.block.iter().product(),
+            behind: HashMap::new(),
             ticks: 0,
+            printed: String::new(),
         },
         launch,
         options,
@@ -193,9 +200,10 @@ pub(crate) fn launch_on(
     } else {
         counters = Counters { blocks: counters.blocks, ..Counters::default() };
     }
+    let printed = std::mem::take(&mut run.machine.printed);
     memory.modules.insert(module.id, variables);
     memory.after_launch();
-    Ok(Report { counters, findings: finding.into_iter().collect() })
+    Ok(Report { counters, findings: finding.into_iter().collect(), printed })
 }
 
 fn parameter_block(kernel: &Kernel, arguments: &[Argument]) -> Result<Vec<u8>, LaunchError> {
@@ -404,10 +412,11 @@ impl Run<'_, '_> {
                 return None;
             }
             if !progress {
-                if !CHECK && self.let_go() {
-                    continue;
+                match self.let_go::<CHECK>(id) {
+                    Ok(true) => continue,
+                    Ok(false) => return Some(self.stuck(id)),
+                    Err(finding) => return Some(*finding),
                 }
-                return Some(self.stuck(id));
             }
         }
     }
@@ -460,30 +469,68 @@ impl Run<'_, '_> {
         None
     }
 
-    /// Without checks, threads that exited are not waited for.
-    fn let_go(&mut self) -> bool {
+    /// Opens the barriers of the whole block that only threads that have exited are missing at, as
+    /// GPUs do since Volta; those that went around the barrier instead of leaving before it are
+    /// reported. Says whether a barrier opened.
+    fn let_go<const CHECK: bool>(&mut self, block: [u32; 3]) -> Result<bool, Box<Finding>> {
         let mut opened = false;
-        for barrier in &mut self.machine.barriers {
+        for id in 0..self.machine.barriers.len() {
+            let barrier = &self.machine.barriers[id];
             if barrier.expected == 0 {
                 continue;
             }
             let arrived = |warp: &&Warp| {
                 let lanes = barrier.arrived.get(warp.index as usize).copied().unwrap_or(0);
-                warp.live != 0 && warp.live & !lanes == 0
+                warp.launched & !lanes == 0 || warp.live != 0 && warp.live & !lanes == 0
             };
             let counted = 32 * self.warps.iter().filter(arrived).count() as u32;
-            let live = 32 * self.warps.iter().filter(|warp| warp.live != 0).count() as u32;
-            let expected = if barrier.whole_block { live } else { barrier.expected };
-            if counted >= expected {
-                barrier.counted = barrier.expected;
-                opened = true;
+            let gone = |warp: &&Warp| warp.live == 0 && !arrived(warp);
+            let absent = 32 * self.warps.iter().filter(gone).count() as u32;
+            let expected = barrier.expected - if barrier.whole_block { absent } else { 0 };
+            if counted < expected {
+                continue;
+            }
+            if CHECK {
+                self.nobody_went_around(block, id)?;
+            }
+            let barrier = &mut self.machine.barriers[id];
+            barrier.counted = barrier.expected;
+            opened = true;
+        }
+        if opened && let Some(finding) = self.open::<CHECK>(block) {
+            return Err(Box::new(finding));
+        }
+        Ok(opened)
+    }
+
+    fn nobody_went_around(&mut self, block: [u32; 3], id: usize) -> Result<(), Box<Finding>> {
+        let waiting = self.warps.iter().enumerate().find_map(|(at, warp)| {
+            let here = |group: &&Group| group.state == State::Barrier(id as u8);
+            warp.groups.iter().find(here).map(|group| (at, *group))
+        });
+        let Some((at, group)) = waiting else { return Ok(()) };
+        let mut threads = 0;
+        let mut first = None;
+        for other in 0..self.warps.len() {
+            let warp = &self.warps[other];
+            let arrived = &self.machine.barriers[id].arrived;
+            let came = arrived.get(warp.index as usize).copied().unwrap_or(0);
+            let around = self.machine.went_around(warp, group.pc as usize) & !came;
+            threads += around.count_ones();
+            if around != 0 {
+                first.get_or_insert(32 * other as u32 + around.trailing_zeros());
             }
         }
-        if opened {
-            // Not checked, so opening finds nothing.
-            let _ = self.open::<false>([0; 3]);
-        }
-        opened
+        let Some(first) = first else { return Ok(()) };
+        let fault = Fault::new(
+            Check::BarrierDivergence,
+            group.mask,
+            format!(
+                "{threads} threads of the block (the first is thread {first}) have gone past \
+                 barrier {id} and exited without waiting at it"
+            ),
+        );
+        Err(Box::new(self.finding(block, at, group.pc as usize, *fault)))
     }
 
     /// Says why nothing can go on.

@@ -56,6 +56,7 @@ mod moves;
 pub mod occupancy;
 mod op;
 mod parse;
+mod print;
 pub mod profile;
 mod registers;
 mod shadow;

@@ -5,6 +5,8 @@
 //! A group that keeps running backwards while others wait is set aside after a slice, so that
 //! lanes that spin do not starve the lane they wait for.
 
+use std::collections::HashMap;
+
 use crate::access::Outcome;
 use crate::counters::Counters;
 use crate::exchange;
@@ -13,11 +15,15 @@ use crate::kernel::Kernel;
 use crate::matrix;
 use crate::memory::Allocation;
 use crate::op::{Code, NEGATED, Op, UNGUARDED, WIDE_DATA};
-use crate::registers::{FULL, Registers};
+use crate::registers::{FULL, Registers, Word};
 use crate::shadow::Shadow;
+use crate::syntax::Space;
 
 /// Instructions a group may run while another group of its warp is ready.
 const GROUP_SLICE: u64 = 2_000;
+
+/// No instruction: the lane has not stored anything.
+const NO_STORE: u32 = u32::MAX;
 
 /// What a group waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +70,8 @@ pub(crate) struct Warp {
     pub copies: Vec<Copy>,
     pub commits: [u32; 32],
     pub bytes_in_flight: u64,
+    /// Instruction of each lane's latest store or atomic in a checked run; `NO_STORE` before it.
+    pub stored: [u32; 32],
     /// Choose the longest waiting group next.
     rotate: bool,
     stamp: u64,
@@ -91,6 +99,7 @@ impl Warp {
             copies: Vec::with_capacity(16),
             commits: [0; 32],
             bytes_in_flight: 0,
+            stored: [NO_STORE; 32],
             rotate: false,
             stamp: 0,
         }
@@ -109,6 +118,7 @@ impl Warp {
         self.copies.clear();
         self.commits = [0; 32];
         self.bytes_in_flight = 0;
+        self.stored = [NO_STORE; 32];
         self.rotate = false;
     }
 
@@ -188,8 +198,12 @@ pub(crate) struct Machine<'a> {
     /// A barrier changed since they were last looked at.
     pub barriers_changed: bool,
     pub threads: u32,
+    /// What lies only behind an instruction, by instruction, as far as it was asked for.
+    pub behind: HashMap<usize, Vec<bool>>,
     /// Warp instructions run so far, for clocks and the budget.
     pub ticks: u64,
+    /// What the kernel printed.
+    pub printed: String,
 }
 
 /// Where a fault happened.
@@ -367,12 +381,27 @@ impl Machine<'_> {
                         continue 'groups;
                     }
                     Code::Trap => {
-                        let fault = Fault::new(Check::Trap, m, "the kernel trapped");
+                        let why = if op.flags != 0 {
+                            "an assertion of the kernel failed"
+                        } else {
+                            "the kernel trapped"
+                        };
+                        let fault = Fault::new(Check::Trap, m, why);
                         return Err(Stopped { pc, fault });
                     }
                     Code::Load => run!(self.load::<CHECK, COUNT>(warp, op, m, op.batch)),
-                    Code::Store => run!(self.store::<CHECK, COUNT>(warp, op, m)),
-                    Code::Atomic => run!(self.atomic::<CHECK, COUNT>(warp, op, m)),
+                    Code::Store => {
+                        if CHECK && op.space != Space::Local {
+                            note_store(warp, pc, m);
+                        }
+                        run!(self.store::<CHECK, COUNT>(warp, op, m));
+                    }
+                    Code::Atomic => {
+                        if CHECK {
+                            note_store(warp, pc, m);
+                        }
+                        run!(self.atomic::<CHECK, COUNT>(warp, op, m));
+                    }
                     Code::CopyAsync => run!(self.copy::<CHECK, COUNT>(warp, op, m)),
                     Code::CopyCommit => {
                         for (lane, commits) in warp.commits.iter_mut().enumerate() {
@@ -401,6 +430,7 @@ impl Machine<'_> {
                     | Code::Vote
                     | Code::Match
                     | Code::Reduce
+                    | Code::Elect
                     | Code::MatrixLoad
                     | Code::MatrixStore
                     | Code::MatrixMultiply => {
@@ -426,8 +456,11 @@ impl Machine<'_> {
                             let together = if these == members {
                                 these
                             } else {
-                                match join::<CHECK>(warp, pc, these, members, matrix) {
+                                match join::<CHECK>(warp, code, pc, these, members) {
                                     Ok(Some(together)) => {
+                                        if CHECK {
+                                            run!(self.all_came(warp, pc, members));
+                                        }
                                         act |= together;
                                         together
                                     }
@@ -444,6 +477,7 @@ impl Machine<'_> {
                                 Code::Vote => exchange::vote(registers, op, together),
                                 Code::Match => exchange::matching(registers, op, together),
                                 Code::Reduce => exchange::reduce(registers, op, together),
+                                Code::Elect => exchange::elect(registers, op, together),
                                 Code::MatrixLoad => {
                                     run!(self.matrix_load::<CHECK, COUNT>(warp, op));
                                 }
@@ -452,7 +486,7 @@ impl Machine<'_> {
                                 }
                                 Code::MatrixMultiply => {
                                     let list = &kernel.lists[op.imm as usize];
-                                    matrix::multiply(registers, list, op.flags);
+                                    matrix::multiply(registers, list, op);
                                 }
                                 _ => {}
                             }
@@ -469,6 +503,7 @@ impl Machine<'_> {
                             .unwrap_or(usize::MAX);
                     }
                     Code::ActiveMask => warp.registers.put(op.d[0], &[m; 32], m),
+                    Code::Print => run!(self.print(warp, op, m)),
                     Code::Clock => {
                         let now = self.ticks >> op.imm;
                         if op.flags & WIDE_DATA != 0 {
@@ -482,6 +517,38 @@ impl Machine<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Lanes of a warp that have exited although they stored something that only code behind
+    /// instruction `pc` stores: they went around it. A lane that leaves early does not.
+    pub(crate) fn went_around(&mut self, warp: &Warp, pc: usize) -> u32 {
+        let exited = warp.launched & !warp.live;
+        let mut out = 0;
+        for lane in (0..32).filter(|lane| exited >> lane & 1 != 0) {
+            let stored = warp.stored[lane];
+            if stored != NO_STORE {
+                let kernel = self.kernel;
+                let behind = self.behind.entry(pc).or_insert_with(|| kernel.only_behind(pc));
+                out |= u32::from(behind[stored as usize]) << lane;
+            }
+        }
+        out
+    }
+
+    /// Lanes that have exited are not waited for, unless they went around the instruction.
+    #[cold]
+    #[inline(never)]
+    fn all_came(&mut self, warp: &Warp, pc: usize, members: u32) -> Outcome {
+        let around = self.went_around(warp, pc) & members;
+        if around == 0 {
+            return Ok(());
+        }
+        Err(Fault::new(
+            Check::ShuffleDivergence,
+            around,
+            "these lanes are in the member mask of the instruction, but have gone past it and \
+             exited without running it",
+        ))
     }
 
     /// Counts lanes at a barrier; the block decides when it opens.
@@ -536,7 +603,8 @@ impl Machine<'_> {
             barrier.any |= yes != 0;
         }
         let arrived = &mut barrier.arrived[warp.index as usize];
-        // In a checked run, threads that exited are missed; in others they are let go.
+        // In a checked run, threads that exited are missed at first and let go once nothing else
+        // can run; in others they are let go here.
         let wanted = if CHECK { warp.launched } else { warp.live };
         let before = *arrived & wanted == wanted;
         *arrived |= mask;
@@ -558,17 +626,28 @@ fn same(values: &[u32; 32], value: u32, mask: u32) -> u32 {
     out & mask
 }
 
+/// Remembers where lanes stored last.
+#[inline(always)]
+fn note_store(warp: &mut Warp, pc: usize, mask: u32) {
+    for lane in 0..32 {
+        warp.stored[lane] = u32::blend(warp.stored[lane], pc as u32, mask >> lane & 1 != 0);
+    }
+}
+
 /// Lanes meet at a warp-wide instruction: the lanes to run it for, or `None` when some members
-/// are still on their way and these were parked.
+/// are still on their way and these were parked. Lanes at different `bar.warp.sync` of one member
+/// mask meet too.
 #[cold]
 #[inline(never)]
 fn join<const CHECK: bool>(
     warp: &mut Warp,
+    code: &[Op],
     pc: usize,
     mask: u32,
     members: u32,
-    matrix: bool,
 ) -> Result<Option<u32>, Box<Fault>> {
+    let here = code[pc].code;
+    let matrix = matches!(here, Code::MatrixLoad | Code::MatrixStore | Code::MatrixMultiply);
     if matrix && warp.live != FULL {
         return Err(Fault::new(
             Check::ShuffleDivergence,
@@ -585,13 +664,28 @@ fn join<const CHECK: bool>(
         ));
     }
     let needed = members & warp.live;
-    let waiting = |group: &Group| group.pc as usize == pc && group.state == State::Members(members);
+    let waiting = |group: &Group| {
+        group.state == State::Members(members)
+            && (group.pc as usize == pc
+                || here == Code::WarpSync && code[group.pc as usize].code == Code::WarpSync)
+    };
     let parked = warp.groups.iter().filter(|g| waiting(g)).fold(0, |mask, g| mask | g.mask);
-    let together = mask | parked;
-    if needed & !together != 0 {
+    if needed & !(mask | parked) != 0 {
         warp.push(pc, mask, State::Members(members));
         return Ok(None);
     }
-    warp.groups.retain(|group| !waiting(group));
+    let mut together = mask;
+    warp.groups.retain_mut(|group| {
+        if !waiting(group) {
+            return true;
+        }
+        if group.pc as usize == pc {
+            together |= group.mask;
+            return false;
+        }
+        group.state = State::Ready;
+        group.pc += 1;
+        true
+    });
     Ok(Some(together))
 }

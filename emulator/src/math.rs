@@ -127,6 +127,75 @@ pub(crate) fn sqrt_mode(x: f32, mode: Rounding) -> u32 {
     narrow(to_odd(x.sqrt(), |root| root.mul_add(-root, x)), SINGLE, mode)
 }
 
+/// An f64 rounded to nearest, moved to where a directed rounding would have put it. `error` is the
+/// exact result minus `value`, by sign; `finite` says that the operands were.
+fn directed(value: f64, error: f64, finite: bool, mode: Rounding) -> f64 {
+    let up = match mode {
+        Rounding::Nearest => return value,
+        Rounding::Zero => value < 0.0,
+        Rounding::Down => false,
+        Rounding::Up => true,
+    };
+    if value.is_infinite() && finite {
+        return match (up, value > 0.0) {
+            (false, true) => f64::MAX,
+            (true, false) => f64::MIN,
+            _ => value,
+        };
+    }
+    if up && error > 0.0 {
+        value.next_up()
+    } else if !up && error < 0.0 {
+        value.next_down()
+    } else {
+        value
+    }
+}
+
+/// Sum and rounding error (Knuth).
+fn two_sum(x: f64, y: f64) -> (f64, f64) {
+    let sum = x + y;
+    let z = sum - x;
+    (sum, (x - (sum - z)) + (y - z))
+}
+
+pub(crate) fn add_double(x: f64, y: f64, mode: Rounding) -> f64 {
+    let (sum, error) = two_sum(x, y);
+    if sum == 0.0 && x != 0.0 && mode == Rounding::Down {
+        return -0.0;
+    }
+    directed(sum, error, x.is_finite() && y.is_finite(), mode)
+}
+
+pub(crate) fn multiply_double(x: f64, y: f64, mode: Rounding) -> f64 {
+    let product = x * y;
+    directed(product, x.mul_add(y, -product), x.is_finite() && y.is_finite(), mode)
+}
+
+pub(crate) fn divide_double(x: f64, y: f64, mode: Rounding) -> f64 {
+    let quotient = x / y;
+    let rest = quotient.mul_add(-y, x) * y.signum();
+    directed(quotient, rest, x.is_finite() && y != 0.0, mode)
+}
+
+pub(crate) fn sqrt_double(x: f64, mode: Rounding) -> f64 {
+    let root = x.sqrt();
+    directed(root, root.mul_add(-root, x), x.is_finite(), mode)
+}
+
+/// The error of a fused multiply-add is a sum of two f64 whose sign the first one has (Boldo and
+/// Muller, 2005).
+pub(crate) fn fma_double(x: f64, y: f64, z: f64, mode: Rounding) -> f64 {
+    let value = x.mul_add(y, z);
+    let product = x * y;
+    let low = x.mul_add(y, -product);
+    let (a, a_low) = two_sum(z, low);
+    let (b, b_low) = two_sum(product, a);
+    let rest = (b - value) + b_low;
+    let error = rest + a_low;
+    directed(value, error, x.is_finite() && y.is_finite() && z.is_finite(), mode)
+}
+
 /// Makes a rounded result odd if `residual` (exact minus result, by sign) says it is inexact.
 fn to_odd(value: f64, residual: impl Fn(f64) -> f64) -> f64 {
     if !value.is_finite() || value == 0.0 {
@@ -156,6 +225,11 @@ pub(crate) const SINGLE: Format =
     Format { precision: 24, least: -126, infinity: 0x7f80_0000, nan: NAN32, sign: 1 << 31 };
 pub(crate) const HALF: Format =
     Format { precision: 11, least: -14, infinity: 0x7c00, nan: NAN16, sign: 1 << 15 };
+/// 8-bit floats. E4M3 has no infinity: what would be it is the NaN.
+pub(crate) const E4M3: Format =
+    Format { precision: 4, least: -6, infinity: 0x7f, nan: 0x7f, sign: 0x80 };
+pub(crate) const E5M2: Format =
+    Format { precision: 3, least: -14, infinity: 0x7c, nan: 0x7f, sign: 0x80 };
 pub(crate) const BRAIN: Format =
     Format { precision: 8, least: -126, infinity: 0x7f80, nan: NAN16, sign: 1 << 15 };
 
@@ -200,6 +274,31 @@ pub(crate) fn narrow(value: f64, format: Format, mode: Rounding) -> u32 {
         return sign | if to_infinity { format.infinity } else { format.infinity - 1 };
     }
     sign | result as u32
+}
+
+/// An 8-bit float of a number, `.satfinite`: beyond the greatest finite one it is that one.
+pub(crate) fn to_eighth(value: f64, format: Format) -> u32 {
+    let bits = narrow(value, format, Rounding::Nearest);
+    if !value.is_nan() && bits & 0x7f >= format.infinity {
+        return bits & 0x80 | (format.infinity - 1);
+    }
+    bits
+}
+
+/// The number of an 8-bit float.
+pub(crate) fn from_e4m3(bits: u32) -> f32 {
+    let (exponent, mantissa) = (bits >> 3 & 0xf, (bits & 7) as f32);
+    let magnitude = match (exponent, bits & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 512.0,
+        _ => (1.0 + mantissa / 8.0) * f32::from_bits((exponent + 120) << 23),
+    };
+    if bits & 0x80 != 0 { -magnitude } else { magnitude }
+}
+
+/// The number of an 8-bit float: the upper half of an f16.
+pub(crate) fn from_e5m2(bits: u32) -> f32 {
+    half_to_single((bits & 0xff) << 8)
 }
 
 /// f64 of an integer magnitude, rounded to odd.

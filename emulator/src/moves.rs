@@ -183,8 +183,13 @@ fn carry(registers: &mut Registers, op: &Op, mask: u32) {
         let bits = if wide { 64 } else { 32 };
         let total = match op.imm & 255 {
             0 => u128::from(a) + u128::from(b) + u128::from(one),
-            // Carry out of a subtraction is the borrow.
-            1 => u128::from(a).wrapping_sub(u128::from(b)).wrapping_sub(u128::from(one)),
+            // A subtraction adds the complement, so its carry is set where nothing was borrowed.
+            // PTX speaks of a borrow, but NVRTC's own 128-bit division reads it with `addc`.
+            1 => {
+                let one = if op.imm & USES_CARRY != 0 { one } else { 1 };
+                let complement = if wide { !b } else { u64::from(!(b as u32)) };
+                u128::from(a) + u128::from(complement) + u128::from(one)
+            }
             2 => {
                 let low = if wide {
                     a.wrapping_mul(b)

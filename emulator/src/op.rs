@@ -41,10 +41,12 @@ pub(crate) enum Code {
     Match,
     ActiveMask,
     Reduce,
+    Elect,
     MatrixLoad,
     MatrixStore,
     MatrixMultiply,
     Clock,
+    Print,
 }
 
 /// Pipelines of [`crate::counters::InstructionMix`].

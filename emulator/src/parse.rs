@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use crate::decode::INDIRECT;
 use crate::error::LoadError;
 use crate::lex::{Kind, Token, tokens};
 use crate::syntax::{Function, Instruction, Operand, Scope, Space, Symbol, Tree, Type, Variable};
@@ -13,6 +14,23 @@ const MOST_REGISTERS: u64 = 1 << 16;
 const MOST_VARIABLE_BYTES: u64 = 1 << 30;
 /// Depth of nested blocks.
 const MOST_SCOPES: usize = 1 << 16;
+
+/// Opcodes whose operands have a form of their own, none of which is supported.
+const TEXTURE: [&str; 13] = [
+    "tex",
+    "tld4",
+    "txq",
+    "suld",
+    "sust",
+    "sured",
+    "suq",
+    "istypep",
+    "cp",
+    "wgmma",
+    "tcgen05",
+    "multimem",
+    "clusterlaunchcontrol",
+];
 
 pub(crate) fn parse(text: &str) -> Result<Tree<'_>, LoadError> {
     let tokens = tokens(text)?;
@@ -524,6 +542,9 @@ impl<'a> Parser<'a> {
                             == Some(Kind::Sign(b':')) =>
                 {
                     self.at += 2;
+                    if matches!(self.peek(), Some(Kind::Word(".callprototype" | ".calltargets"))) {
+                        return self.error(INDIRECT);
+                    }
                     if self.peek() == Some(Kind::Word(".branchtargets")) {
                         self.at += 1;
                         let mut targets = vec![self.word("a label")?.to_owned()];
@@ -603,7 +624,13 @@ impl<'a> Parser<'a> {
             if !operands.is_empty() {
                 self.expect(b',')?;
             }
-            operands.push(self.operand()?);
+            let operand = self.operand();
+            let base = opcode.split('.').next().unwrap_or("");
+            if operand.is_err() && TEXTURE.contains(&base) {
+                return Err(LoadError::new(line, format!("opcode `{base}` is not supported"))
+                    .with_text(opcode));
+            }
+            operands.push(operand?);
         }
         let start = self.tokens.get(first).map_or(0, |token| token.start);
         let end = self.tokens.get(self.at - 1).map_or(start, |token| token.end);

@@ -25,6 +25,13 @@ pub(crate) enum Type {
     Bf16x2,
     F32,
     F64,
+    U16x2,
+    S16x2,
+    Tf32,
+    E4m3,
+    E5m2,
+    E4m3x2,
+    E5m2x2,
     Pred,
 }
 
@@ -49,6 +56,13 @@ impl Type {
             "bf16x2" => Self::Bf16x2,
             "f32" => Self::F32,
             "f64" => Self::F64,
+            "u16x2" => Self::U16x2,
+            "s16x2" => Self::S16x2,
+            "tf32" => Self::Tf32,
+            "e4m3" => Self::E4m3,
+            "e5m2" => Self::E5m2,
+            "e4m3x2" => Self::E4m3x2,
+            "e5m2x2" => Self::E5m2x2,
             "pred" => Self::Pred,
             _ => return None,
         })
@@ -56,15 +70,29 @@ impl Type {
 
     pub(crate) fn bytes(self) -> u32 {
         match self {
-            Self::U8 | Self::S8 | Self::B8 | Self::Pred => 1,
-            Self::U16 | Self::S16 | Self::B16 | Self::F16 | Self::Bf16 => 2,
-            Self::U32 | Self::S32 | Self::B32 | Self::F32 | Self::F16x2 | Self::Bf16x2 => 4,
+            Self::U8 | Self::S8 | Self::B8 | Self::E4m3 | Self::E5m2 | Self::Pred => 1,
+            Self::U16
+            | Self::S16
+            | Self::B16
+            | Self::F16
+            | Self::Bf16
+            | Self::E4m3x2
+            | Self::E5m2x2 => 2,
+            Self::U32
+            | Self::S32
+            | Self::B32
+            | Self::F32
+            | Self::F16x2
+            | Self::Bf16x2
+            | Self::U16x2
+            | Self::S16x2
+            | Self::Tf32 => 4,
             Self::U64 | Self::S64 | Self::B64 | Self::F64 => 8,
         }
     }
 
     pub(crate) fn is_signed(self) -> bool {
-        matches!(self, Self::S8 | Self::S16 | Self::S32 | Self::S64)
+        matches!(self, Self::S8 | Self::S16 | Self::S32 | Self::S64 | Self::S16x2)
     }
 
     pub(crate) fn is_integer(self) -> bool {
@@ -72,7 +100,20 @@ impl Type {
     }
 
     pub(crate) fn is_float(self) -> bool {
-        matches!(self, Self::F16 | Self::F16x2 | Self::Bf16 | Self::Bf16x2 | Self::F32 | Self::F64)
+        matches!(
+            self,
+            Self::F16
+                | Self::F16x2
+                | Self::Bf16
+                | Self::Bf16x2
+                | Self::F32
+                | Self::F64
+                | Self::Tf32
+                | Self::E4m3
+                | Self::E5m2
+                | Self::E4m3x2
+                | Self::E5m2x2
+        )
     }
 }
 

@@ -48,7 +48,8 @@ with launch.json:
 "ptx": "k.ptx" in place of source, arch and options runs PTX. The entry is declared extern "C".
 A scalar is i32, u32, i64, u64, f32 or f64 (floats also "nan", "inf", "-inf"). A buffer begins with
 the bytes of its file, if any; the rest is set to the byte fill, or uninitialised without one. It has
-as many bytes as its file where bytes is left out; a file that is longer is an error."#;
+as many bytes as its file where bytes is left out; a file that is longer is an error.
+"instruction_budget": N lets a block run N warp instructions before it counts as hanging (2^28)."#;
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -58,12 +59,13 @@ struct Report<'a> {
     passed: bool,
     findings: &'a [Finding],
     counters: &'a Counters,
+    printed: &'a str,
     outputs: Vec<String>,
 }
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let file = LaunchFile::read(&arguments.launch)?;
-    let Emulation { findings, counters, outputs } =
+    let Emulation { findings, counters, printed, outputs } =
         file.run(&notice::settings(), arguments.seed)?;
     atomic_file::write_all(outputs.iter().map(|(path, data)| (path.as_path(), data.as_slice())))?;
     let (grid, block) = file.shape();
@@ -74,6 +76,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         passed: findings.is_empty(),
         findings: &findings,
         counters: &counters,
+        printed: &printed,
         outputs: outputs.iter().map(|(path, _)| path.display().to_string()).collect(),
     };
     if arguments.json {
@@ -93,6 +96,13 @@ fn print(report: &Report<'_>, out: &mut dyn Write) -> Result<()> {
         by(report.grid),
         by(report.block)
     )?;
+    if !report.printed.is_empty() {
+        writeln!(out, "printed by the kernel:")?;
+        for line in report.printed.lines() {
+            writeln!(out, "  {line}")?;
+        }
+        writeln!(out)?;
+    }
     if report.passed {
         writeln!(out, "checks: nothing found\n")?;
     } else {

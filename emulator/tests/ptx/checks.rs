@@ -127,13 +127,46 @@ fn zero_source_size_fills_and_is_not_bounded() {
 
 #[test]
 fn barrier_that_some_threads_skip() {
-    let module = kernel(1, "setp.lt.u32 %q0, %t, 40; @%q0 bra SKIP; bar.sync 0; SKIP: ret;");
+    // Threads 0 to 39 go around the barrier and store what only code behind it stores.
+    let module = kernel(
+        1,
+        "setp.lt.u32 %q0, %t, 40; @%q0 bra SKIP; bar.sync 0; SKIP: st.global.u32 [%p0], %t; ret;",
+    );
     let ran = run(&module, vec![Buffer::Blank(4)], 96);
     assert_eq!(finding(&ran).check, Check::BarrierDivergence);
     assert_eq!(finding(&ran).instruction, "bar.sync 0;");
     // Without checks, threads that have left are not waited for, as on hardware.
     let off = Options { checks: false, ..Options::default() };
     run_with(&module, vec![Buffer::Blank(4)], 1, 96, 0, &off).clean();
+}
+
+#[test]
+fn threads_that_leave_before_a_barrier_are_not_waited_for() {
+    // What `if (i >= n) return;` compiles to, with barriers in a loop: as GPUs do since Volta.
+    let module = kernel(
+        1,
+        "mad.wide.u32 %l0, %t, 4, %p0; st.global.u32 [%l0], 1; setp.ge.u32 %q0, %t, 40; @%q0 bra OUT;
+         mov.u32 %r0, 0; LOOP: bar.sync 0; add.u32 %r0, %r0, 1; bar.red.popc.u32 %r1, 0, %q0; setp.lt.u32 %q1, %r0, 3; @%q1 bra LOOP;
+         st.global.u32 [%l0], %r0; OUT: ret;",
+    );
+    for seed in 0..5 {
+        let options = Options { seed, ..Options::default() };
+        let ran = run_with(&module, vec![Buffer::Blank(384)], 1, 96, 0, &options).clean();
+        let wanted: Vec<u32> = (0..96).map(|t| if t < 40 { 3 } else { 1 }).collect();
+        assert_eq!(ran.words(0, 96), wanted);
+    }
+}
+
+#[test]
+fn a_shuffle_that_some_members_go_around() {
+    let module = kernel(
+        1,
+        "mad.wide.u32 %l0, %t, 4, %p0; setp.ge.u32 %q0, %t, 16; @%q0 bra ON;
+         shfl.sync.bfly.b32 %r0, %t, 1, 0x1f, 0xffffffff; ON: st.global.u32 [%l0], %r0; ret;",
+    );
+    let ran = run(&module, vec![Buffer::Blank(128)], 32);
+    assert_eq!(finding(&ran).check, Check::ShuffleDivergence);
+    assert_eq!(finding(&ran).lanes, (16..32).collect::<Vec<u32>>());
 }
 
 #[test]

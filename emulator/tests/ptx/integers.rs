@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::kernels::Function;
+use crate::kernels::{Buffer, Function, kernel, run};
 
 /// Values that break things: borders of every width, few bits, all bits.
 fn value() -> impl Strategy<Value = u64> {
@@ -209,4 +209,21 @@ fn negative_immediates_of_widening_16_bit_products_have_16_bits() {
     assert_eq!(added.apply(&[[5, 7, 0]]), [5 * 43691 + 7]);
     let signed = Function::new("mul.wide.s16 %d, %a, -3;", [2, 4, 4, 4]);
     assert_eq!(signed.apply(&[[5, 0, 0]]), [u64::from(-15i32 as u32)]);
+}
+
+#[test]
+fn a_borrow_is_a_carry_that_is_not_set() {
+    // As NVRTC's 128-bit division reads it: `addc` after `subc.cc` gives 1 where nothing was
+    // borrowed. What is not `.cc` leaves the carry alone.
+    let module = kernel(
+        1,
+        "mad.wide.u32 %l0, %t, 16, %p0; sub.cc.u32 %r0, %t, 3; subc.cc.u32 %r1, 7, 7; addc.u32 %r2, 0, 0;
+         subc.u32 %r3, 10, 0; st.global.u32 [%l0], %r0; st.global.u32 [%l0+4], %r1;
+         st.global.u32 [%l0+8], %r2; st.global.u32 [%l0+12], %r3; ret;",
+    );
+    let ran = run(&module, vec![Buffer::Blank(512)], 32).clean();
+    let wanted: Vec<u32> = (0..32u32)
+        .flat_map(|t| if t < 3 { [t.wrapping_sub(3), u32::MAX, 0, 9] } else { [t - 3, 0, 1, 10] })
+        .collect();
+    assert_eq!(ran.words(0, 128), wanted);
 }

@@ -148,3 +148,21 @@ fn memory_refuses_what_it_cannot_do() {
     assert!(memory.free(a).is_err());
     assert!(memory.read(a, &mut [0]).is_err());
 }
+
+#[test]
+fn what_is_refused_is_named() {
+    let with = |body: &str| {
+        crate::kernels::source(
+            ".param .u64 a",
+            &format!(".reg .b32 %r<9>; .reg .b64 %l<9>; .reg .f32 %f<9>; {body} ret;"),
+        )
+    };
+    for (body, reason) in [
+        ("tex.1d.v4.f32.s32 {%f0, %f1, %f2, %f3}, [%l0, {%r0}];", "opcode `tex` is not supported"),
+        ("p: .callprototype (.param .b32 _) _ (.param .b32 _);", "calls through pointers"),
+        ("call (%r0), %l1, (%r1), p;", "calls through pointers"),
+    ] {
+        let error = Module::parse(&with(body)).expect_err(body);
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+}

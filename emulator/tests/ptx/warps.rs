@@ -251,3 +251,40 @@ fn matrix_products() {
         assert_eq!(f32::from_bits(word), wanted, "row {row}, column {column}");
     }
 }
+
+#[test]
+fn lanes_meet_at_different_warp_barriers() {
+    let module = kernel(
+        1,
+        &format!(
+            "{MY_WORD} .shared .align 4 .b8 s[128]; mov.u32 %r1, s; mad.lo.u32 %r2, %t, 4, %r1; xor.b32 %r3, %r2, 4;
+             and.b32 %r4, %t, 1; setp.eq.u32 %q0, %r4, 0; @%q0 bra EVEN;
+             st.shared.u32 [%r2], %t; bar.warp.sync 0xffffffff; ld.shared.u32 %r0, [%r3]; bra END;
+             EVEN: st.shared.u32 [%r2], %t; bar.warp.sync 0xffffffff; ld.shared.u32 %r0, [%r3];
+             END: st.global.u32 [%l0], %r0; ret;"
+        ),
+    );
+    let ran = run(&module, vec![Buffer::Blank(128)], 32).clean();
+    assert_eq!(ran.words(0, 32), (0..32).map(|t| t ^ 1).collect::<Vec<u32>>());
+}
+
+#[test]
+fn one_lane_is_elected() {
+    let module = kernel(
+        1,
+        &format!(
+            "{MY_WORD} mov.u32 %r0, 99; mov.u32 %r1, 7; setp.lt.u32 %q1, %t, 5; @%q1 bra END;
+             elect.sync %r0|%q0, 0xffffffe0; selp.u32 %r1, 1, 0, %q0;
+             END: mad.lo.u32 %r0, %r0, 256, %r1; st.global.u32 [%l0], %r0; ret;"
+        ),
+    );
+    let ran = run(&module, vec![Buffer::Blank(128)], 32).clean();
+    let wanted: Vec<u32> = (0..32)
+        .map(|t| match t {
+            0..5 => 99 * 256 + 7,
+            5 => 5 * 256 + 1,
+            _ => 5 * 256,
+        })
+        .collect();
+    assert_eq!(ran.words(0, 32), wanted);
+}
