@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         // The reader, such as `head`, has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("{}", explain(&error));
+            notice::say(explain(&error).trim_end());
             ExitCode::from(2)
         }
     }

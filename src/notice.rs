@@ -2,11 +2,19 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use spanforge_device::Settings;
+use std::fmt::Display;
+use std::io::Write;
 use std::time::Duration;
+
+/// Writes a line to standard error. Where that is closed or full nobody is reading, which is no
+/// reason to fail.
+pub fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
 
 /// Settings of the environment whose slow steps, such as fetching the compiler, are announced.
 pub fn settings() -> Settings {
-    Settings::from_environment().with_progress(|line| eprintln!("{line}"))
+    Settings::from_environment().with_progress(|line| say(line))
 }
 
 /// A bar over `steps` steps; it draws itself only where standard error is a terminal.

@@ -186,9 +186,9 @@ fn what_is_wrong_with_a_tensor_is_named() {
             good().with_metadata("scale", "1e99"),
             "metadata `scale` is \"1e99\", expected a finite number",
         ),
-        (good().with("q", F16, &[2, 3, 64]), "query heads per KV head are not served"),
+        (good().with("q", F16, &[2, 3, 64]), "3 query heads and 2 KV heads are not served"),
         // Read as HND, a page has 2 tokens and there are 3 KV heads.
-        (good().with_metadata("layout", "HND"), "query heads per KV head are not served"),
+        (good().with_metadata("layout", "HND"), "query heads and 3 KV heads are not served"),
         (good().with_integers("span_ptr", &[0, 4, 3]), "row 1: span_ptr goes from 4 to 3"),
         (good().with_integers("span_ptr", &[0, 1, 4]), "span_ptr ends at 4 but there are 5 spans"),
         (

@@ -131,7 +131,7 @@ fn write_code(
     for (_, compilation) in compiled {
         // Warnings belong beside the code, not in it; ptxas' figures are what `resources` is for.
         if arguments.emit == Emit::Ptx && !compilation.log.trim().is_empty() {
-            eprintln!("{}", compilation.log.trim_end());
+            notice::say(compilation.log.trim_end());
         }
     }
     let Some(output) = &arguments.output else {
@@ -150,7 +150,11 @@ fn write_code(
         .collect();
     atomic_file::write_all(files.iter().map(|(path, data)| (path.as_path(), *data)))?;
     for (path, data) in &files {
-        eprintln!("wrote {} ({} bytes)", path.display(), grouped(data.len() as u64));
+        notice::say(format_args!(
+            "wrote {} ({} bytes)",
+            path.display(),
+            grouped(data.len() as u64)
+        ));
     }
     Ok(())
 }

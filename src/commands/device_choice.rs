@@ -1,5 +1,6 @@
 //! The device that a verb works on.
 
+use crate::notice;
 use clap::Args;
 
 /// The device to run on.
@@ -17,7 +18,7 @@ impl DeviceArgument {
             Some(name) => name.clone(),
             None => {
                 let name = spanforge_device::default_spec();
-                eprintln!("device: {name} (choose another with --device)");
+                notice::say(format_args!("device: {name} (choose another with --device)"));
                 name.to_owned()
             }
         }

@@ -3,6 +3,7 @@
 use super::Outcome;
 use super::kernel_choice::{KernelArguments, LimitsArgument};
 use crate::atomic_file;
+use crate::notice;
 use anyhow::{Context, Result};
 use clap::Args;
 use fs_err as fs;
@@ -45,7 +46,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         None => out.write_all(rendered.text.as_bytes())?,
         Some(path) => {
             atomic_file::write(path, rendered.text.as_bytes())?;
-            eprintln!("rendered {spec} to {}", path.display());
+            notice::say(format_args!("rendered {spec} to {}", path.display()));
         }
     }
     Ok(Outcome::Done)

@@ -2,6 +2,7 @@
 
 use super::{Outcome, write_json};
 use crate::atomic_file;
+use crate::notice;
 use crate::table::{Table, grouped};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
@@ -77,12 +78,12 @@ fn generate(arguments: &Generate, out: &mut dyn Write) -> Result<Outcome> {
             let mut text = Vec::new();
             trace.write(&mut text)?;
             atomic_file::write(path, &text)?;
-            eprintln!(
+            notice::say(format_args!(
                 "wrote {} responses of {} steps to {}",
                 trace.responses.len(),
                 grouped(trace.total_steps()),
                 path.display()
-            );
+            ));
         }
     }
     Ok(Outcome::Done)

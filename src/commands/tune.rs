@@ -115,7 +115,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         Some(device) => device.clone(),
         None => {
             let device = spanforge_device::default_spec().to_owned();
-            eprintln!("device: {device} (choose another with --device)");
+            notice::say(format_args!("device: {device} (choose another with --device)"));
             device
         }
     };
@@ -135,21 +135,21 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let bar = OnceLock::new();
     let outcome = tune(&request, &compiler, &|event| match event {
         Event::Started(run) => {
-            eprintln!("workload: {}: {}", run.workload, run.problem);
-            eprintln!(
+            notice::say(format_args!("workload: {}: {}", run.workload, run.problem));
+            notice::say(format_args!(
                 "space: {} valid configurations, {} to evaluate by {} search, seed {}",
                 grouped(run.valid_configurations),
                 run.budget,
                 run.strategy,
                 run.seed
-            );
+            ));
         }
         Event::Evaluated { candidate, done, total } => {
             let bar = bar.get_or_init(|| notice::bar(total as u64, "candidates"));
             bar.set_position(done as u64);
             if candidate.status != Status::Correct {
                 let why = candidate.detail.as_deref().unwrap_or("failed");
-                bar.suspend(|| eprintln!("{}: {why}", candidate.id));
+                bar.suspend(|| notice::say(format_args!("{}: {why}", candidate.id)));
             }
         }
         Event::Exporting(_) => {
@@ -171,7 +171,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         )?;
     } else {
         report(out, &outcome.run, &outcome.candidates, &outcome.winner.id)?;
-        eprintln!("recorded in {}", outcome.results.display());
+        notice::say(format_args!("recorded in {}", outcome.results.display()));
     }
     writeln!(out, "{}", outcome.artifact.display())?;
     Ok(Outcome::Done)

@@ -116,6 +116,14 @@ fn a_full_disk_is_an_error() {
     let mut command = command(here.path(), ["configs"]);
     command.stdout(File::options().write(true).open("/dev/full").unwrap());
     finish(command).expect(2).says(full);
+    // Standard error is for notices and messages: their loss changes nothing else.
+    for (arguments, code) in
+        [(["render", "--output", "out.cu"], 0), (["render", "--head-dim", "1"], 2)]
+    {
+        let mut command = crate::command(here.path(), arguments);
+        command.stderr(File::options().write(true).open("/dev/full").unwrap());
+        finish(command).expect(code);
+    }
 }
 
 #[test]
