@@ -18,8 +18,10 @@ pub fn check_replaceable(directory: &Path) -> Result<PathBuf, ArtifactError> {
         path: directory.to_owned(),
         fault: format!("{fault}; remove it, or choose another place for the artifact"),
     };
-    if fs::symlink_metadata(directory).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-        return Ok(directory.to_owned());
+    match fs::symlink_metadata(directory) {
+        Ok(_) => {}
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(directory.to_owned()),
+        Err(e) => return Err(e.into()),
     }
     let target =
         fs::canonicalize(directory).map_err(|_| refused("a link that leads nowhere is there"))?;
