@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
     spanforge compile --emit resources --arch sm_80,sm_90a\n  \
     spanforge compile mine.cu --emit ptx --arch sm_89 --output mine.ptx\n  \
     spanforge compile mine.cu --emit cubin --arch sm_80,sm_90a --output mine.cubin \
-    --option=-DTILE=32\n\n\
+    --option=--use_fast_math\n\n\
     With several architectures, the name of each goes before the extension of --output:\n\
     mine.sm_80.cubin, mine.sm_90a.cubin.")]
 pub struct Arguments {

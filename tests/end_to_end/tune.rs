@@ -181,6 +181,7 @@ fn sizes_and_seeds_that_cannot_be_are_refused_before_the_search() {
         ("--query-heads", "33", "33 query heads and 32 KV heads are not served"),
         ("--seed", "18446744073709551615", "the last seed is 2^64 - 1"),
         ("--cases", "0", "0 cases"),
+        ("--arch", "compute_90", "no machine code"),
     ] {
         spanforge(here.path(), ["tune", "--workload", "ssas-llama2", flag, value])
             .expect(2)

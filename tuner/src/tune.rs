@@ -95,6 +95,9 @@ pub enum TuneError {
     /// Nothing would be checked.
     #[error("0 cases: a candidate is checked on at least one problem before it is timed")]
     NoCases,
+    /// An architecture that names PTX, which an artifact has in any case.
+    #[error("`{0}` has no machine code to export: name an architecture such as sm_90a")]
+    NoMachineCode(String),
     /// No configuration fits.
     #[error("no configuration for {shape} fits {device}: {reason}")]
     EmptySpace {
@@ -169,6 +172,9 @@ pub fn tune(
     let specs = propose(&space, default, request)?;
     // An unknown architecture is found out now, not after the search.
     for architecture in &architectures {
+        if architecture.starts_with("compute_") {
+            return Err(TuneError::NoMachineCode(architecture.clone()));
+        }
         compile(compiler, &specs[0], architecture)?;
     }
 
