@@ -12,9 +12,9 @@ use spanforge_device::launch_file::{compiler_of_files, read_source};
 use spanforge_device::{Basis, Compiler, Device, Image, Source, Target};
 use spanforge_kernels::render::spec_of;
 use spanforge_kernels::{Decoder, KernelSpec, Limits, render};
-use spanforge_verify::{Agreement, CaseReport, agreement, check_with_workers};
+use spanforge_verify::{Agreement, Case, CaseReport, agreement, check_with_workers};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Check a configuration or an edited source against the oracle
 ///
@@ -27,11 +27,13 @@ use std::path::PathBuf;
     spanforge check --cases 200\n  \
     spanforge render --output mine.cu && spanforge check mine.cu\n  \
     spanforge check mine.cu --seed 17 --cases 1\n  \
+    spanforge check case-wrong-answer-1.json\n  \
     spanforge check --device cuda:0 --against emulated:h200")]
 pub struct Arguments {
     /// Source with the ABI of the rendered ones; its first lines say what it was rendered for,
-    /// --config overrides that [default: the source of --config]
-    #[arg(value_name = "SOURCE.cu",
+    /// --config overrides that [default: the source of --config]. Or a case that fuzz has written, to
+    /// be replayed: kernel, problem and schedule are in it
+    #[arg(value_name = "SOURCE.cu|CASE.json",
         conflicts_with_all = ["dtype", "head_dim", "group_size", "query_heads", "kv_heads"])]
     source: Option<PathBuf>,
     #[command(flatten)]
@@ -82,7 +84,24 @@ struct Kernel {
     compiler: Compiler,
 }
 
+/// What replaying a case came to.
+#[derive(Serialize)]
+struct Replay {
+    case: String,
+    configuration: String,
+    device: String,
+    passed: bool,
+    /// Kind of the fault that the case was written for.
+    found_before: String,
+    report: CaseReport,
+}
+
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
+    if let Some(path) = arguments.source.as_deref()
+        && path.extension().is_some_and(|extension| extension == "json")
+    {
+        return replay(path, arguments, out);
+    }
     if arguments.seed.checked_add(arguments.cases).is_none() {
         bail!("--seed and --cases together are too large; the last seed is at most 2^64 - 1");
     }
@@ -117,6 +136,47 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         print(&report, arguments, out)?;
     }
     Ok(if report.passed { Outcome::Done } else { Outcome::CheckFailed })
+}
+
+fn replay(path: &Path, arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
+    if arguments.kernel.config()?.is_some() || arguments.against.is_some() {
+        bail!(
+            "{} says which kernel to run and how: leave --config and --against out",
+            path.display()
+        );
+    }
+    let text = fs_err::read_to_string(path).context("cannot read the case")?;
+    let case = Case::parse(&text).with_context(|| path.display().to_string())?;
+    let settings = notice::settings();
+    let compiler = match case.source {
+        Some(_) => compiler_of_files(&settings)?,
+        None => Compiler::new(&settings)?,
+    };
+    let device = arguments.device.given().unwrap_or(&case.device);
+    let report =
+        case.replay(&compiler, Some(device)).with_context(|| path.display().to_string())?;
+    let passed = report.fault.is_none();
+    let replay = Replay {
+        case: path.display().to_string(),
+        configuration: case.kernel,
+        device: device.to_owned(),
+        passed,
+        found_before: case.found.kind,
+        report,
+    };
+    if arguments.json {
+        write_json(out, &replay)?;
+    } else {
+        let written =
+            if case.source.is_some() { ", edited: its source is in the case" } else { "" };
+        writeln!(out, "kernel   {}{written}", replay.configuration)?;
+        writeln!(out, "device   {}\nproblem  {}", replay.device, replay.report.problem)?;
+        match &replay.report.fault {
+            None => writeln!(out, "ok       the case was written for: {}", replay.found_before)?,
+            Some(fault) => writeln!(out, "FAULT    {}", fault.to_string().replace('\n', "\n  "))?,
+        }
+    }
+    Ok(if passed { Outcome::Done } else { Outcome::CheckFailed })
 }
 
 fn prepare(arguments: &Arguments, limits: Limits) -> Result<Kernel> {

@@ -12,6 +12,11 @@ pub struct DeviceArgument {
 }
 
 impl DeviceArgument {
+    /// The name that was given, if one was.
+    pub fn given(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
     /// The device's name; where none was given, the default one, which is announced.
     pub fn name(&self) -> String {
         match &self.device {

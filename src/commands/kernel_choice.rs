@@ -108,6 +108,11 @@ impl KernelArguments {
         }
     }
 
+    /// The shape, where one was given.
+    pub fn given_shape(&self) -> Result<Option<KernelShape>> {
+        self.shape.given().then(|| self.shape.shape()).transpose()
+    }
+
     /// The kernel of `--config`, not checked against any limits; `None` without `--config`.
     pub fn config(&self) -> Result<Option<KernelSpec>> {
         self.config.as_deref().map(read_config).transpose()

@@ -7,6 +7,7 @@ mod configs;
 mod device_choice;
 mod doctor;
 mod emulate;
+mod fuzz;
 mod inspect;
 mod kernel_choice;
 mod render;
@@ -37,6 +38,7 @@ pub enum Verb {
     Compile(compile::Arguments),
     Configs(configs::Arguments),
     Check(check::Arguments),
+    Fuzz(fuzz::Arguments),
     Emulate(emulate::Arguments),
     Trace(trace::Arguments),
     Doctor(doctor::Arguments),
@@ -52,6 +54,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Compile(arguments) => compile::run(&arguments, out),
         Verb::Configs(arguments) => configs::run(&arguments, out),
         Verb::Check(arguments) => check::run(&arguments, out),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments, out),
         Verb::Emulate(arguments) => emulate::run(&arguments, out),
         Verb::Trace(arguments) => trace::run(&arguments, out),
         Verb::Doctor(arguments) => doctor::run(&arguments, out),

@@ -1,15 +1,17 @@
 //! Problems from seeds. Half of what is drawn lies on an edge: rows that are empty or one token long,
 //! spans that end where a tile, page or share ends, raw spans that repeat and overlap, one long row
-//! among short ones, logits large and tiny, keys that are all the same. Every element of K and V that
-//! no row selects is NaN, and page table entries that no row needs are out of range.
+//! among short ones, logits large and tiny, keys that are all the same. What is drawn is a
+//! [`Recipe`]: what makes a problem hard, without its tensors.
 
-use half::{bf16, f16};
+use crate::recipe::{Recipe, Row, Values, default_scale};
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::{DecodeProblem, KernelShape, KernelSpec};
-use spanforge_spans::{Dtype, KvLayout, SpanBatch};
+use spanforge_spans::KvLayout;
+
+pub use crate::recipe::{encode, normal};
 
 /// Token counts at which a kernel does something for the first or last time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,11 @@ impl Edges {
 
 /// Problem number `seed` for kernels of `shape`.
 pub fn generate(shape: KernelShape, edges: &Edges, seed: u64) -> DecodeProblem {
+    generate_recipe(shape, edges, seed).problem().expect("generated recipes are well formed")
+}
+
+/// The recipe of problem number `seed` for kernels of `shape`.
+pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let rng = &mut rng;
     // Wide heads and large groups get smaller problems, so that every case costs about the same.
@@ -59,19 +66,38 @@ pub fn generate(shape: KernelShape, edges: &Edges, seed: u64) -> DecodeProblem {
         layout: if rng.random() { KvLayout::Nhd } else { KvLayout::Hnd },
     };
     let requests = *[1, 1, 2, 3, 5].choose(rng).expect("not empty");
-    let lengths = kv_lengths(rng, requests, budget / kv_heads, edges, attention.page_size);
-    let rows = requests + usize::from(rng.random_ratio(1, 4)) * rng.random_range(0..=requests);
-    let row_request: Vec<i32> = (0..rows)
-        .map(|row| if row < requests { row } else { rng.random_range(0..requests) } as i32)
+    let kv_len = kv_lengths(rng, requests, budget / kv_heads, edges, attention.page_size);
+    let count = requests + usize::from(rng.random_ratio(1, 4)) * rng.random_range(0..=requests);
+    let rows = (0..count)
+        .map(|row| {
+            let request = if row < requests { row } else { rng.random_range(0..requests) };
+            let spans = raw_spans(rng, kv_len[request], edges, attention.page_size);
+            Row { request, spans }
+        })
         .collect();
-    let mut span_ptr = vec![0];
-    let mut raw = Vec::new();
-    for &request in &row_request {
-        raw.extend(raw_spans(rng, lengths[request as usize], edges, attention.page_size));
-        span_ptr.push(raw.len() as i32);
+    let values = *[
+        Values::Ordinary,
+        Values::Ordinary,
+        Values::Ordinary,
+        Values::LargeLogits,
+        Values::Subnormal,
+        Values::EqualKeys,
+        Values::Positive,
+    ]
+    .choose(rng)
+    .expect("not empty");
+    Recipe {
+        attention,
+        scale: if rng.random_ratio(3, 4) { default_scale(attention.head_dim) } else { 0.05 },
+        kv_len,
+        rows,
+        extra_entries: rng.random_range(0..2),
+        extra_pages: rng.random_range(0..3),
+        page_order: rng.random(),
+        unneeded_entry: *[-1, i32::MAX, i32::MIN].choose(rng).expect("not empty"),
+        values,
+        tensors: rng.random(),
     }
-    let spans = SpanBatch::from_raw(span_ptr, raw).expect("generated spans are well formed");
-    place(rng, attention, lengths, row_request, spans)
 }
 
 /// KV lengths that add up to about `budget`; sometimes one request has nearly all of it.
@@ -100,7 +126,7 @@ fn kv_lengths(
 }
 
 /// Spans of one row as a careless user would give them: unsorted, overlapping, repeated, empty.
-fn raw_spans(rng: &mut impl Rng, length: u32, edges: &Edges, page_size: u32) -> Vec<[i32; 2]> {
+fn raw_spans(rng: &mut impl Rng, length: u32, edges: &Edges, page_size: u32) -> Vec<[u32; 2]> {
     let mut spans: Vec<(u32, u32)> = Vec::new();
     match rng.random_range(0..10) {
         0 => {}
@@ -156,134 +182,5 @@ fn raw_spans(rng: &mut impl Rng, length: u32, edges: &Edges, page_size: u32) -> 
         let by = rng.random_range(0..=spans.len());
         spans.rotate_left(by);
     }
-    spans.into_iter().map(|(start, end)| [start as i32, end as i32]).collect()
-}
-
-/// How queries and keys are drawn: what decides the logits.
-#[derive(Clone, Copy, PartialEq)]
-enum Values {
-    /// Standard normal: logits of a few units.
-    Ordinary,
-    /// Large queries: logits in the hundreds, where one token takes all the weight.
-    LargeLogits,
-    /// Subnormal keys: logits that vanish.
-    Subnormal,
-    /// Every key the same: weights exactly equal.
-    EqualKeys,
-    /// Small positive values of V about 1: sums without cancellation.
-    Positive,
-}
-
-/// Puts the tokens on pages in random order and draws all tensors.
-fn place(
-    rng: &mut impl Rng,
-    attention: AttentionShape,
-    lengths: Vec<u32>,
-    row_request: Vec<i32>,
-    spans: SpanBatch,
-) -> DecodeProblem {
-    let page_size = attention.page_size;
-    let needed: Vec<usize> = lengths.iter().map(|n| n.div_ceil(page_size) as usize).collect();
-    let max_pages = needed.iter().copied().max().unwrap_or(0) + rng.random_range(0..2);
-    let pages = needed.iter().sum::<usize>() + rng.random_range(0..3);
-    let mut free: Vec<i32> = (0..pages as i32).collect();
-    rand::seq::SliceRandom::shuffle(&mut free[..], rng);
-    let unneeded = *[-1, i32::MAX, i32::MIN].choose(rng).expect("not empty");
-    let mut page_table = vec![unneeded; lengths.len() * max_pages];
-    for (request, &count) in needed.iter().enumerate() {
-        for entry in 0..count {
-            page_table[request * max_pages + entry] = free.pop().expect("as many pages as needed");
-        }
-    }
-
-    let values = *[
-        Values::Ordinary,
-        Values::Ordinary,
-        Values::Ordinary,
-        Values::LargeLogits,
-        Values::Subnormal,
-        Values::EqualKeys,
-        Values::Positive,
-    ]
-    .choose(rng)
-    .expect("not empty");
-    let dtype = attention.dtype;
-    let head_dim = attention.head_dim as usize;
-    let elements = pages * page_size as usize * attention.kv_heads as usize * head_dim;
-    let nan = encode(dtype, f32::NAN);
-    let mut problem = DecodeProblem {
-        scale: if rng.random_ratio(3, 4) { (head_dim as f32).sqrt().recip() } else { 0.05 },
-        pages,
-        max_pages,
-        kv_len: lengths.iter().map(|n| *n as i32).collect(),
-        page_table,
-        q: Vec::new(),
-        k: vec![nan; elements],
-        v: vec![nan; elements],
-        attention,
-        row_request,
-        spans,
-    };
-    let factor = if values == Values::LargeLogits { 16.0 } else { 1.0 };
-    let outputs = problem.rows() * attention.query_heads as usize * head_dim;
-    problem.q = (0..outputs).map(|_| encode(dtype, factor * normal(rng))).collect();
-    let same: Vec<u16> = (0..head_dim).map(|_| encode(dtype, normal(rng))).collect();
-    for row in 0..problem.rows() {
-        let request = problem.row_request[row] as usize;
-        for token in problem.spans.row(row).tokens() {
-            let (page, slot) = (token / page_size, (token % page_size) as usize);
-            let page = problem.page_table[request * max_pages + page as usize] as usize;
-            for head in 0..attention.kv_heads as usize {
-                let at = head_dim
-                    * attention.layout.row_index(
-                        page,
-                        slot,
-                        head,
-                        page_size as usize,
-                        attention.kv_heads as usize,
-                    );
-                for (element, k) in problem.k[at..at + head_dim].iter_mut().enumerate() {
-                    *k = match values {
-                        Values::EqualKeys => same[element],
-                        Values::Subnormal => subnormal(rng),
-                        _ => encode(dtype, normal(rng)),
-                    };
-                }
-                for v in &mut problem.v[at..at + head_dim] {
-                    *v = match values {
-                        Values::Positive => encode(dtype, 1.0 + 0.1 * normal(rng)),
-                        Values::Subnormal => subnormal(rng),
-                        _ => encode(dtype, normal(rng)),
-                    };
-                }
-            }
-        }
-    }
-    problem
-}
-
-/// Bits of `value` rounded to nearest even.
-pub fn encode(dtype: Dtype, value: f32) -> u16 {
-    match dtype {
-        Dtype::F16 => f16::from_f32(value).to_bits(),
-        Dtype::Bf16 => bf16::from_f32(value).to_bits(),
-    }
-}
-
-/// A subnormal or zero of either sign: in both types the exponent bits are clear below bit 7.
-fn subnormal(rng: &mut impl Rng) -> u16 {
-    rng.random_range(0..128) | (u16::from(rng.random::<bool>()) << 15)
-}
-
-/// A standard normal variate, near enough: the sum of 12 uniform ones less 6 has variance 1.
-pub fn normal(rng: &mut impl Rng) -> f32 {
-    // Four 16-bit uniforms from each of three words.
-    let mut sum = 0.0;
-    for _ in 0..3 {
-        let word: u64 = rng.random();
-        for part in 0..4 {
-            sum += ((word >> (16 * part)) & 0xffff) as f32 / 65536.0;
-        }
-    }
-    sum - 6.0
+    spans.into_iter().map(|(start, end)| [start, end]).collect()
 }

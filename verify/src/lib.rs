@@ -2,11 +2,19 @@
 //! its accesses and of the bytes it fetches against the oracle.
 
 pub mod agreement;
+pub mod case;
 pub mod check;
+pub mod fuzz;
+pub mod fuzz_coverage;
 pub mod generate;
+pub mod ledger;
+pub mod recipe;
+pub mod shrink;
 pub mod workers;
 
 pub use agreement::{Agreement, agreement};
+pub use case::{Case, CaseError, Trial};
 pub use check::{CaseReport, Fault, VerifyError, check_problem, check_seeds, compare_with_oracle};
-pub use generate::{Edges, generate};
+pub use generate::{Edges, generate, generate_recipe};
+pub use recipe::{Recipe, RecipeError};
 pub use workers::check_with_workers;

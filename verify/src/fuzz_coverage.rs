@@ -1,0 +1,240 @@
+//! What a run of fuzzing has exercised: named edges of the space of problems, values of the
+//! parameters of configurations, and ways of running.
+
+use crate::case::Trial;
+use crate::recipe::Values;
+use serde::Serialize;
+use spanforge_kernels::{KernelSpec, LoadPath, Merge, QueryHome, SearchSpace};
+use spanforge_spans::KvLayout;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Cases per named edge. Edges that no case has met are there with 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Coverage {
+    /// Edge and cases that met it, in the order of a fixed list.
+    pub edges: Vec<(&'static str, u64)>,
+}
+
+/// The edges, by what they concern.
+const EDGES: [&str; 36] = [
+    "row: empty",
+    "row: one token",
+    "row: whole cache",
+    "row: ends with a softmax step",
+    "row: ends with a tile",
+    "row: one token past a tile",
+    "row: one token short of a tile",
+    "row: fills the ring",
+    "row: goes round the ring",
+    "row: as long as the smallest share",
+    "row: cut into several shares",
+    "row: several of one request",
+    "row: longer than all others together",
+    "span: ends with a page",
+    "span: crosses pages",
+    "span: one token",
+    "raw: repeated or overlapping",
+    "raw: adjacent",
+    "raw: empty",
+    "raw: unsorted",
+    "page: one token",
+    "page: 2 to 15 tokens",
+    "page: 16 tokens",
+    "page: more than 16 tokens",
+    "layout: NHD",
+    "layout: HND",
+    "KV heads: 1",
+    "KV heads: several",
+    "values: ordinary",
+    "values: large logits",
+    "values: subnormal",
+    "values: equal keys",
+    "values: positive",
+    "schedule: in order",
+    "schedule: drawn",
+    "batch: no selected token",
+];
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self { edges: EDGES.map(|name| (name, 0)).to_vec() }
+    }
+}
+
+impl Coverage {
+    /// Counts a case.
+    pub fn add(&mut self, spec: &KernelSpec, trial: &Trial) {
+        let met = edges_of(spec, trial);
+        for (_, count) in self.edges.iter_mut().filter(|(name, _)| met.contains(name)) {
+            *count += 1;
+        }
+    }
+
+    /// Adds what another has counted.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.edges.iter_mut().zip(&other.edges) {
+            mine.1 += theirs.1;
+        }
+    }
+
+    /// Edges met, and all there are.
+    pub fn met(&self) -> (usize, usize) {
+        (self.edges.iter().filter(|(_, count)| *count > 0).count(), self.edges.len())
+    }
+}
+
+/// The edges that a trial meets.
+fn edges_of(spec: &KernelSpec, trial: &Trial) -> BTreeSet<&'static str> {
+    let mut met = BTreeSet::new();
+    let mut meet = |name: &'static str, holds: bool| {
+        debug_assert!(EDGES.contains(&name), "{name}");
+        if holds {
+            met.insert(name);
+        }
+    };
+    let (c, p) = (&spec.configuration, &trial.problem);
+    let page = p.attention.page_size.max(1);
+    let (tile, share) = (u64::from(c.tile_tokens.max(1)), u64::from(c.smallest_share));
+    let step = u64::from((c.step_tokens(&spec.shape) * c.token_warps).max(1));
+    let ring = tile * u64::from(c.stages);
+    let Ok(batch) = p.spans() else { return met };
+    let tokens: Vec<u64> = batch.sets().map(|set| set.len_tokens()).collect();
+    let total: u64 = tokens.iter().sum();
+    meet("batch: no selected token", total == 0);
+    for ((row, set), &n) in p.rows.iter().zip(batch.sets()).zip(&tokens) {
+        meet("row: empty", n == 0);
+        meet("row: one token", n == 1);
+        meet(
+            "row: whole cache",
+            n > 0 && p.kv_len.get(row.request) == u32::try_from(n).ok().as_ref(),
+        );
+        meet("row: ends with a softmax step", n > 0 && n.is_multiple_of(step));
+        meet("row: ends with a tile", n > 0 && n.is_multiple_of(tile));
+        meet("row: one token past a tile", n > 1 && n % tile == 1);
+        meet("row: one token short of a tile", (n + 1).is_multiple_of(tile));
+        let staged = c.load_path == LoadPath::Staged;
+        meet("row: fills the ring", staged && n == ring);
+        meet("row: goes round the ring", staged && n > ring);
+        meet("row: as long as the smallest share", n == share);
+        meet("row: cut into several shares", n > share);
+        let same = p.rows.iter().filter(|other| other.request == row.request).count();
+        meet("row: several of one request", same > 1);
+        meet("row: longer than all others together", tokens.len() > 1 && 2 * n > total);
+        for span in set.iter() {
+            meet("span: ends with a page", span.end().is_multiple_of(page));
+            meet("span: crosses pages", span.start() / page < (span.end() - 1) / page);
+            meet("span: one token", span.end() - span.start() == 1);
+        }
+        let raw: u64 =
+            row.spans.iter().map(|[start, end]| u64::from(end.saturating_sub(*start))).sum();
+        meet("raw: repeated or overlapping", raw > n);
+        meet("raw: empty", row.spans.iter().any(|[start, end]| start == end));
+        meet("raw: unsorted", !row.spans.is_sorted());
+        let touching = |end: u32| row.spans.iter().any(|[s, e]| *s == end && e > s);
+        meet("raw: adjacent", row.spans.iter().any(|[s, e]| s < e && touching(*e)));
+    }
+    meet("page: one token", page == 1);
+    meet("page: 2 to 15 tokens", (2..16).contains(&page));
+    meet("page: 16 tokens", page == 16);
+    meet("page: more than 16 tokens", page > 16);
+    meet("layout: NHD", p.attention.layout == KvLayout::Nhd);
+    meet("layout: HND", p.attention.layout == KvLayout::Hnd);
+    meet("KV heads: 1", p.attention.kv_heads == 1);
+    meet("KV heads: several", p.attention.kv_heads > 1);
+    meet("values: ordinary", p.values == Values::Ordinary);
+    meet("values: large logits", p.values == Values::LargeLogits);
+    meet("values: subnormal", p.values == Values::Subnormal);
+    meet("values: equal keys", p.values == Values::EqualKeys);
+    meet("values: positive", p.values == Values::Positive);
+    meet("schedule: in order", trial.schedule == 0);
+    meet("schedule: drawn", trial.schedule != 0);
+    met
+}
+
+/// The values of one parameter that the kernels of a run have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ParameterCoverage {
+    /// Name.
+    pub name: &'static str,
+    /// Values that some kernel has.
+    pub met: Vec<String>,
+    /// Values of the search spaces that none has.
+    pub missed: Vec<String>,
+}
+
+/// The values that `specs` take of those that the search spaces of their shapes offer.
+pub fn parameter_coverage(spaces: &[SearchSpace], specs: &[KernelSpec]) -> Vec<ParameterCoverage> {
+    let mut offered: BTreeMap<&'static str, BTreeMap<u32, String>> = BTreeMap::new();
+    let mut order = Vec::new();
+    for parameter in spaces.iter().flat_map(SearchSpace::parameters) {
+        if !order.contains(&parameter.name) {
+            order.push(parameter.name);
+        }
+        let values = offered.entry(parameter.name).or_default();
+        values.extend(parameter.values.iter().enumerate().map(|(i, v)| (*v, parameter.text(i))));
+    }
+    let covered = order.into_iter().map(|name| {
+        let taken: BTreeSet<u32> = specs.iter().filter_map(|spec| value(spec, name)).collect();
+        let (met, missed): (Vec<_>, Vec<_>) =
+            offered[name].iter().partition(|(value, _)| taken.contains(value));
+        let texts =
+            |values: Vec<(&u32, &String)>| values.into_iter().map(|v| v.1.clone()).collect();
+        ParameterCoverage { name, met: texts(met), missed: texts(missed) }
+    });
+    covered.collect()
+}
+
+/// The value of a parameter as [`SearchSpace::parameters`] numbers it.
+fn value(spec: &KernelSpec, name: &str) -> Option<u32> {
+    let c = &spec.configuration;
+    Some(match name {
+        "load_path" => u32::from(c.load_path == LoadPath::Direct),
+        "tile_tokens" => c.tile_tokens,
+        "stages" => c.stages,
+        "token_warps" => c.token_warps,
+        "heads_per_warp" => c.heads_per_warp,
+        "vector_bytes" => c.vector_bytes,
+        "unroll" => c.unroll,
+        "query" => u32::from(c.query == QueryHome::Shared),
+        "l2_prefetch" => c.l2_prefetch,
+        "min_blocks" => c.min_blocks,
+        "blocks_per_multiprocessor" => c.blocks_per_multiprocessor,
+        "smallest_share" => c.smallest_share,
+        "merge" => u32::from(c.merge == Merge::LastArriver),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generate::{Edges, generate_recipe};
+
+    const ID: &str = "f16-d64-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m64-second";
+
+    /// The generator meets every edge, or the edge is not worth naming.
+    #[test]
+    fn a_thousand_problems_meet_every_edge() {
+        let spec: KernelSpec = ID.parse().unwrap();
+        let mut coverage = Coverage::default();
+        for seed in 0..1000 {
+            let problem = generate_recipe(spec.shape, &Edges::of(&spec), seed);
+            coverage.add(&spec, &Trial { schedule: seed % 2, multiprocessors: Some(2), problem });
+        }
+        let missed: Vec<_> = coverage.edges.iter().filter(|(_, count)| *count == 0).collect();
+        assert!(missed.is_empty(), "{missed:?}");
+    }
+
+    #[test]
+    fn every_parameter_has_its_value() {
+        let spec: KernelSpec = ID.parse().unwrap();
+        let limits = spanforge_kernels::Limits {
+            shared_bytes_per_block: 232_448,
+            shared_bytes_per_multiprocessor: 233_472,
+            threads_per_multiprocessor: 2048,
+        };
+        for parameter in parameter_coverage(&[SearchSpace::new(spec.shape, limits)], &[spec]) {
+            assert_eq!(parameter.met.len(), 1, "{parameter:?}");
+        }
+    }
+}

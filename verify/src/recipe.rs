@@ -1,0 +1,312 @@
+//! A problem as a few numbers that a person can read and change: lengths, spans, pages, and seeds in
+//! place of tensors. It is what a case file holds and what shrinking works on. Every element of K and
+//! V that no row selects is NaN, and page table entries that no row needs are out of range.
+
+use half::{bf16, f16};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use spanforge_kernels::DecodeProblem;
+use spanforge_kernels::configuration::{AttentionShape, ShapeError};
+use spanforge_kernels::problem::ProblemError;
+use spanforge_spans::{BatchError, Dtype, SpanBatch};
+use std::sync::LazyLock;
+
+/// How to make a [`DecodeProblem`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Heads, dimensions, page size and layout.
+    pub attention: AttentionShape,
+    /// Factor of q . k before the softmax.
+    pub scale: f32,
+    /// Tokens in the cache of each request.
+    pub kv_len: Vec<u32>,
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// Entries of the page table beyond those that the longest request needs.
+    pub extra_entries: u32,
+    /// Pages of the cache that belong to nobody.
+    pub extra_pages: u32,
+    /// Seed of the order of the pages; 0 leaves them in order.
+    pub page_order: u64,
+    /// What page table entries hold that no token needs.
+    pub unneeded_entry: i32,
+    /// How the tensors are drawn.
+    pub values: Values,
+    /// Seed of the tensors.
+    pub tensors: u64,
+}
+
+/// One row of a recipe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// Its request.
+    pub request: usize,
+    /// Its spans `[start, end)` as a careless user would give them: unsorted, overlapping, repeated,
+    /// empty.
+    pub spans: Vec<[u32; 2]>,
+}
+
+/// How queries, keys and values are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Values {
+    /// Standard normal: logits of a few units.
+    Ordinary,
+    /// Large queries: logits in the hundreds, where one token takes all the weight.
+    LargeLogits,
+    /// Subnormal keys and values: logits that vanish.
+    Subnormal,
+    /// Every key the same: weights exactly equal.
+    EqualKeys,
+    /// Values near one: sums in which an omission cannot hide.
+    Positive,
+}
+
+impl Values {
+    /// Every kind.
+    pub const ALL: [Self; 5] =
+        [Self::Ordinary, Self::LargeLogits, Self::Subnormal, Self::EqualKeys, Self::Positive];
+}
+
+/// Most elements of K that a recipe may ask for: half a gibibyte.
+const MOST_ELEMENTS: u64 = 1 << 28;
+
+/// A recipe that makes no problem, with the field at fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecipeError {
+    /// The kernels do not serve the shape.
+    #[error("attention: {0}")]
+    Shape(#[from] ShapeError),
+    /// A page of no tokens.
+    #[error("attention.page_size is 0: a page holds at least one token")]
+    PageSize,
+    /// A row of a request that is not there.
+    #[error("rows[{row}].request is {request}, but kv_len has {requests} requests")]
+    Request {
+        /// Row.
+        row: usize,
+        /// Its request.
+        request: usize,
+        /// Requests there are.
+        requests: usize,
+    },
+    /// A span that is reversed or longer than its request.
+    #[error(
+        "rows[{row}].spans has [{start}, {end}]; spans are [start, end) with start <= end <= {kv_len}, the KV length of its request"
+    )]
+    Span {
+        /// Row.
+        row: usize,
+        /// First token.
+        start: u32,
+        /// One past the last.
+        end: u32,
+        /// Tokens there are.
+        kv_len: u32,
+    },
+    /// Spans that do not make a batch.
+    #[error("rows: {0}")]
+    Batch(#[from] BatchError),
+    /// Tensors of more elements than a case is worth.
+    #[error(
+        "the K tensor would have more than {MOST_ELEMENTS} elements; make kv_len, extra_pages or the page size smaller"
+    )]
+    TooLarge,
+    /// Whatever else makes a problem impossible.
+    #[error(transparent)]
+    Problem(#[from] ProblemError),
+}
+
+/// The usual scale of a head of that many elements.
+pub fn default_scale(head_dim: u32) -> f32 {
+    (head_dim as f32).sqrt().recip()
+}
+
+impl Recipe {
+    /// Per row the spans as given to the kernels, in one batch.
+    pub fn spans(&self) -> Result<SpanBatch, RecipeError> {
+        let mut span_ptr = vec![0];
+        let mut raw = Vec::new();
+        for (index, row) in self.rows.iter().enumerate() {
+            let (requests, request) = (self.kv_len.len(), row.request);
+            let Some(&kv_len) = self.kv_len.get(request) else {
+                return Err(RecipeError::Request { row: index, request, requests });
+            };
+            for &[start, end] in &row.spans {
+                let signed = (i32::try_from(start), i32::try_from(end));
+                let (true, (Ok(from), Ok(to))) = (start <= end && end <= kv_len, signed) else {
+                    return Err(RecipeError::Span { row: index, start, end, kv_len });
+                };
+                raw.push([from, to]);
+            }
+            span_ptr.push(i32::try_from(raw.len()).map_err(|_| RecipeError::TooLarge)?);
+        }
+        Ok(SpanBatch::from_raw(span_ptr, raw)?)
+    }
+
+    /// Pages that each request needs.
+    fn pages_needed(&self) -> Result<Vec<usize>, RecipeError> {
+        let a = &self.attention;
+        a.kernel_shape()?;
+        if a.page_size == 0 {
+            return Err(RecipeError::PageSize);
+        }
+        let pages = |tokens: &u32| u64::from(tokens.div_ceil(a.page_size));
+        let total =
+            self.kv_len.iter().map(pages).fold(u64::from(self.extra_pages), u64::saturating_add);
+        let elements = [a.page_size, a.kv_heads, a.head_dim]
+            .into_iter()
+            .fold(total, |product, n| product.saturating_mul(u64::from(n)));
+        let longest = self.kv_len.iter().map(pages).max().unwrap_or(0);
+        let entries = longest
+            .saturating_add(u64::from(self.extra_entries))
+            .saturating_mul(self.kv_len.len() as u64);
+        let queries = (self.rows.len() as u64)
+            .saturating_mul(u64::from(a.query_heads) * u64::from(a.head_dim));
+        if elements.max(entries).max(queries) > MOST_ELEMENTS
+            || self.kv_len.iter().any(|n| i32::try_from(*n).is_err())
+        {
+            return Err(RecipeError::TooLarge);
+        }
+        Ok(self.kv_len.iter().map(|n| pages(n) as usize).collect())
+    }
+
+    /// The problem: tokens put on pages and all tensors drawn.
+    pub fn problem(&self) -> Result<DecodeProblem, RecipeError> {
+        let needed = self.pages_needed()?;
+        let spans = self.spans()?;
+        let a = self.attention;
+        let max_pages = needed.iter().copied().max().unwrap_or(0) + self.extra_entries as usize;
+        let pages = needed.iter().sum::<usize>() + self.extra_pages as usize;
+        let mut free: Vec<i32> = (0..pages as i32).collect();
+        if self.page_order != 0 {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.page_order);
+            rand::seq::SliceRandom::shuffle(&mut free[..], &mut rng);
+        }
+        let mut free = free.into_iter();
+        let mut page_table = vec![self.unneeded_entry; self.kv_len.len() * max_pages];
+        for (request, &count) in needed.iter().enumerate() {
+            let entries = page_table.iter_mut().skip(request * max_pages).take(count);
+            for (entry, page) in entries.zip(&mut free) {
+                *entry = page;
+            }
+        }
+        let head_dim = a.head_dim as usize;
+        let elements = pages * a.page_size as usize * a.kv_heads as usize * head_dim;
+        let nan = encode(a.dtype, f32::NAN);
+        let mut problem = DecodeProblem {
+            attention: a,
+            scale: self.scale,
+            pages,
+            max_pages,
+            kv_len: self.kv_len.iter().map(|n| *n as i32).collect(),
+            page_table,
+            row_request: self.rows.iter().map(|row| row.request as i32).collect(),
+            spans,
+            q: Vec::new(),
+            k: vec![nan; elements],
+            v: vec![nan; elements],
+        };
+        self.fill(&mut problem);
+        problem.check()?;
+        Ok(problem)
+    }
+
+    /// Draws the queries, and the keys and values of selected tokens.
+    fn fill(&self, problem: &mut DecodeProblem) {
+        let a = &self.attention;
+        let (dtype, head_dim, page_size) = (a.dtype, a.head_dim as usize, a.page_size);
+        let kv_heads = a.kv_heads as usize;
+        let mut normals = Normals::new(self.tensors);
+        let factor = if self.values == Values::LargeLogits { 16.0 } else { 1.0 };
+        let queries = self.rows.len() * a.query_heads as usize * head_dim;
+        problem.q = (0..queries).map(|_| encode(dtype, factor * normals.draw())).collect();
+        let same: Vec<u16> = (0..head_dim).map(|_| encode(dtype, normals.draw())).collect();
+        for (index, row) in self.rows.iter().enumerate() {
+            for token in problem.spans.row(index).tokens() {
+                let (entry, slot) = ((token / page_size) as usize, (token % page_size) as usize);
+                let page = problem.page_table[row.request * problem.max_pages + entry] as usize;
+                for head in 0..kv_heads {
+                    let at = a.layout.row_index(page, slot, head, page_size as usize, kv_heads);
+                    let at = head_dim * at;
+                    let (k, v) =
+                        (&mut problem.k[at..at + head_dim], &mut problem.v[at..at + head_dim]);
+                    match self.values {
+                        Values::EqualKeys => k.copy_from_slice(&same),
+                        Values::Subnormal => k.fill_with(|| normals.subnormal()),
+                        _ => k.fill_with(|| encode(dtype, normals.draw())),
+                    }
+                    match self.values {
+                        Values::Positive => {
+                            v.fill_with(|| encode(dtype, 1.0 + 0.1 * normals.draw()));
+                        }
+                        Values::Subnormal => v.fill_with(|| normals.subnormal()),
+                        _ => v.fill_with(|| encode(dtype, normals.draw())),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Numbers of tensors, four from each random word: drawing is a good part of what a case costs.
+struct Normals {
+    rng: ChaCha8Rng,
+    word: u64,
+    left: u32,
+}
+
+/// Standard normal variates to choose from.
+static TABLE: LazyLock<Vec<f32>> = LazyLock::new(|| {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    (0..1 << 16).map(|_| normal(&mut rng)).collect()
+});
+
+impl Normals {
+    fn new(seed: u64) -> Self {
+        Self { rng: ChaCha8Rng::seed_from_u64(seed), word: 0, left: 0 }
+    }
+
+    fn bits(&mut self) -> u16 {
+        if self.left == 0 {
+            (self.word, self.left) = (self.rng.random(), 4);
+        }
+        self.left -= 1;
+        let bits = self.word as u16;
+        self.word >>= 16;
+        bits
+    }
+
+    fn draw(&mut self) -> f32 {
+        TABLE[usize::from(self.bits())]
+    }
+
+    /// A subnormal or zero of either sign: in both types the exponent bits are clear below bit 7.
+    fn subnormal(&mut self) -> u16 {
+        self.bits() & 0x807f
+    }
+}
+
+/// Bits of `value` rounded to nearest even.
+pub fn encode(dtype: Dtype, value: f32) -> u16 {
+    match dtype {
+        Dtype::F16 => f16::from_f32(value).to_bits(),
+        Dtype::Bf16 => bf16::from_f32(value).to_bits(),
+    }
+}
+
+/// A standard normal variate, near enough: the sum of 12 uniform ones less 6 has variance 1.
+pub fn normal(rng: &mut impl Rng) -> f32 {
+    // Four 16-bit uniforms from each of three words.
+    let mut sum = 0.0;
+    for _ in 0..3 {
+        let word: u64 = rng.random();
+        for part in 0..4 {
+            sum += ((word >> (16 * part)) & 0xffff) as f32 / 65536.0;
+        }
+    }
+    sum - 6.0
+}
