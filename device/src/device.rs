@@ -156,11 +156,15 @@ pub struct TimeOptions {
     pub cold_l2: bool,
     /// How many blocks of a launch an emulated device executes before it scales the counters up.
     pub sampled_blocks: u32,
+    /// Names of buffers that stand for larger ones, because several addresses of the real problem
+    /// share one place in them. Their size then says nothing of how many different bytes a launch
+    /// reads, and an emulated device takes every counted byte for a different one.
+    pub stand_ins: Vec<String>,
 }
 
 impl Default for TimeOptions {
     fn default() -> Self {
-        Self { samples: 20, cold_l2: true, sampled_blocks: 2 }
+        Self { samples: 20, cold_l2: true, sampled_blocks: 2, stand_ins: Vec::new() }
     }
 }
 

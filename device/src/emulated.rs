@@ -150,16 +150,18 @@ impl State {
     }
 
     /// Most different bytes that a launch of `blocks` blocks can have read: of each buffer what was
-    /// counted, scaled to the whole grid, but no more than the buffer has.
-    fn footprint(&self, blocks: u64, counters: &Counters) -> u64 {
+    /// counted, scaled to the whole grid, but no more than the buffer has, unless it stands for a
+    /// larger one.
+    fn footprint(&self, blocks: u64, counters: &Counters, stand_ins: &[String]) -> u64 {
         let scale = blocks as f64 / counters.blocks.max(1) as f64;
         let read = counters.buffers.iter().map(|traffic| {
             let named = self.buffers.values().filter(|(name, _)| *name == traffic.name);
             let counted = (traffic.read_sectors * SECTOR_BYTES) as f64 * scale;
-            match named.map(|(_, bytes)| *bytes as u64).reduce(u64::saturating_add) {
+            let size = named.map(|(_, bytes)| *bytes as u64).reduce(u64::saturating_add);
+            match size.filter(|_| !stand_ins.contains(&traffic.name)) {
                 // Sectors at the ends of a buffer can be partly outside it.
                 Some(size) => counted.min(size.saturating_add(2 * SECTOR_BYTES) as f64) as u64,
-                None => counted as u64, // a variable of the module
+                None => counted as u64, // also for a variable of the module
             }
         });
         read.sum()
@@ -290,21 +292,21 @@ impl Device for EmulatedDevice {
         for launch in launches {
             let resources = self.resources(state, launch)?;
             let blocks = launch.grid.into_iter().map(u64::from).product();
-            let options = emulator::Options {
+            let sampled = emulator::Options {
                 checks: false,
                 counters: true,
                 seed: self.options.seed,
                 blocks: sample(blocks, options.sampled_blocks),
                 ..Default::default()
             };
-            let counters = faultless(launch, self.execute(state, launch, &options)?)?;
+            let counters = faultless(launch, self.execute(state, launch, &sampled)?)?;
             let shape = cost::Shape {
                 blocks,
                 threads_per_block: launch.block.into_iter().product(),
                 registers: resources.registers,
                 shared_bytes_per_block: resources.static_shared_bytes + launch.shared_bytes,
             };
-            let footprint = state.footprint(blocks, &counters);
+            let footprint = state.footprint(blocks, &counters, &options.stand_ins);
             let estimate =
                 cost::estimate_with_footprint(&self.profile, &shape, &counters, footprint)
                     .map_err(|error| DeviceError::BadLaunch {

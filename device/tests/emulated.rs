@@ -190,3 +190,42 @@ fn a_time_needs_the_registers_of_a_cubin_that_runs_on_the_gpu() {
     let launch = launch_over_1024(device.as_ref(), &image, "touch", 0);
     assert!(device.time(&[launch], &TimeOptions::default()).is_ok());
 }
+
+/// Every block reads the same few bytes.
+const SHARED_READS: &str = r#"
+extern "C" __global__ void sum(const float4* __restrict__ x, float* y) {
+    float s = 0;
+    for (int i = threadIdx.x; i < 4096; i += 128) s += x[i].x + x[i].w;
+    if (s == 1.5f) y[0] = s;
+}
+"#;
+
+/// A small buffer that stands for a large one was once taken at its own size, and predictions fell
+/// below what the DRAM can do.
+#[test]
+fn a_buffer_that_stands_for_a_larger_one_is_read_from_dram() {
+    let device = h200();
+    let module = device.load(&compile(SHARED_READS, Target::Cubin("sm_90a".into()))).unwrap();
+    let bytes = 4096 * 16;
+    let x = device.allocate("x", bytes).unwrap();
+    let y = device.allocate("y", 4).unwrap();
+    device.upload(x, 0, &vec![0; bytes]).unwrap();
+    let blocks = 10_000;
+    let launch = Launch {
+        module,
+        kernel: "sum".into(),
+        grid: [blocks, 1, 1],
+        block: [128, 1, 1],
+        shared_bytes: 0,
+        arguments: vec![x.at(0), y.at(0)],
+    };
+    let predict = |stand_ins: &[&str]| {
+        let stand_ins = stand_ins.iter().map(|name| (*name).to_owned()).collect();
+        let options = TimeOptions { stand_ins, ..TimeOptions::default() };
+        device.time(std::slice::from_ref(&launch), &options).unwrap().median_us()
+    };
+    let floor_us =
+        f64::from(blocks) * bytes as f64 / device.properties().dram_bytes_per_second * 1e6;
+    assert!(predict(&[]) < floor_us, "one copy of the buffer stays in L2");
+    assert!(predict(&["x"]) > floor_us, "every byte comes from DRAM");
+}
