@@ -27,11 +27,14 @@ pub struct EmulatedOptions {
     pub counters: bool,
     /// Seed of the schedule of warps.
     pub seed: u64,
+    /// Warp instructions that one block may run before it counts as hanging.
+    pub instruction_budget: u64,
 }
 
 impl Default for EmulatedOptions {
     fn default() -> Self {
-        Self { checks: true, counters: true, seed: 0 }
+        let instruction_budget = emulator::Options::default().instruction_budget;
+        Self { checks: true, counters: true, seed: 0, instruction_budget }
     }
 }
 
@@ -276,8 +279,9 @@ impl Device for EmulatedDevice {
     }
 
     fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError> {
-        let EmulatedOptions { checks, counters, seed } = self.options;
-        let options = emulator::Options { checks, counters, seed, ..Default::default() };
+        let EmulatedOptions { checks, counters, seed, instruction_budget } = self.options;
+        let options =
+            emulator::Options { checks, counters, seed, instruction_budget, ..Default::default() };
         let report = self.execute(&mut self.state(), launch, &options)?;
         let counted = faultless(launch, report)?;
         Ok(LaunchReport { counters: counters.then_some(counted) })

@@ -10,6 +10,7 @@ mod emulate;
 mod fuzz;
 mod inspect;
 mod kernel_choice;
+mod mutate;
 mod render;
 mod run;
 mod trace;
@@ -39,6 +40,7 @@ pub enum Verb {
     Configs(configs::Arguments),
     Check(check::Arguments),
     Fuzz(fuzz::Arguments),
+    Mutate(mutate::Arguments),
     Emulate(emulate::Arguments),
     Trace(trace::Arguments),
     Doctor(doctor::Arguments),
@@ -55,6 +57,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Configs(arguments) => configs::run(&arguments, out),
         Verb::Check(arguments) => check::run(&arguments, out),
         Verb::Fuzz(arguments) => fuzz::run(&arguments, out),
+        Verb::Mutate(arguments) => mutate::run(&arguments, out),
         Verb::Emulate(arguments) => emulate::run(&arguments, out),
         Verb::Trace(arguments) => trace::run(&arguments, out),
         Verb::Doctor(arguments) => doctor::run(&arguments, out),

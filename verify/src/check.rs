@@ -4,6 +4,7 @@
 use crate::generate::{Edges, generate};
 use serde::{Deserialize, Serialize};
 use spanforge_device::{Basis, DeviceError, LaunchReport};
+use spanforge_emulator::Finding;
 use spanforge_kernels::decoder::{DecodeOutput, DecoderError, UploadOptions};
 use spanforge_kernels::{DecodeProblem, Decoder};
 use spanforge_reference::{Comparison, Problem, Tolerance, attention_f64, compare};
@@ -49,6 +50,9 @@ pub struct CaseReport {
     pub problem: String,
     /// What is wrong; `None` where all is well.
     pub fault: Option<Fault>,
+    /// What the checks of an emulated device reported, where `fault` is theirs.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
     /// Largest absolute error of the output.
     pub max_abs_error: f64,
     /// K and V bytes fetched over those of the selected tokens, where the device counts.
@@ -98,6 +102,7 @@ pub fn check_problem(
         seed: None,
         problem: describe(problem),
         fault: None,
+        findings: Vec::new(),
         max_abs_error: 0.0,
         bytes_ratio: None,
     };
@@ -109,13 +114,11 @@ pub fn check_problem(
             report.fault = Some(fault);
             return Ok(report);
         }
-        Err(error) => match as_fault(error) {
-            Ok(fault) => {
-                report.fault = Some(fault);
-                return Ok(report);
-            }
-            Err(error) => return Err(error),
-        },
+        Err(error) => {
+            report.findings = findings_of(&error).to_vec();
+            report.fault = Some(as_fault(error)?);
+            return Ok(report);
+        }
     };
     let comparison = compare_with_oracle(problem, &answer)?;
     report.max_abs_error = comparison.max_abs;
@@ -201,6 +204,15 @@ fn as_fault(error: VerifyError) -> Result<Fault, VerifyError> {
             Ok(Fault::Device(e.to_string()))
         }
         other => Err(other),
+    }
+}
+
+/// What the checks of an emulated device reported, if that is the error.
+fn findings_of(error: &VerifyError) -> &[Finding] {
+    match error {
+        VerifyError::Decoder(DecoderError::Device(DeviceError::Findings { findings, .. }))
+        | VerifyError::Device(DeviceError::Findings { findings, .. }) => findings,
+        _ => &[],
     }
 }
 

@@ -8,6 +8,7 @@ pub mod fuzz;
 pub mod fuzz_coverage;
 pub mod generate;
 pub mod ledger;
+pub mod mutants;
 pub mod recipe;
 pub mod shrink;
 pub mod workers;

@@ -1,0 +1,973 @@
+//! Mutants of `decode.cuh`, from top to bottom. One file although it is long: it is a table.
+
+use super::Kind::*;
+use super::Mutant;
+use super::kernels::*;
+
+const BLOCKS_IN_TURN: &str = "races between blocks by happens-before, or blocks that run interleaved: blocks run one after the other";
+const MEMORY_MODEL: &str =
+    "the PTX memory model (fences with their scopes): emulated memory is sequentially consistent";
+const SMALL_CACHES: &str =
+    "a problem whose cache exceeds 2^31 elements: emulated memory that is mapped sparsely";
+const MILD_LOGITS: &str = "logits below -1e4: the generator's are within a few hundred";
+
+const READS_TILE: &[&str] = &["const uint4 u = *static", "const uint2 u = *static"];
+const READS_STATES: &[&str] =
+    &["Quad sum = {ml[h].x", "const float2 other = ml[w", "states[w * (C::GROUP"];
+const READS_OFFSETS: &[&str] = &["const long long from = exists ? offsets[t % 2"];
+const READS_PARTIALS: &[&str] =
+    &["const float2 ml = __ldcg", "merge_into(sum, ml.x, ml.y, __ldcg(acc));"];
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    // TokenCursor
+    Mutant::new(
+        "row-for-request",
+        Page,
+        ANY,
+        "static_cast<long long>(a.row_request[piece.row]) * a.max_pages",
+        "static_cast<long long>(piece.row) * a.max_pages",
+    )
+    .shows_at(&["return 2 * (pages[page]"]),
+    Mutant::new(
+        "page-table-stride",
+        Stride,
+        ANY,
+        "static_cast<long long>(a.row_request[piece.row]) * a.max_pages",
+        "static_cast<long long>(a.row_request[piece.row]) * a.page_size",
+    )
+    .shows_at(&["return 2 * (pages[page]"]),
+    Mutant::new(
+        "head-offset-by-token-stride",
+        Stride,
+        ANY,
+        "head_offset(static_cast<long long>(piece.head) * a.head_stride)",
+        "head_offset(static_cast<long long>(piece.head) * a.token_stride)",
+    ),
+    Mutant::new(
+        "span-end-included",
+        Bound,
+        ANY,
+        "while (a.span_tokens[span + 1] <= index) ++span;",
+        "while (a.span_tokens[span + 1] < index) ++span;",
+    ),
+    Mutant::new(
+        "one-span-further-at-most",
+        Predicate,
+        ANY,
+        "while (a.span_tokens[span + 1] <= index) ++span;",
+        "if (a.span_tokens[span + 1] <= index) ++span;",
+    ),
+    Mutant::new(
+        "next-token-taken",
+        Bound,
+        ANY,
+        "a.spans[span].x + (index - a.span_tokens[span]);",
+        "a.spans[span].x + (index - a.span_tokens[span]) + 1;",
+    ),
+    Mutant::new(
+        "position-from-span-end",
+        Operands,
+        ANY,
+        "a.spans[span].x + (index - a.span_tokens[span]);",
+        "a.spans[span].y - (index - a.span_tokens[span]);",
+    ),
+    Mutant::new(
+        "slot-forgets-page-size",
+        Page,
+        ANY,
+        "const unsigned slot = position - page * a.page_size;",
+        "const unsigned slot = position - page;",
+    ),
+    Mutant::new(
+        "logical-page-read",
+        Page,
+        ANY,
+        "return 2 * (pages[page] * static_cast<long long>(a.page_stride) +",
+        "return 2 * (page * static_cast<long long>(a.page_stride) +",
+    ),
+    Mutant::new(
+        "page-offset-in-32-bits",
+        Width,
+        ANY,
+        "return 2 * (pages[page] * static_cast<long long>(a.page_stride) +",
+        "return 2 * (pages[page] * a.page_stride +",
+    )
+    .needs(SMALL_CACHES),
+    // exists
+    Mutant::new(
+        "padding-is-a-head",
+        Predicate,
+        SPLIT_HEADS,
+        "head_warp * C::HEADS_PER_WARP + h < C::GROUP;",
+        "head_warp * C::HEADS_PER_WARP + h <= C::GROUP;",
+    )
+    .shows_at(&["const unsigned pair = exists<C>(head_warp, h)"]),
+    // LaneState::begin
+    Mutant::new(
+        "scale-in-base-e",
+        Scale,
+        ANY,
+        "const float scale = a.scale * LOG2_E;",
+        "const float scale = a.scale;",
+    ),
+    Mutant::new(
+        "query-of-first-kv-head",
+        Head,
+        ANY,
+        "(static_cast<long long>(piece.row) * a.kv_heads + piece.head) * C::GROUP;
+        const unsigned* q",
+        "(static_cast<long long>(piece.row) * a.kv_heads) * C::GROUP;
+        const unsigned* q",
+    ),
+    Mutant::new(
+        "padding-takes-a-word",
+        Bound,
+        &[PADDED_SHARED],
+        "if (i < C::GROUP * C::HEAD_DIM / 2) C::Element::widen",
+        "if (i <= C::GROUP * C::HEAD_DIM / 2) C::Element::widen",
+    ),
+    Mutant::new(
+        "shared-query-scaled-in-part",
+        Scale,
+        &[QUERY_SHARED, DIRECT_WIDE],
+        "to[i] = make_float2(pair.x * scale, pair.y * scale);",
+        "to[i] = make_float2(pair.x * scale, pair.y);",
+    ),
+    Mutant::new(
+        "query-read-early",
+        Barrier,
+        &[DIRECT_WIDE],
+        "__syncthreads();  // all queries are written before any lane reads them",
+        "",
+    )
+    .shows_at(&["return shared_query[h * C::HEAD_DIM"]),
+    Mutant::new(
+        "query-barrier-in-loop",
+        Barrier,
+        &[PADDED_SHARED],
+        "to[i] = make_float2(pair.x * scale, pair.y * scale);
+            }
+            __syncthreads();  // all queries are written before any lane reads them",
+        "to[i] = make_float2(pair.x * scale, pair.y * scale);
+            __syncthreads();  // all queries are written before any lane reads them
+            }",
+    )
+    .shows_at(&["__syncthreads();"]),
+    Mutant::new(
+        "shared-query-of-first-warp",
+        Head,
+        &[PADDED_SHARED],
+        "head_warp * L::HEADS * C::HEAD_DIM + lane_in_row * L::VECTOR;",
+        "lane_in_row * L::VECTOR;",
+    ),
+    Mutant::new(
+        "query-of-first-warp",
+        Head,
+        &[PADDED],
+        "const unsigned* from = q + (head_warp * L::HEADS + h) * (C::HEAD_DIM / 2) +",
+        "const unsigned* from = q + h * (C::HEAD_DIM / 2) +",
+    ),
+    Mutant::new(
+        "query-chunks-side-by-side",
+        Stride,
+        &[WIDE],
+        "(c * L::LANES + lane_in_row) * (L::VECTOR / 2);",
+        "(lane_in_row * L::CHUNKS + c) * (L::VECTOR / 2);",
+    ),
+    Mutant::new(
+        "query-scaled-in-part",
+        Scale,
+        ANY,
+        "query[h][e + 1] *= scale;",
+        "",
+    ),
+    Mutant::new(
+        "maximum-kept-from-last-piece",
+        Uninitialised,
+        ANY,
+        "            m[h] = minus_infinity();
+            l[h] = 0.f;",
+        "            
+            l[h] = 0.f;",
+    ),
+    // query_at, dot
+    Mutant::new(
+        "shared-query-chunk-stride",
+        Stride,
+        &[DIRECT_WIDE],
+        "return shared_query[h * C::HEAD_DIM + c * L::LANES * L::VECTOR + e];",
+        "return shared_query[h * C::HEAD_DIM + c * L::VECTOR + e];",
+    ),
+    Mutant::new(
+        "dot-pairs-wrong-elements",
+        Operands,
+        ANY,
+        "fmaf(query_at(h, c, 2 * w + 1), high, logit[h]);",
+        "fmaf(query_at(h, c, 2 * w), high, logit[h]);",
+    ),
+    // weigh
+    Mutant::new(
+        "row-sum-ends-early",
+        Lane,
+        ANY,
+        "for (int step = L::LANES / 2; step > 0; step /= 2)",
+        "for (int step = L::LANES / 2; step > 1; step /= 2)",
+    ),
+    Mutant::new(
+        "row-sum-by-shuffle-down",
+        Lane,
+        ANY,
+        "logit[u][h] += __shfl_xor_sync(~0u, logit[u][h], step);",
+        "logit[u][h] += __shfl_down_sync(~0u, logit[u][h], step);",
+    ),
+    Mutant::new(
+        "validity-of-first-token",
+        Predicate,
+        ANY,
+        "if (!(valid >> u & 1)) logit[u][h] = minus_infinity();",
+        "if (!(valid & 1)) logit[u][h] = minus_infinity();",
+    ),
+    Mutant::new(
+        "validity-ignored",
+        Predicate,
+        ANY,
+        "if (!(valid >> u & 1)) logit[u][h] = minus_infinity();",
+        "",
+    ),
+    Mutant::new(
+        "masked-by-minus-10000",
+        Infinity,
+        ANY,
+        "if (!(valid >> u & 1)) logit[u][h] = minus_infinity();",
+        "if (!(valid >> u & 1)) logit[u][h] = -10000.f;",
+    )
+    .needs(MILD_LOGITS),
+    Mutant::new(
+        "maximum-forgets-the-past",
+        Merge,
+        ANY,
+        "float largest = m[h];",
+        "float largest = minus_infinity();",
+    ),
+    Mutant::new(
+        "step-unguarded",
+        Infinity,
+        ANY,
+        "            const float base = subtrahend(largest);
+            const float rescale",
+        "            const float base = largest;
+            const float rescale",
+    ),
+    Mutant::new(
+        "rescale-inverted",
+        Operands,
+        ANY,
+        "const float rescale = exp2_approximate(m[h] - base);",
+        "const float rescale = exp2_approximate(base - m[h]);",
+    ),
+    Mutant::new(
+        "rescale-after-update",
+        Merge,
+        ANY,
+        "            const float rescale = exp2_approximate(m[h] - base);
+            m[h] = largest;",
+        "            m[h] = largest;
+            const float rescale = exp2_approximate(m[h] - base);",
+    ),
+    Mutant::new("sum-not-rescaled", Merge, ANY, "l[h] *= rescale;", ""),
+    Mutant::new(
+        "accumulator-not-rescaled",
+        Merge,
+        ANY,
+        "for (int e = 0; e < L::PER_LANE; ++e) acc[h][e] *= rescale;",
+        "for (int e = 0; e < L::PER_LANE; ++e) acc[h][e] *= 1.f;",
+    ),
+    Mutant::new(
+        "weight-of-first-token",
+        Operands,
+        &[PLAIN, DIRECT],
+        "l[h] += logit[u][h];",
+        "l[h] += logit[0][h];",
+    ),
+    // accumulate
+    Mutant::new(
+        "high-element-is-low",
+        Operands,
+        ANY,
+        "to[1] = fmaf(weight[h], high, to[1]);",
+        "to[1] = fmaf(weight[h], low, to[1]);",
+    ),
+    Mutant::new(
+        "chunks-accumulate-in-one",
+        Stride,
+        &[WIDE, DIRECT_WIDE],
+        "float* to = &acc[h][c * L::VECTOR + 2 * w];",
+        "float* to = &acc[h][2 * w];",
+    ),
+    // merge_over_lanes
+    Mutant::new(
+        "lanes-merge-ends-early",
+        Lane,
+        ANY,
+        "for (int step = L::LANES; step < 32; step *= 2)",
+        "for (int step = L::LANES; step < 16; step *= 2)",
+    ),
+    Mutant::new(
+        "lanes-merge-unguarded",
+        Infinity,
+        ANY,
+        "                const float base = subtrahend(largest);
+                const float mine",
+        "                const float base = largest;
+                const float mine",
+    ),
+    Mutant::new(
+        "lanes-merge-weights-exchanged",
+        Merge,
+        ANY,
+        "l[h] = l[h] * mine + other_l * theirs;",
+        "l[h] = l[h] * theirs + other_l * mine;",
+    ),
+    Mutant::new(
+        "lanes-merge-wrong-distance",
+        Lane,
+        ANY,
+        "__shfl_xor_sync(~0u, acc[h][e], step) * theirs;",
+        "__shfl_xor_sync(~0u, acc[h][e], step / 2) * theirs;",
+    ),
+    // store
+    Mutant::new(
+        "states-by-heads-per-warp",
+        Stride,
+        SPLIT_HEADS,
+        "const int first_head = token_warp * C::GROUP + head_warp * L::HEADS;",
+        "const int first_head = token_warp * L::HEADS + head_warp * L::HEADS;",
+    )
+    .shows_at(READS_STATES),
+    Mutant::new(
+        "padding-is-stored",
+        Predicate,
+        SPLIT_HEADS,
+        "if (!exists<C>(head_warp, h)) continue;",
+        "",
+    ),
+    Mutant::new(
+        "other-rows-lanes-store",
+        Lane,
+        ANY,
+        "if (lane < L::LANES)",
+        "if (lane < 32)",
+    ),
+    Mutant::new(
+        "maxima-of-first-warp",
+        Slot,
+        ANY,
+        "if (lane == 0) ml[first_head + h] = make_float2(m[h], l[h]);",
+        "if (lane == 0) ml[h] = make_float2(m[h], l[h]);",
+    )
+    .shows_at(READS_STATES),
+    // merge_into, write_output
+    Mutant::new(
+        "merged-sum-unweighted",
+        Merge,
+        ANY,
+        "sum.l = sum.l * mine + l * theirs;",
+        "sum.l = sum.l * mine + l;",
+    ),
+    Mutant::new(
+        "merged-element-copied-wrong",
+        Operands,
+        ANY,
+        "sum.acc.z = sum.acc.z * mine + acc.z * theirs;",
+        "sum.acc.z = sum.acc.z * mine + acc.y * theirs;",
+    ),
+    Mutant::new("merged-maximum-kept", Merge, ANY, "    sum.m = largest;", "    "),
+    Mutant::new(
+        "output-packed-in-reverse",
+        Packing,
+        ANY,
+        "C::Element::narrow(state.acc.z * scale, state.acc.w * scale));",
+        "C::Element::narrow(state.acc.w * scale, state.acc.z * scale));",
+    ),
+    Mutant::new(
+        "half-the-output-normalised",
+        Scale,
+        ANY,
+        "C::Element::narrow(state.acc.z * scale, state.acc.w * scale));",
+        "C::Element::narrow(state.acc.z, state.acc.w));",
+    ),
+    Mutant::new(
+        "lse-by-first-thread",
+        Lane,
+        ANY,
+        "if (element == 0) a.lse[head]",
+        "if (threadIdx.x == 0) a.lse[head]",
+    ),
+    Mutant::new(
+        "lse-operands-exchanged",
+        Operands,
+        ANY,
+        "natural_lse(state.m, state.l);",
+        "natural_lse(state.l, state.m);",
+    ),
+    // merge_row
+    Mutant::new(
+        "last-block-at-border",
+        Bound,
+        &[PLAIN, PADDED],
+        "const int last = static_cast<int>((end - 1) / shares.share);",
+        "const int last = static_cast<int>(end / shares.share);",
+    )
+    .shows_at(READS_PARTIALS),
+    Mutant::new(
+        "finished-rows-merged-again",
+        Predicate,
+        SECOND,
+        "    if (first == last) return;",
+        "    ",
+    )
+    .shows_at(READS_PARTIALS),
+    Mutant::new(
+        "last-partial-left-out",
+        Bound,
+        &[PLAIN, PADDED],
+        "for (int block = first; block <= last; ++block) {",
+        "for (int block = first; block < last; ++block) {",
+    ),
+    Mutant::new(
+        "slot-of-last-block",
+        Slot,
+        &[PLAIN, PADDED],
+        "partial_slot(block, block == first);",
+        "partial_slot(block, block == last);",
+    )
+    .shows_at(READS_PARTIALS),
+    Mutant::new(
+        "partial-stride-forgets-group",
+        Stride,
+        &[PLAIN, PADDED],
+        "__ldcg(a.partial_ml + slot * C::GROUP + h);",
+        "__ldcg(a.partial_ml + slot + h);",
+    ),
+    Mutant::new(
+        "partials-through-l1",
+        Fence,
+        LAST,
+        "const float2 ml = __ldcg(a.partial_ml + slot * C::GROUP + h);",
+        "const float2 ml = a.partial_ml[slot * C::GROUP + h];",
+    )
+    .needs(MEMORY_MODEL),
+    // finish_piece
+    Mutant::new(
+        "slot-by-end",
+        Slot,
+        &[PLAIN, PADDED],
+        "const int slot = partial_slot(blockIdx.x, piece.first);",
+        "const int slot = partial_slot(blockIdx.x, piece.last);",
+    )
+    .shows_at(READS_PARTIALS),
+    Mutant::new(
+        "last-warp-left-out",
+        Bound,
+        ANY,
+        "for (int w = 1; w < L::TOKEN_WARPS; ++w) {",
+        "for (int w = 1; w < L::TOKEN_WARPS - 1; ++w) {",
+    ),
+    Mutant::new(
+        "first-warp-counted-twice",
+        Overlap,
+        ANY,
+        "for (int w = 1; w < L::TOKEN_WARPS; ++w) {",
+        "for (int w = 0; w < L::TOKEN_WARPS; ++w) {",
+    ),
+    Mutant::new(
+        "states-of-other-heads",
+        Head,
+        ANY,
+        "const float2 other = ml[w * C::GROUP + h];",
+        "const float2 other = ml[w + h * L::TOKEN_WARPS];",
+    ),
+    Mutant::new(
+        "unfinished-row-written",
+        Predicate,
+        ANY,
+        "if (piece.first && piece.last) {",
+        "if (piece.first || piece.last) {",
+    ),
+    Mutant::new(
+        "maxima-of-first-head-only",
+        Uninitialised,
+        &[PLAIN, PADDED],
+        "if (i % (C::HEAD_DIM / 4) == 0) a.partial_ml",
+        "if (i == 0) a.partial_ml",
+    )
+    .shows_at(READS_PARTIALS),
+    // attend_staged
+    Mutant::new(
+        "last-tile-left-out",
+        Bound,
+        STAGED,
+        "const int tiles = (piece.end - piece.begin + C::TILE - 1) / C::TILE;",
+        "const int tiles = (piece.end - piece.begin) / C::TILE;",
+    ),
+    Mutant::new(
+        "addresses-beyond-tile",
+        Bound,
+        STAGED,
+        "if (tid < C::TILE && index < piece.end)",
+        "if (index < piece.end)",
+    )
+    .shows_at(&["offsets[t % 2 * C::TILE + tid] = cursor.offset(index);"]),
+    Mutant::new(
+        "one-set-of-addresses",
+        Barrier,
+        STAGED,
+        "            offsets[t % 2 * C::TILE + tid] = cursor.offset(index);
+    };
+    // Starts the copies of tile `t`; a group is committed even where there is no such tile, so that
+    // counting groups counts tiles.
+    const auto copy = [&](int t) {
+        if (t < tiles) {
+            const int count = min(C::TILE, piece.end - piece.begin - t * C::TILE);
+            const unsigned to = ring + t % C::STAGES * 2 * L::TILE_BYTES;
+#pragma unroll 2
+            for (int i = tid; i < C::TILE * L::COPIES; i += L::THREADS) {
+                const int row = i / L::COPIES;
+                const int byte = i % L::COPIES * 16;
+                const bool exists = row < count;
+                const long long from = exists ? offsets[t % 2 * C::TILE + row] + byte : 0;",
+        "            offsets[tid] = cursor.offset(index);
+    };
+    // Starts the copies of tile `t`; a group is committed even where there is no such tile, so that
+    // counting groups counts tiles.
+    const auto copy = [&](int t) {
+        if (t < tiles) {
+            const int count = min(C::TILE, piece.end - piece.begin - t * C::TILE);
+            const unsigned to = ring + t % C::STAGES * 2 * L::TILE_BYTES;
+#pragma unroll 2
+            for (int i = tid; i < C::TILE * L::COPIES; i += L::THREADS) {
+                const int row = i / L::COPIES;
+                const int byte = i % L::COPIES * 16;
+                const bool exists = row < count;
+                const long long from = exists ? offsets[row] + byte : 0;",
+    ),
+    Mutant::new(
+        "tiles-overlap",
+        Stride,
+        STAGED,
+        "const unsigned to = ring + t % C::STAGES * 2 * L::TILE_BYTES;",
+        "const unsigned to = ring + t % C::STAGES * L::TILE_BYTES;",
+    )
+    .shows_at(READS_TILE),
+    Mutant::new(
+        "copies-half-a-step",
+        Stride,
+        STAGED,
+        "const int byte = i % L::COPIES * 16;",
+        "const int byte = i % L::COPIES * 8;",
+    )
+    .shows_at(&["asm volatile(\"cp.async.cg", "SPANFORGE_COPY(\"\")"]),
+    Mutant::new(
+        "row-after-last-copied",
+        Bound,
+        STAGED,
+        "const bool exists = row < count;",
+        "const bool exists = row <= count;",
+    )
+    .shows_at(READS_OFFSETS),
+    Mutant::new(
+        "keys-for-values",
+        Operands,
+        STAGED,
+        "copy_async<C::L2_PREFETCH>(to + L::TILE_BYTES + i * 16, a.v + from, exists);",
+        "copy_async<C::L2_PREFETCH>(to + L::TILE_BYTES + i * 16, a.k + from, exists);",
+    ),
+    Mutant::new(
+        "values-not-cleared",
+        Uninitialised,
+        STAGED,
+        "copy_async<C::L2_PREFETCH>(to + L::TILE_BYTES + i * 16, a.v + from, exists);",
+        "if (exists) copy_async<C::L2_PREFETCH>(to + L::TILE_BYTES + i * 16, a.v + from, true);",
+    )
+    .shows_at(READS_TILE),
+    Mutant::new(
+        "commit-left-out",
+        AsyncCopy,
+        STAGED,
+        "        commit_copies();
+    };",
+        "        
+    };",
+    )
+    .shows_at(READS_TILE),
+    Mutant::new(
+        "commit-only-with-tile",
+        AsyncCopy,
+        STAGED,
+        "            }
+        }
+        commit_copies();
+    };",
+        "            }
+        commit_copies();
+        }
+    };",
+    )
+    .shows_at(READS_TILE),
+    Mutant::new(
+        "ring-filled-too-far",
+        Overlap,
+        STAGED,
+        "for (int t = 0; t < C::STAGES - 1; ++t) {",
+        "for (int t = 0; t < C::STAGES; ++t) {",
+    ),
+    Mutant::new(
+        "addresses-read-early",
+        Barrier,
+        STAGED,
+        "__syncthreads();  // the addresses of tile t are written; those of tile t - 1 are used",
+        "",
+    )
+    .shows_at(READS_OFFSETS),
+    Mutant::new(
+        "wait-left-out",
+        AsyncCopy,
+        STAGED,
+        "wait_copies<C::STAGES - 2>();  // this thread's part of tile t has landed",
+        "",
+    )
+    .shows_at(READS_TILE),
+    Mutant::new(
+        "wait-counts-all-stages",
+        AsyncCopy,
+        STAGED,
+        "wait_copies<C::STAGES - 2>();  // this thread's part of tile t has landed",
+        "wait_copies<C::STAGES>();  // this thread's part of tile t has landed",
+    )
+    .shows_at(READS_TILE),
+    Mutant::new(
+        "tile-barrier-left-out",
+        Barrier,
+        STAGED,
+        "__syncthreads();  // everybody's part has; and everybody has finished with tile t - 1",
+        "",
+    )
+    .shows_at(&["const uint4 u = *static", "const uint2 u = *static", "const long long from = exists ? offsets[t % 2"]),
+    Mutant::new(
+        "barrier-before-wait",
+        AsyncCopy,
+        STAGED,
+        "        wait_copies<C::STAGES - 2>();  // this thread's part of tile t has landed
+        __syncthreads();  // everybody's part has; and everybody has finished with tile t - 1",
+        "        __syncthreads();  // everybody's part has; and everybody has finished with tile t - 1
+        wait_copies<C::STAGES - 2>();  // this thread's part of tile t has landed",
+    )
+    .shows_at(READS_TILE),
+    Mutant::new(
+        "buffer-filled-before-barrier",
+        Barrier,
+        STAGED,
+        "        __syncthreads();  // everybody's part has; and everybody has finished with tile t - 1
+        copy(t + C::STAGES - 1);",
+        "        copy(t + C::STAGES - 1);
+        __syncthreads();  // everybody's part has; and everybody has finished with tile t - 1",
+    )
+    .shows_at(&["const uint4 u = *static", "const uint2 u = *static", "const long long from = exists ? offsets[t % 2"]),
+    Mutant::new(
+        "addresses-of-other-tile",
+        Bound,
+        STAGED,
+        "        locate(t + C::STAGES);",
+        "        locate(t + C::STAGES - 1);",
+    )
+    .shows_at(READS_OFFSETS),
+    Mutant::new(
+        "last-tile-taken-for-full",
+        Bound,
+        STAGED,
+        "        const char* k = shared + t % C::STAGES * 2 * L::TILE_BYTES;
+        const int count = min(C::TILE, piece.end - piece.begin - t * C::TILE);",
+        "        const char* k = shared + t % C::STAGES * 2 * L::TILE_BYTES;
+        const int count = C::TILE;",
+    ),
+    Mutant::new(
+        "token-warps-overlap",
+        Overlap,
+        &[PLAIN, QUERY_SHARED],
+        "base < count; base += L::TOKEN_WARPS * L::STEP) {",
+        "base < count; base += L::STEP) {",
+    ),
+    Mutant::new(
+        "column-by-lane",
+        Stride,
+        &[PLAIN, PADDED],
+        "const int column = lane % L::LANES * C::VECTOR_BYTES;",
+        "const int column = lane * C::VECTOR_BYTES;",
+    )
+    .shows_at(READS_TILE),
+    Mutant::new(
+        "token-after-last-valid",
+        Bound,
+        STAGED,
+        "valid |= (r < count ? 1u : 0u) << u;",
+        "valid |= (r <= count ? 1u : 0u) << u;",
+    ),
+    Mutant::new(
+        "values-of-neighbouring-rows",
+        Stride,
+        &[PLAIN],
+        "(row + u * L::ROWS_PER_WARP) * L::ROW_BYTES +",
+        "(row + u) * L::ROW_BYTES +",
+    ),
+    Mutant::new(
+        "states-over-tiles",
+        Barrier,
+        STAGED,
+        "__syncthreads();  // everybody has finished with the tiles: states may take their place",
+        "",
+    ),
+    // attend_direct
+    Mutant::new(
+        "direct-warps-overlap",
+        Overlap,
+        DIRECT_BOTH,
+        "for (int base = first; base < piece.end; base += L::TOKEN_WARPS * 32) {",
+        "for (int base = first; base < piece.end; base += 32) {",
+    ),
+    Mutant::new(
+        "direct-token-after-last",
+        Bound,
+        DIRECT_BOTH,
+        "const long long mine = base + lane < piece.end ? cursor",
+        "const long long mine = base + lane <= piece.end ? cursor",
+    ),
+    Mutant::new(
+        "direct-no-token-is-the-first",
+        Predicate,
+        DIRECT_BOTH,
+        "cursor.offset(base + lane) : -1;",
+        "cursor.offset(base + lane) : 0;",
+    ),
+    Mutant::new(
+        "direct-batch-one-too-long",
+        Bound,
+        DIRECT_BOTH,
+        "for (int j = 0; j < 32 && base + j < piece.end; j += L::STEP) {",
+        "for (int j = 0; j <= 32 && base + j < piece.end; j += L::STEP) {",
+    ),
+    Mutant::new(
+        "direct-lanes-leave-alone",
+        Predicate,
+        &[DIRECT],
+        "for (int j = 0; j < 32 && base + j < piece.end; j += L::STEP) {",
+        "for (int j = 0; j < 32 && base + j + lane / L::LANES < piece.end; j += L::STEP) {",
+    )
+    .shows_at(&["__shfl_"]),
+    Mutant::new(
+        "direct-steps-overlap",
+        Overlap,
+        &[DIRECT],
+        "base + j < piece.end; j += L::STEP) {",
+        "base + j < piece.end; j += L::ROWS_PER_WARP) {",
+    ),
+    Mutant::new(
+        "direct-address-of-other-lane",
+        Lane,
+        &[DIRECT],
+        "__shfl_sync(~0u, mine, j + u * L::ROWS_PER_WARP + lane / L::LANES);",
+        "__shfl_sync(~0u, mine, j + u + lane / L::LANES);",
+    ),
+    Mutant::new(
+        "direct-first-row-invalid",
+        Predicate,
+        DIRECT_BOTH,
+        "valid |= (from >= 0 ? 1u : 0u) << u;",
+        "valid |= (from > 0 ? 1u : 0u) << u;",
+    ),
+    Mutant::new(
+        "direct-chunk-stride",
+        Stride,
+        &[DIRECT_WIDE],
+        "from + (c * L::LANES + lane % L::LANES) * C::VECTOR_BYTES;",
+        "from + (c + lane % L::LANES * L::CHUNKS) * C::VECTOR_BYTES;",
+    ),
+    Mutant::new(
+        "direct-values-not-cleared",
+        Uninitialised,
+        &[DIRECT],
+        "                    v[u][c] = {};",
+        "                    ",
+    )
+    .needs("reads of registers that nothing has written"),
+    Mutant::new(
+        "direct-rows-always-loaded",
+        ExtraBytes,
+        DIRECT_BOTH,
+        "                    const long long at = from + (c * L::LANES + lane % L::LANES) * C::VECTOR_BYTES;
+                    k[u][c] = {};
+                    v[u][c] = {};
+                    if (from >= 0) {",
+        "                    const long long at = (from < 0 ? 0 : from) + (c * L::LANES + lane % L::LANES) * C::VECTOR_BYTES;
+                    k[u][c] = {};
+                    v[u][c] = {};
+                    {",
+    ),
+    // write_empty_rows
+    Mutant::new(
+        "all-rows-written-empty",
+        Predicate,
+        ANY,
+        "if (a.row_tokens[row] != a.row_tokens[row + 1]) continue;",
+        "",
+    ),
+    Mutant::new(
+        "empty-rows-of-kv-heads",
+        Head,
+        ANY,
+        "const int heads = a.kv_heads * C::GROUP;",
+        "const int heads = a.kv_heads;",
+    ),
+    // arrive_and_merge
+    Mutant::new(
+        "partial-not-published",
+        Fence,
+        LAST,
+        "__threadfence();  // this thread's part of the partial state is visible to every block",
+        "",
+    )
+    .needs(MEMORY_MODEL),
+    Mutant::new(
+        "arrival-before-partial",
+        Barrier,
+        LAST,
+        "__syncthreads();  // and so is every other thread's of this block",
+        "",
+    )
+    .needs(BLOCKS_IN_TURN),
+    Mutant::new(
+        "sharing-counted-past-end",
+        Bound,
+        LAST,
+        "static_cast<int>((line + a.row_tokens[piece.row + 1] - 1) / shares.share -",
+        "static_cast<int>((line + a.row_tokens[piece.row + 1]) / shares.share -",
+    ),
+    Mutant::new(
+        "arrivals-of-neighbours-meet",
+        Arrivals,
+        LAST,
+        "a.arrivals + piece.row * a.kv_heads + piece.head;",
+        "a.arrivals + piece.row + piece.head;",
+    )
+    .needs(BLOCKS_IN_TURN),
+    Mutant::new(
+        "arrival-not-atomic",
+        Fence,
+        LAST,
+        "const int before = atomicAdd(arrivals, 1);",
+        "const int before = (*arrivals)++;",
+    )
+    .needs(BLOCKS_IN_TURN),
+    Mutant::new(
+        "nobody-is-last",
+        Arrivals,
+        LAST,
+        "is_last = before == sharing - 1;",
+        "is_last = before == sharing;",
+    ),
+    Mutant::new(
+        "last-block-taken-for-last-arriver",
+        Arrivals,
+        LAST,
+        "is_last = before == sharing - 1;",
+        "is_last = piece.last;",
+    )
+    .needs(BLOCKS_IN_TURN),
+    Mutant::new(
+        "arrivals-not-reset",
+        Arrivals,
+        LAST,
+        "if (is_last) *arrivals = 0;  // ready for the next launch",
+        "",
+    ),
+    Mutant::new(
+        "others-partials-not-acquired",
+        Fence,
+        LAST,
+        "__threadfence();  // what the other blocks made visible before they arrived is seen from here",
+        "",
+    )
+    .needs(MEMORY_MODEL),
+    Mutant::new(
+        "is-last-read-early",
+        Barrier,
+        LAST,
+        "__syncthreads();  // is_last is written",
+        "",
+    )
+    .shows_at(&["if (is_last) merge_row"]),
+    // decode
+    Mutant::new(
+        "head-warp-by-division",
+        Operands,
+        SPLIT_HEADS,
+        "const int head_warp = warp % L::HEAD_WARPS;",
+        "const int head_warp = warp / L::HEAD_WARPS;",
+    ),
+    Mutant::new(
+        "share-beyond-work",
+        Bound,
+        ANY,
+        "const long long stop = min(shares.work, (blockIdx.x + 1) * shares.share);",
+        "const long long stop = (blockIdx.x + 1) * shares.share;",
+    ),
+    Mutant::new(
+        "last-row-not-searched",
+        Bound,
+        ANY,
+        "last_at_most(a.row_tokens, 0, a.rows, piece.begin);",
+        "last_at_most(a.row_tokens, 0, a.rows - 1, piece.begin);",
+    ),
+    Mutant::new(
+        "share-ends-with-row",
+        Overlap,
+        &[PLAIN, DIRECT],
+        "piece.end = static_cast<int>(min(static_cast<long long>(row_end), piece.begin + (stop - at)));",
+        "piece.end = row_end;",
+    ),
+    Mutant::new(
+        "piece-always-first",
+        Predicate,
+        ANY,
+        "piece.first = piece.begin == a.row_tokens[piece.row];",
+        "piece.first = piece.begin >= a.row_tokens[piece.row];",
+    ),
+    Mutant::new(
+        "lane-not-within-row",
+        Lane,
+        ANY,
+        "state.begin(a, piece, shared, head_warp, lane % L::LANES);",
+        "state.begin(a, piece, shared, head_warp, lane);",
+    ),
+    Mutant::new(
+        "states-read-early",
+        Barrier,
+        ANY,
+        "__syncthreads();  // the states of all warps are written",
+        "",
+    )
+    .shows_at(READS_STATES),
+    Mutant::new(
+        "states-overwritten",
+        Barrier,
+        &[DIRECT],
+        "__syncthreads();  // states and queries are read before the next piece overwrites them",
+        "",
+    ),
+    Mutant::new(
+        "one-piece-per-block",
+        Overlap,
+        ANY,
+        "        at += piece.end - piece.begin;",
+        "        at += shares.share;",
+    ),
+];

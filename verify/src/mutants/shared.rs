@@ -1,0 +1,314 @@
+//! Mutants of the files that all kernels use: plan, softmax, element types, memory, exported
+//! kernels.
+
+use super::Kind::*;
+use super::Mutant;
+use super::kernels::*;
+
+const FEW_SPANS: &str = "problems of more than 256 spans: the plan never takes a second round";
+const SMALL_CACHES: &str =
+    "a problem beyond 2 GiB or 2^31 tokens: emulated memory that is mapped sparsely";
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    // plan.cuh
+    Mutant::new(
+        "plan-sums-read-early",
+        Barrier,
+        ANY,
+        "__syncthreads();  // every warp's sum is written before any is read",
+        "",
+    )
+    .shows_at(&["before += warp_sums[w]", "total += warp_sums[w]"]),
+    Mutant::new(
+        "plan-sums-overwritten",
+        Barrier,
+        ANY,
+        "__syncthreads();  // every sum is read before the next round overwrites it",
+        "",
+    )
+    .needs(FEW_SPANS),
+    Mutant::new(
+        "plan-rows-read-early",
+        Barrier,
+        ANY,
+        "__syncthreads();  // span_tokens is complete, for this block, before rows are read from it",
+        "",
+    )
+    .needs("race detection within a warp, or problems of more than 32 rows: thread 0 writes what its own warp reads"),
+    Mutant::new(
+        "plan-barrier-in-branch",
+        Barrier,
+        ANY,
+        "        if (lane == 31) warp_sums[warp] = sum;
+        __syncthreads();",
+        "        if (lane == 31) { warp_sums[warp] = sum;
+        __syncthreads(); }",
+    )
+    .shows_at(&["before += warp_sums[w]", "total += warp_sums[w]", "__syncthreads();"]),
+    Mutant::new(
+        "plan-scan-stops-at-16",
+        Lane,
+        ANY,
+        "for (int step = 1; step < 32; step *= 2) {",
+        "for (int step = 1; step < 16; step *= 2) {",
+    ),
+    Mutant::new(
+        "plan-scan-predicate",
+        Predicate,
+        ANY,
+        "if (lane >= step) sum += below;",
+        "if (lane > step) sum += below;",
+    ),
+    Mutant::new(
+        "plan-first-lane-writes-sum",
+        Lane,
+        ANY,
+        "if (lane == 31) warp_sums[warp] = sum;",
+        "if (lane == 0) warp_sums[warp] = sum;",
+    ),
+    Mutant::new(
+        "plan-own-sum-counted",
+        Bound,
+        ANY,
+        "if (w < warp) before += warp_sums[w];",
+        "if (w <= warp) before += warp_sums[w];",
+    ),
+    Mutant::new(
+        "plan-inclusive-sum",
+        Bound,
+        ANY,
+        "span_tokens[index] = before + sum - length;",
+        "span_tokens[index] = before + sum;",
+    ),
+    Mutant::new("plan-carry-replaced", Overlap, ANY, "carry += total;", "carry = total;")
+        .needs(FEW_SPANS),
+    Mutant::new(
+        "plan-closed-spans",
+        Bound,
+        ANY,
+        "spans[index].y - spans[index].x : 0;",
+        "spans[index].y - spans[index].x + 1 : 0;",
+    ),
+    Mutant::new(
+        "plan-reads-past-spans",
+        Bound,
+        ANY,
+        "index < count ? spans[index].y",
+        "index <= count ? spans[index].y",
+    ),
+    Mutant::new(
+        "plan-last-row-left-out",
+        Uninitialised,
+        ANY,
+        "row <= rows; row += PLAN_THREADS",
+        "row < rows; row += PLAN_THREADS",
+    )
+    .shows_at(&["tokens(row_tokens[rows]), work(static_cast"]),
+    Mutant::new(
+        "plan-total-misplaced",
+        Bound,
+        ANY,
+        "if (threadIdx.x == 0) span_tokens[count] = carry;",
+        "if (threadIdx.x == 0) span_tokens[count - 1] = carry;",
+    )
+    .shows_at(&["row_tokens[row] = span_tokens[span_ptr[row]];"]),
+    Mutant::new(
+        "share-rounded-down",
+        Bound,
+        &[PADDED],
+        "share = (work + blocks - 1) / blocks;",
+        "share = work / blocks;",
+    ),
+    Mutant::new(
+        "work-in-32-bits",
+        Width,
+        ANY,
+        "work(static_cast<long long>(row_tokens[rows]) * kv_heads)",
+        "work(row_tokens[rows] * kv_heads)",
+    )
+    .needs(SMALL_CACHES),
+    Mutant::new(
+        "slots-of-neighbours-meet",
+        Slot,
+        &[PLAIN, PADDED],
+        "return 2 * block + (begins_here ? 1 : 0);",
+        "return block + (begins_here ? 1 : 0);",
+    ),
+    Mutant::new(
+        "one-slot-per-block",
+        Slot,
+        &[PLAIN, PADDED],
+        "return 2 * block + (begins_here ? 1 : 0);",
+        "return 2 * block;",
+    ),
+    Mutant::new(
+        "search-strict",
+        Predicate,
+        ANY,
+        "if (prefix[middle] <= value) low = middle;",
+        "if (prefix[middle] < value) low = middle;",
+    ),
+    Mutant::new(
+        "search-ends-early",
+        Bound,
+        ANY,
+        "while (high - low > 1) {",
+        "while (high - low > 2) {",
+    ),
+    // softmax.cuh
+    Mutant::new(
+        "lse-parenthesis",
+        Scale,
+        ANY,
+        "(m + log2_approximate(l)) * LN_2;",
+        "m + log2_approximate(l) * LN_2;",
+    ),
+    Mutant::new(
+        "lse-in-base-2",
+        Scale,
+        ANY,
+        "(m + log2_approximate(l)) * LN_2;",
+        "m + log2_approximate(l);",
+    ),
+    Mutant::new(
+        "log2-e-mistyped",
+        Scale,
+        ANY,
+        "LOG2_E = 1.4426950408889634f",
+        "LOG2_E = 1.4427950408889634f",
+    ),
+    Mutant::new(
+        "finite-sentinel",
+        Infinity,
+        ANY,
+        "__uint_as_float(0xff800000u)",
+        "-1e30f",
+    ),
+    Mutant::new(
+        "subtrahend-unguarded",
+        Infinity,
+        ANY,
+        "return m == minus_infinity() ? 0.f : m;",
+        "return m;",
+    ),
+    Mutant::new(
+        "normaliser-unguarded",
+        Infinity,
+        ANY,
+        "return l == 0.f ? 0.f : 1.f / l;",
+        "return 1.f / l;",
+    ),
+    Mutant::new(
+        "empty-lse-is-zero",
+        Infinity,
+        ANY,
+        "return l == 0.f ? minus_infinity() :",
+        "return l == 0.f ? 0.f :",
+    ),
+    // element.cuh
+    Mutant::new(
+        "f16-widened-in-reverse",
+        Packing,
+        ANY,
+        r"cvt.f32.f16 %0, a;\n cvt.f32.f16 %1, b;",
+        r"cvt.f32.f16 %0, b;\n cvt.f32.f16 %1, a;",
+    ),
+    Mutant::new(
+        "f16-packed-in-reverse",
+        Packing,
+        ANY,
+        r#"asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));"#,
+        r#"asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(low), "f"(high));"#,
+    ),
+    Mutant::new("f16-truncated", Packing, ANY, "cvt.rn.f16x2.f32", "cvt.rz.f16x2.f32"),
+    Mutant::new(
+        "bf16-truncated",
+        Packing,
+        &[WIDE, DIRECT_WIDE],
+        "cvt.rn.bf16x2.f32",
+        "cvt.rz.bf16x2.f32",
+    ),
+    Mutant::new(
+        "bf16-high-unmasked",
+        Packing,
+        &[WIDE, DIRECT_WIDE],
+        "high = __uint_as_float(packed & 0xffff0000u);",
+        "high = __uint_as_float(packed);",
+    ),
+    Mutant::new(
+        "bf16-widened-in-reverse",
+        Packing,
+        &[WIDE, DIRECT_WIDE],
+        "        low = __uint_as_float(packed << 16);
+        high = __uint_as_float(packed & 0xffff0000u);",
+        "        high = __uint_as_float(packed << 16);
+        low = __uint_as_float(packed & 0xffff0000u);",
+    ),
+    // memory.cuh
+    Mutant::new(
+        "unwanted-rows-copied",
+        ExtraBytes,
+        STAGED,
+        "const int bytes = wanted ? 16 : 0;",
+        "const int bytes = 16;",
+    ),
+    Mutant::new(
+        "half-rows-copied",
+        Bound,
+        STAGED,
+        "const int bytes = wanted ? 16 : 0;",
+        "const int bytes = wanted ? 8 : 0;",
+    ),
+    Mutant::new(
+        "wait-lax-by-one",
+        AsyncCopy,
+        STAGED,
+        r#""cp.async.wait_group %0;" ::"n"(PENDING)"#,
+        r#""cp.async.wait_group %0;" ::"n"(PENDING + 1)"#,
+    )
+    .shows_at(&["const uint4 u = *static", "const uint2 u = *static"]),
+    Mutant::new(
+        "words-loaded-in-other-order",
+        Operands,
+        DIRECT_BOTH,
+        r#": "=r"(r.word[0]), "=r"(r.word[1]), "=r"(r.word[2]), "=r"(r.word[3]) \"#,
+        r#": "=r"(r.word[0]), "=r"(r.word[2]), "=r"(r.word[1]), "=r"(r.word[3]) \"#,
+    ),
+    Mutant::new(
+        "shared-words-in-other-order",
+        Operands,
+        &[PLAIN],
+        "return {u.x, u.y, u.z, u.w};",
+        "return {u.x, u.y, u.w, u.z};",
+    ),
+    // kernels.cuh
+    Mutant::new(
+        "strides-exchanged",
+        Operands,
+        ANY,
+        "kv_heads, page_size, max_pages, page_stride, token_stride, head_stride, smallest_share,",
+        "kv_heads, page_size, max_pages, page_stride, head_stride, token_stride, smallest_share,",
+    ),
+    Mutant::new(
+        "scale-converted",
+        Scale,
+        ANY,
+        "__int_as_float(scale_bits)}",
+        "static_cast<float>(scale_bits)}",
+    ),
+    Mutant::new(
+        "merge-has-other-shares",
+        Slot,
+        SECOND,
+        "shares(row_tokens, rows, kv_heads, blocks, smallest_share);",
+        "shares(row_tokens, rows, kv_heads, gridDim.x, smallest_share);",
+    )
+    .shows_at(&["const float2 ml = __ldcg", "merge_into(sum, ml.x, ml.y, __ldcg(acc));"]),
+    Mutant::new(
+        "merge-rows-for-heads",
+        Head,
+        SECOND,
+        "a, shares, blockIdx.x / kv_heads, blockIdx.x % kv_heads);",
+        "a, shares, blockIdx.x / rows, blockIdx.x % rows);",
+    ),
+];
