@@ -5,6 +5,7 @@ mod artifact;
 mod bad_input;
 mod check;
 mod emulate;
+mod fuzz;
 mod run;
 mod tune;
 mod verbs;
