@@ -137,9 +137,17 @@ impl Case {
     }
 }
 
+/// Warp instructions of a block before it counts as hanging: more than ten times what any generated
+/// problem takes on one multiprocessor, and a fraction of a second.
+const INSTRUCTION_BUDGET: u64 = 1 << 25;
+
 /// The device of that name as a trial wants it. A GPU has neither seeds nor other sizes.
 pub fn open_for(name: &str, trial: &Trial) -> Result<Box<dyn Device>, DeviceError> {
-    let options = EmulatedOptions { seed: trial.schedule, ..EmulatedOptions::default() };
+    let options = EmulatedOptions {
+        seed: trial.schedule,
+        instruction_budget: INSTRUCTION_BUDGET,
+        ..EmulatedOptions::default()
+    };
     let built_in = name.strip_prefix("emulated:").and_then(|gpu| profile::find(gpu).ok());
     match (built_in, trial.multiprocessors) {
         (Some(mut profile), Some(count)) => {
