@@ -96,6 +96,8 @@ struct Summary {
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let chosen = choose(arguments)?;
     let compiler = Compiler::new(&notice::settings())?;
+    // Before the hunt: the checkout can move on while it lasts.
+    let environment = Environment::current(compiler.nvrtc().version());
     let (started_unix, started) = (unix_seconds(), Instant::now());
     let kernels: Vec<&str> = chosen
         .iter()
@@ -132,7 +134,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let mutants = reports?;
     let report = Report {
         started_unix,
-        environment: Environment::current(compiler.nvrtc().version()),
+        environment,
         seed: arguments.seed,
         limit_seconds: arguments.limit,
         most_cases: arguments.cases,
