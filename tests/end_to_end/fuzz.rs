@@ -14,9 +14,11 @@ fn broken_ring(folder: &Path) -> &'static str {
     "mine.cu"
 }
 
+/// Eight cases are one worker's turn: with more, whichever worker is first decides which of the bug's
+/// faults is found first.
 fn fuzz_broken_ring(folder: &Path) -> Ran {
     let source = broken_ring(folder);
-    spanforge(folder, ["fuzz", source, "--cases", "200", "--device", "emulated:h200"])
+    spanforge(folder, ["fuzz", source, "--cases", "8", "--device", "emulated:h200"])
 }
 
 fn case_file(folder: &Path) -> String {
