@@ -1,5 +1,5 @@
 //! A launch: arguments and limits checked, blocks run one after the other, their warps in turns,
-//! what stands still diagnosed.
+//! what stands still diagnosed. It is long because each way of standing still has its own diagnosis.
 
 use std::collections::HashMap;
 

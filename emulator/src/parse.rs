@@ -1,5 +1,5 @@
 //! Tokens to a tree. Hand-written and total: whatever the text, the answer is a tree or a
-//! [`LoadError`] with a line.
+//! [`LoadError`] with a line. The file is long because the grammar is one recursive descent.
 
 use std::collections::HashMap;
 

@@ -167,20 +167,19 @@ pub fn target_of(device: &dyn Device) -> Target {
     }
 }
 
-/// The kind of a fault: the name of the device's check, such as `uninitialised`, or `wrong-answer`,
-/// `not-repeatable`, `extra-bytes`, `overrun`; `driver` for what only a GPU's driver says.
-pub fn kind(fault: &Fault) -> String {
-    match fault {
-        // The findings follow the line that names the kernel, each as `check: message`.
-        Fault::Device(text) => {
-            let finding = text.lines().nth(1).and_then(|line| line.trim().split_once(": "));
-            finding.map_or_else(|| "driver".to_owned(), |(check, _)| check.to_owned())
+/// The kind of what a check found, if anything: the name of the device's check, such as
+/// `uninitialised`, or `wrong-answer`, `not-repeatable`, `extra-bytes`, `overrun`; `driver` for what
+/// only a GPU's driver says.
+pub fn kind(report: &CaseReport) -> Option<String> {
+    Some(match report.fault.as_ref()? {
+        Fault::Device(_) => {
+            report.findings.first().map_or_else(|| "driver".to_owned(), |f| f.check.to_string())
         }
         Fault::WrongAnswer(_) => "wrong-answer".into(),
         Fault::NotRepeatable(_) => "not-repeatable".into(),
         Fault::ExtraBytes(_) => "extra-bytes".into(),
         Fault::Overrun(_) => "overrun".into(),
-    }
+    })
 }
 
 /// The line of a fault that says most.

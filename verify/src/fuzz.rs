@@ -325,8 +325,7 @@ fn record(
     trial: Trial,
     report: CaseReport,
 ) {
-    let Some(fault) = &report.fault else { return };
-    let kind = kind(fault);
+    let Some(kind) = kind(&report) else { return };
     let kernel = shared.subjects[index].spec.to_string();
     if let Some(entry) = shared.options.ledger.tolerates(&kernel, &kind) {
         share.tolerated[entry] += 1;
@@ -366,7 +365,7 @@ fn smallest(
         }));
         // What cannot be run, or panics, is another matter than the fault looked for.
         let Ok(Ok(found)) = ended else { return Some(false) };
-        let same = found.fault.as_ref().is_some_and(|fault| kind(fault) == wanted);
+        let same = kind(&found).is_some_and(|kind| kind == wanted);
         if same {
             report = found;
         }
