@@ -2,6 +2,7 @@
 
 use crate::error::DeviceError;
 use serde::{Deserialize, Serialize};
+use spanforge_emulator::LineCount;
 use spanforge_emulator::counters::Counters;
 use std::collections::BTreeMap;
 
@@ -238,6 +239,13 @@ pub trait Device: Send + Sync {
     /// Runs one kernel over its whole grid. On a GPU it is queued; what goes wrong may surface at
     /// the next download. On an emulated device every finding of the checks is an error here.
     fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError>;
+
+    /// How often the source lines of loaded code were executed in all launches so far, where the
+    /// device counts lines: those of all its kernels, executed or not, in order. Else empty.
+    fn line_counts(&self, module: ModuleId) -> Result<Vec<LineCount>, DeviceError> {
+        let _ = module;
+        Ok(Vec::new())
+    }
 
     /// Times the launches, run in order, as one sequence, and leaves unspecified what is in their
     /// output buffers. On a GPU every launch must have run correctly before. An emulated device

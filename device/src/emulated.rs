@@ -10,8 +10,8 @@ use crate::error::DeviceError;
 use spanforge_emulator as emulator;
 use spanforge_emulator::counters::{Counters, SECTOR_BYTES};
 use spanforge_emulator::profile::Profile;
-use spanforge_emulator::{BlockSelection, cost};
-use std::collections::BTreeMap;
+use spanforge_emulator::{BlockSelection, LineCount, cost};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Launches of no more blocks than this are executed in full when they are timed, so that what a
@@ -25,6 +25,9 @@ pub struct EmulatedOptions {
     pub checks: bool,
     /// Whether launches are counted.
     pub counters: bool,
+    /// Whether executions of source lines are counted, for [`Device::line_counts`]; needs
+    /// `counters`.
+    pub lines: bool,
     /// Seed of the schedule of warps.
     pub seed: u64,
     /// Warp instructions that one block may run before it counts as hanging.
@@ -35,7 +38,7 @@ impl Default for EmulatedOptions {
     /// The budget of 2^28 is a hundred times what a block of the largest decode launches runs, and is
     /// used up within seconds: an endless loop is found while somebody waits for it.
     fn default() -> Self {
-        Self { checks: true, counters: true, seed: 0, instruction_budget: 1 << 28 }
+        Self { checks: true, counters: true, lines: false, seed: 0, instruction_budget: 1 << 28 }
     }
 }
 
@@ -44,7 +47,38 @@ pub struct EmulatedDevice {
     profile: Profile,
     properties: DeviceProperties,
     options: EmulatedOptions,
+    shared: Option<Arc<SharedCode>>,
     state: Mutex<State>,
+}
+
+/// Parsed code that devices made one after another have in common: parsing costs as much as running
+/// a small problem. It keeps the code that was loaded last.
+#[derive(Default)]
+pub struct SharedCode(Mutex<VecDeque<(String, Arc<emulator::Module>)>>);
+
+/// Modules that [`SharedCode`] keeps: some 100 MB of decode kernels.
+const MODULES_KEPT: usize = 64;
+
+impl SharedCode {
+    fn parse(&self, ptx: &str) -> Result<Arc<emulator::Module>, emulator::LoadError> {
+        let lock = || self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut kept = lock();
+        if let Some(at) = kept.iter().position(|(text, _)| text == ptx)
+            && let Some(found) = kept.remove(at)
+        {
+            let code = found.1.clone();
+            kept.push_back(found);
+            return Ok(code);
+        }
+        drop(kept);
+        let code = Arc::new(emulator::Module::parse(ptx)?);
+        let mut kept = lock();
+        if kept.len() >= MODULES_KEPT {
+            kept.pop_front();
+        }
+        kept.push_back((ptx.to_owned(), code.clone()));
+        Ok(code)
+    }
 }
 
 struct State {
@@ -53,10 +87,12 @@ struct State {
     buffers: BTreeMap<u64, (String, usize)>,
     modules: BTreeMap<u64, Arc<Loaded>>,
     last_module: u64,
+    /// Executions of each instruction by module and kernel, where lines are counted.
+    executed: BTreeMap<(u64, String), Vec<u64>>,
 }
 
 struct Loaded {
-    code: emulator::Module,
+    code: Arc<emulator::Module>,
     resources: BTreeMap<String, Resources>,
 }
 
@@ -83,8 +119,14 @@ impl EmulatedDevice {
             buffers: BTreeMap::new(),
             modules: BTreeMap::new(),
             last_module: 0,
+            executed: BTreeMap::new(),
         };
-        Self { profile, properties, options, state: Mutex::new(state) }
+        Self { profile, properties, options, shared: None, state: Mutex::new(state) }
+    }
+
+    /// The same device taking code that another has parsed before from `shared`.
+    pub fn sharing(self, shared: Arc<SharedCode>) -> Self {
+        Self { shared: Some(shared), ..self }
     }
 
     /// The profile that times are predicted with.
@@ -258,7 +300,11 @@ impl Device for EmulatedDevice {
             architecture: image.architecture.clone(),
             reason,
         };
-        let code = emulator::Module::parse(&image.ptx).map_err(|error| bad(error.to_string()))?;
+        let code = match &self.shared {
+            Some(shared) => shared.parse(&image.ptx),
+            None => emulator::Module::parse(&image.ptx).map(Arc::new),
+        };
+        let code = code.map_err(|error| bad(error.to_string()))?;
         if code.kernel_names().is_empty() {
             return Err(bad("there is no kernel in its PTX".into()));
         }
@@ -275,17 +321,44 @@ impl Device for EmulatedDevice {
     }
 
     fn unload(&self, module: ModuleId) -> Result<(), DeviceError> {
-        let removed = self.state().modules.remove(&module.0);
+        let mut state = self.state();
+        state.executed.retain(|(id, _), _| *id != module.0);
+        let removed = state.modules.remove(&module.0);
         removed.map(drop).ok_or(DeviceError::UnknownModule(module.0))
     }
 
     fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError> {
-        let EmulatedOptions { checks, counters, seed, instruction_budget } = self.options;
-        let options =
-            emulator::Options { checks, counters, seed, instruction_budget, ..Default::default() };
-        let report = self.execute(&mut self.state(), launch, &options)?;
+        let EmulatedOptions { checks, counters, lines, seed, instruction_budget } = self.options;
+        let options = emulator::Options {
+            checks,
+            counters,
+            lines,
+            seed,
+            instruction_budget,
+            ..Default::default()
+        };
+        let mut state = self.state();
+        let mut report = self.execute(&mut state, launch, &options)?;
+        if lines {
+            let now = std::mem::take(&mut report.executed);
+            let sum = state.executed.entry((launch.module.0, launch.kernel.clone())).or_default();
+            sum.resize(now.len().max(sum.len()), 0);
+            sum.iter_mut().zip(now).for_each(|(sum, now)| *sum += now);
+        }
         let counted = faultless(launch, report)?;
         Ok(LaunchReport { counters: counters.then_some(counted) })
+    }
+
+    fn line_counts(&self, module: ModuleId) -> Result<Vec<LineCount>, DeviceError> {
+        let state = self.state();
+        let id = module.0;
+        let code = &state.modules.get(&id).ok_or(DeviceError::UnknownModule(id))?.code;
+        let none = Vec::new();
+        let counts = code.kernel_names().into_iter().flat_map(|name| {
+            let executed = state.executed.get(&(id, name.to_owned())).unwrap_or(&none);
+            code.kernel(name).map(|kernel| kernel.line_counts(executed)).unwrap_or_default()
+        });
+        Ok(LineCount::merged(if self.options.lines { counts.collect() } else { Vec::new() }))
     }
 
     /// Predicts once. Launches of at most [`BLOCKS_IN_FULL`] blocks are executed in full; of larger

@@ -39,7 +39,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use spanforge_emulator as emulator;
 use spanforge_emulator::counters::Counters;
-use spanforge_emulator::{Finding, Memory, Module, profile};
+use spanforge_emulator::{Finding, LineCount, Memory, Module, profile};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -160,6 +160,8 @@ pub struct Emulation {
     pub counters: Counters,
     /// What the kernel printed with `printf`: the first MiB of it.
     pub printed: String,
+    /// How often each source line of the kernel was executed, where its PTX has line information.
+    pub lines: Vec<LineCount>,
     /// The files to write and their contents; empty where a check reported.
     pub outputs: Vec<(PathBuf, Vec<u8>)>,
 }
@@ -258,6 +260,13 @@ impl LaunchFile {
         &self.entry
     }
 
+    /// The file of the kernel's code: CUDA source or PTX.
+    pub fn code(&self) -> &Path {
+        match &self.code {
+            Code::Ptx(path) | Code::Source { path, .. } => path,
+        }
+    }
+
     /// Blocks and threads of a block, in x, y and z.
     pub fn shape(&self) -> ([u32; 3], [u32; 3]) {
         (self.grid, self.block)
@@ -296,12 +305,15 @@ impl LaunchFile {
         let options = emulator::Options {
             checks: true,
             counters: true,
+            lines: true,
             seed,
             instruction_budget: self.instruction_budget,
             ..Default::default()
         };
         let failed = |source| LaunchFileError::Launch { path: self.path.clone(), source };
         let report = emulator::launch(&module, &mut memory, &launch, &options).map_err(failed)?;
+        let kernel = module.kernel(&self.entry);
+        let lines = kernel.map(|kernel| kernel.line_counts(&report.executed)).unwrap_or_default();
         let mut outputs = Vec::new();
         if report.findings.is_empty() {
             for output in &self.outputs {
@@ -316,6 +328,7 @@ impl LaunchFile {
             findings: report.findings,
             counters: report.counters,
             printed: report.printed,
+            lines,
             outputs,
         })
     }

@@ -16,7 +16,7 @@ pub mod settings;
 pub use compiler::{Architecture, Compiler, Source, Target};
 pub use cuda::CudaDevice;
 pub use device::*;
-pub use emulated::{EmulatedDevice, EmulatedOptions};
+pub use emulated::{EmulatedDevice, EmulatedOptions, SharedCode};
 pub use error::{CompileError, CubinError, DeviceError, NvrtcError};
 pub use nvrtc::Nvrtc;
 pub use open::{default_device, default_spec, emulated_specs, open, open_with};

@@ -14,7 +14,7 @@ use crate::memory::{LOCAL_BASE, PARAMETER_BASE, SHARED_BASE, WINDOW_BITS};
 use crate::moves;
 use crate::op::{ALIGNED, Class, Code, SIGNED, UNGUARDED, WIDE_ADDRESS, WIDE_DATA};
 use crate::op::{Exec, Op, nothing};
-use crate::syntax::{Found, Instruction, Operand, Space, Type};
+use crate::syntax::{Found, Instruction, Operand, Place, Space, Type};
 
 /// An operation whose operands are not yet slots.
 #[derive(Clone)]
@@ -28,7 +28,7 @@ pub(crate) struct Pending {
     pub targets: Vec<Target>,
     pub line: u32,
     pub text: String,
-    pub source: Option<(u32, u32)>,
+    pub source: Option<Place>,
 }
 
 /// Where control may go.
@@ -525,7 +525,7 @@ impl<'t> At<'_, 't> {
             targets: Vec::new(),
             line: self.i.line,
             text: String::new(),
-            source: self.i.source,
+            source: self.i.source.clone(),
         });
         let pending = &mut self.linker.code[at];
         pending.text = self.i.text.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -42,12 +42,18 @@ impl fmt::Display for Check {
 }
 
 /// A line of CUDA source.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SourceLine {
     /// File, as the compiler was given it.
     pub file: String,
     /// Line, from 1.
     pub line: u32,
+}
+
+impl fmt::Display for SourceLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
 }
 
 /// One error in a kernel.
@@ -65,6 +71,10 @@ pub struct Finding {
     pub ptx_line: u32,
     /// The CUDA line it came from, where the PTX has line information.
     pub source: Option<SourceLine>,
+    /// Where its function was inlined, the line of the call, then that of the call of that, and so
+    /// on out to the kernel.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inlined_at: Vec<SourceLine>,
     /// Block index.
     pub block: [u32; 3],
     /// Warp of the block.
@@ -83,7 +93,10 @@ impl fmt::Display for Finding {
         }
         write!(f, ", in `{}` (PTX line {}", self.instruction, self.ptx_line)?;
         if let Some(source) = &self.source {
-            write!(f, ", {}:{}", source.file, source.line)?;
+            write!(f, ", {source}")?;
+        }
+        for call in &self.inlined_at {
+            write!(f, ", inlined at {call}")?;
         }
         let [x, y, z] = self.block;
         write!(f, ") of kernel `{}`, block ({x}, {y}, {z}), warp {}", self.kernel, self.warp)?;

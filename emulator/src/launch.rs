@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::counters::{BufferTraffic, Counters};
 use crate::error::LaunchError;
-use crate::findings::{Check, Fault, Finding, SourceLine, lane_list};
+use crate::findings::{Check, Fault, Finding, lane_list};
 use crate::kernel::{Kernel, Module};
 use crate::lanes::wide_is_available;
 use crate::link::SpecialRegister;
@@ -84,6 +84,8 @@ pub struct Options {
     pub checks: bool,
     /// Count instructions and memory traffic.
     pub counters: bool,
+    /// Count executions of each instruction, in [`Report::executed`]; needs `counters`.
+    pub lines: bool,
     /// 0 runs warps in order; any other value picks a schedule, the same for the same seed.
     pub seed: u64,
     /// Blocks to run.
@@ -97,6 +99,7 @@ impl Default for Options {
         Self {
             checks: true,
             counters: true,
+            lines: false,
             seed: 0,
             blocks: BlockSelection::All,
             instruction_budget: 1 << 32,
@@ -114,6 +117,10 @@ pub struct Report {
     /// What the kernel printed with `printf`: the first MiB of it.
     #[serde(default)]
     pub printed: String,
+    /// Warps that executed each instruction, with `Options::lines`, for
+    /// [`Kernel::line_counts`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub executed: Vec<u64>,
 }
 
 /// Runs a kernel to its end or to its first finding.
@@ -200,10 +207,14 @@ pub(crate) fn launch_on(
     } else {
         counters = Counters { blocks: counters.blocks, ..Counters::default() };
     }
+    let executed = match options.counters && options.lines {
+        true => run.machine.executed.iter().map(|executed| executed.warps).collect(),
+        false => Vec::new(),
+    };
     let printed = std::mem::take(&mut run.machine.printed);
     memory.modules.insert(module.id, variables);
     memory.after_launch();
-    Ok(Report { counters, findings: finding.into_iter().collect(), printed })
+    Ok(Report { counters, findings: finding.into_iter().collect(), printed, executed })
 }
 
 fn parameter_block(kernel: &Kernel, arguments: &[Argument]) -> Result<Vec<u8>, LaunchError> {
@@ -595,16 +606,15 @@ impl Run<'_, '_> {
     fn finding(&self, block: [u32; 3], warp: usize, pc: usize, fault: Fault) -> Finding {
         let kernel = self.machine.kernel;
         let note = &kernel.notes[pc.min(kernel.notes.len() - 1)];
-        let source = note.source.and_then(|(file, line)| {
-            kernel.files.get(&file).map(|file| SourceLine { file: file.clone(), line })
-        });
+        let mut places = kernel.places(note);
         Finding {
             check: fault.check,
             message: fault.message,
             kernel: kernel.name.clone(),
             instruction: note.text.clone(),
             ptx_line: note.line,
-            source,
+            source: places.next(),
+            inlined_at: places.collect(),
             block,
             warp: warp as u32,
             lanes: lane_list(fault.lanes),

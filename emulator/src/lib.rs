@@ -39,6 +39,7 @@ mod atomic;
 mod convert;
 pub mod cost;
 pub mod counters;
+mod coverage;
 mod decode;
 mod error;
 mod exchange;
@@ -63,6 +64,7 @@ mod shadow;
 mod syntax;
 
 pub use counters::Counters;
+pub use coverage::LineCount;
 pub use error::{LaunchError, LoadError, MemoryError};
 pub use findings::{Check, Finding, SourceLine};
 pub use kernel::{Kernel, Module, Parameter};

@@ -178,7 +178,7 @@ pub(crate) fn link<'t>(
         .map(|pending| Note {
             line: pending.line,
             text: pending.text.clone(),
-            source: pending.source,
+            source: pending.source.clone(),
             class: pending.class,
         })
         .collect();

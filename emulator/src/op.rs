@@ -1,7 +1,7 @@
 //! The decoded instruction: everything the execution loop needs, names resolved to slots.
 
 use crate::registers::Registers;
-use crate::syntax::Space;
+use crate::syntax::{Place, Space};
 
 /// Runs one arithmetic instruction on the lanes of a mask.
 ///
@@ -101,6 +101,6 @@ pub(crate) fn nothing(_: &mut Registers, _: &Op, _: u32) {}
 pub(crate) struct Note {
     pub line: u32,
     pub text: String,
-    pub source: Option<(u32, u32)>,
+    pub source: Option<Place>,
     pub class: Class,
 }

@@ -6,7 +6,9 @@ use std::collections::HashMap;
 use crate::decode::INDIRECT;
 use crate::error::LoadError;
 use crate::lex::{Kind, Token, tokens};
-use crate::syntax::{Function, Instruction, Operand, Scope, Space, Symbol, Tree, Type, Variable};
+use crate::syntax::{
+    Function, Instruction, Operand, Place, Scope, Space, Symbol, Tree, Type, Variable,
+};
 
 /// Registers one function may declare; NVRTC stays far below, a hostile file may not.
 const MOST_REGISTERS: u64 = 1 << 16;
@@ -477,12 +479,55 @@ impl<'a> Parser<'a> {
         Ok(out)
     }
 
+    /// The rest of a `.loc` on this line of the text. Where a function was inlined, the directive
+    /// names the place of the call only; that place has had a directive of its own before (PTX ISA,
+    /// section 11.5.3), from which the calls further out follow. Line 0 means none in particular.
+    fn place(
+        &mut self,
+        text_line: u32,
+        places: &mut HashMap<[u64; 3], Place>,
+    ) -> Parsed<Option<Place>> {
+        const DEEPEST: usize = 64;
+        let three = |parser: &mut Self| -> Parsed<[u64; 3]> {
+            let file = parser.integer("a file number")?;
+            let line = parser.integer("a line number")?;
+            let column = match parser.peek() {
+                Some(Kind::Integer(_)) => parser.integer("a column")?,
+                _ => 0,
+            };
+            Ok([file, line, column])
+        };
+        let place = three(self)?;
+        let mut call = None;
+        while self.tokens.get(self.at).is_some_and(|token| token.line == text_line) {
+            let inlined = self.peek() == Some(Kind::Word("inlined_at"));
+            self.at += 1;
+            if inlined {
+                call = Some(three(self)?);
+            }
+        }
+        let narrow =
+            |[file, line, _]: [u64; 3]| u32::try_from(file).ok().zip(u32::try_from(line).ok());
+        let Some(own) = narrow(place).filter(|(_, line)| *line > 0) else { return Ok(None) };
+        let mut chain = vec![own];
+        if let Some(call) = call {
+            match places.get(&call) {
+                Some(calls) => chain.extend(calls.iter().take(DEEPEST)),
+                None => chain.extend(narrow(call)),
+            }
+        }
+        let chain: Place = chain.into();
+        places.insert(place, chain.clone());
+        Ok(Some(chain))
+    }
+
     fn body(&mut self, function: &mut Function<'a>) -> Parsed<()> {
         let opened = self.line();
         self.expect(b'{')?;
         let mut scopes = vec![0usize];
         let mut body: Vec<Instruction<'a>> = Vec::new();
         let mut source = None;
+        let mut places = HashMap::new();
         while let Some(&scope) = scopes.last() {
             let Some(kind) = self.peek() else {
                 return Err(LoadError::new(
@@ -509,12 +554,7 @@ impl<'a> Parser<'a> {
                 Kind::Word(".loc") => {
                     let line = self.line();
                     self.at += 1;
-                    let file = self.integer("a file number")?;
-                    let number = self.integer("a line number")?;
-                    source = u32::try_from(file).ok().zip(u32::try_from(number).ok());
-                    while self.tokens.get(self.at).is_some_and(|token| token.line == line) {
-                        self.at += 1;
-                    }
+                    source = self.place(line, &mut places)?;
                 }
                 Kind::Word(".file") => self.skip_line(),
                 Kind::Word(".pragma") => {
@@ -566,7 +606,7 @@ impl<'a> Parser<'a> {
                 }
                 Kind::Word(_) | Kind::Sign(b'@') => {
                     let mut instruction = self.instruction(scope)?;
-                    instruction.source = source;
+                    instruction.source.clone_from(&source);
                     body.push(instruction);
                 }
                 _ => return self.error("expected an instruction, a label or a directive"),

@@ -2,6 +2,7 @@
 //! registers, labels and variables of one spelling in different blocks stay apart.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Element types of instructions and variables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -168,9 +169,12 @@ pub(crate) struct Instruction<'a> {
     pub scope: usize,
     pub line: u32,
     pub text: &'a str,
-    /// CUDA file number and line, when `-lineinfo` gave one.
-    pub source: Option<(u32, u32)>,
+    pub source: Option<Place>,
 }
+
+/// A place in CUDA source, when `-lineinfo` gave one: file number and line of the instruction, then
+/// of the call that put it there where its function was inlined, then of the call of that, and so on.
+pub(crate) type Place = Arc<[(u32, u32)]>;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Symbol {

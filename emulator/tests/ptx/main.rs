@@ -2,6 +2,7 @@
 
 mod checks;
 mod counts;
+mod coverage;
 mod floats;
 mod integers;
 mod kernels;
