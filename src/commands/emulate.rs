@@ -7,10 +7,11 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use spanforge_device::launch_file::{Emulation, LaunchFile};
-use spanforge_emulator::Finding;
 use spanforge_emulator::counters::{Counters, GlobalTraffic, SharedTraffic};
+use spanforge_emulator::{Finding, LineCount};
+use spanforge_verify::SourceMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Run any kernel on the emulator, with checks and counters
 ///
@@ -25,6 +26,9 @@ pub struct Arguments {
     /// Seed of the order in which warps run
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// Print the source with how often each line was executed
+    #[arg(long)]
+    coverage: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -60,12 +64,14 @@ struct Report<'a> {
     findings: &'a [Finding],
     counters: &'a Counters,
     printed: &'a str,
+    /// How often each source line was executed.
+    lines: &'a [LineCount],
     outputs: Vec<String>,
 }
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let file = LaunchFile::read(&arguments.launch)?;
-    let Emulation { findings, counters, printed, outputs } =
+    let Emulation { findings, counters, printed, lines, outputs } =
         file.run(&notice::settings(), arguments.seed)?;
     atomic_file::write_all(outputs.iter().map(|(path, data)| (path.as_path(), data.as_slice())))?;
     let (grid, block) = file.shape();
@@ -77,12 +83,16 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         findings: &findings,
         counters: &counters,
         printed: &printed,
+        lines: &lines,
         outputs: outputs.iter().map(|(path, _)| path.display().to_string()).collect(),
     };
     if arguments.json {
         write_json(out, &report)?;
     } else {
         print(&report, out)?;
+        if arguments.coverage {
+            print_listing(&lines, file.code(), out)?;
+        }
     }
     Ok(if report.passed { Outcome::Done } else { Outcome::CheckFailed })
 }
@@ -202,4 +212,59 @@ fn print_counters(c: &Counters, out: &mut dyn Write) -> Result<()> {
         writeln!(out)?;
     }
     Ok(())
+}
+
+/// The source with the counts of its lines: the warps that came by, and the warp instructions of the
+/// line itself. `-` marks lines without code, `#####` lines that no warp has executed.
+fn print_listing(counts: &[LineCount], code: &Path, out: &mut dyn Write) -> Result<()> {
+    if counts.is_empty() {
+        writeln!(out, "the PTX has no line information: compile it with -lineinfo")?;
+        return Ok(());
+    }
+    let own = fs_err::read_to_string(code).unwrap_or_default();
+    // NVRTC is given the source under its path.
+    let own = SourceMap::new(&code.display().to_string(), &own);
+    for of_file in counts.chunk_by(|a, b| a.line.file == b.line.file) {
+        let Some(name) = of_file.first().map(|count| count.line.file.as_str()) else { continue };
+        let executed = of_file.iter().filter(|count| count.warps > 0).count();
+        writeln!(out, "{name}: {executed} of {} lines with code executed", of_file.len())?;
+        writeln!(out, "{:>12} {:>14} {:>6}", "warps", "instructions", "line")?;
+        let listing = match own.lines().any(|(file, ..)| file == name) {
+            true => own.clone(),
+            false => SourceMap::new(name, &text_of(name, code)),
+        };
+        let mut counts = of_file.iter().peekable();
+        let mut lines = listing.lines().filter(|(file, ..)| *file == name).peekable();
+        // By line number; a file that cannot be read has counts only.
+        loop {
+            let line = match (counts.peek(), lines.peek()) {
+                (Some(count), Some((_, line, _))) => count.line.line.min(*line),
+                (Some(count), None) => count.line.line,
+                (None, Some((_, line, _))) => *line,
+                (None, None) => break,
+            };
+            let count = counts.next_if(|count| count.line.line == line);
+            let text =
+                lines.next_if(|(_, number, _)| *number == line).map_or("", |(.., text)| text);
+            let (warps, instructions) = match count {
+                None => ("-".to_owned(), String::new()),
+                Some(count) if count.warps == 0 => ("#####".to_owned(), String::new()),
+                Some(count) => (grouped(count.warps), grouped(count.instructions)),
+            };
+            writeln!(
+                out,
+                "{}",
+                format!("{warps:>12} {instructions:>14} {line:>6}  {text}").trim_end()
+            )?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// The text of a file that the line information names: as it is named, or beside the kernel's code.
+fn text_of(name: &str, code: &Path) -> String {
+    let beside = code.parent().map(|folder| folder.join(name));
+    let places = std::iter::once(PathBuf::from(name)).chain(beside);
+    places.filter_map(|place| fs_err::read_to_string(place).ok()).next().unwrap_or_default()
 }

@@ -180,3 +180,27 @@ fn ptx_that_the_emulator_does_not_know_is_refused_with_its_line() {
     let ran = spanforge(here.path(), ["emulate", "launch.json"]).expect(2);
     ran.says("k.ptx").says("line 6").says("frobnicate");
 }
+
+#[test]
+fn the_listing_shows_what_was_executed() {
+    let here = folder();
+    let launch = saxpy(here.path());
+    let guarded = SAXPY
+        .replace("    if (i < n)", "    if (i > 1000)\n        y[0] = x[0] / a;\n    if (i < n)");
+    fs::write(here.path().join("saxpy.cu"), guarded).unwrap();
+    write(here.path(), &launch);
+    let ran = spanforge(here.path(), ["emulate", "launch.json", "--coverage"]).expect(0);
+    // The four warps of 100 threads; nobody comes by line 4.
+    let line = |number: &str, text: &str| {
+        let found = ran.out.lines().find(|line| line.ends_with(text)).expect(text);
+        assert!(found.contains(number), "{found}");
+        found.split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(line(" 3  ", "if (i > 1000)"), "4");
+    assert_eq!(line(" 4  ", "y[0] = x[0] / a;"), "#####");
+    assert_eq!(line(" 5  ", "y[i] = a * x[i] + y[i];"), "4");
+    assert_eq!(line(" 6  ", "}"), "4");
+    let report = spanforge(here.path(), ["emulate", "launch.json", "--json"]).expect(0).json();
+    let lines = report["lines"].as_array().unwrap();
+    assert!(lines.iter().any(|line| line["line"]["line"] == 4 && line["warps"] == 0), "{lines:?}");
+}

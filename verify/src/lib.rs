@@ -11,6 +11,7 @@ pub mod ledger;
 pub mod mutants;
 pub mod recipe;
 pub mod shrink;
+pub mod source_map;
 pub mod workers;
 
 pub use agreement::{Agreement, agreement};
@@ -18,4 +19,5 @@ pub use case::{Case, CaseError, Trial};
 pub use check::{CaseReport, Fault, VerifyError, check_problem, check_seeds, compare_with_oracle};
 pub use generate::{Edges, generate, generate_recipe};
 pub use recipe::{Recipe, RecipeError};
+pub use source_map::SourceMap;
 pub use workers::check_with_workers;

@@ -10,13 +10,14 @@ mod shared;
 
 pub use run::{Catch, Hunt, HuntError, HuntOptions, MutantReport, NamedLine, baseline, hunt};
 
+use crate::source_map::SourceMap;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use spanforge_device::Source;
 use spanforge_kernels::KernelSpec;
 use spanforge_kernels::render::{RenderError, render};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// What sort of mistake a mutant is.
@@ -136,19 +137,19 @@ pub struct Planted {
     pub file: String,
     /// Its changed lines, from 1.
     pub lines: BTreeSet<u32>,
-    /// All lines of the source before the change, by file and number.
-    original: BTreeMap<(String, u32), String>,
+    /// The source before the change.
+    original: SourceMap,
 }
 
 impl Planted {
     /// Whether the source before the change has a line with that text.
     pub fn has_line_with(&self, text: &str) -> bool {
-        self.original.values().any(|line| line.contains(text))
+        self.original.lines().any(|(.., line)| line.contains(text))
     }
 
     /// A line of the source before the change.
     pub fn original_line(&self, file: &str, line: u32) -> Option<&str> {
-        self.original.get(&(file.to_owned(), line)).map(String::as_str)
+        self.original.text(file, line)
     }
 }
 
@@ -186,34 +187,13 @@ pub fn plant(mutant: &Mutant, spec: &KernelSpec) -> Result<Planted, PlantError> 
     if mutant.text.lines().count() != mutant.replacement.split('\n').count() {
         return Err(PlantError::OtherLength(mutant.name));
     }
-    let original = lines_by_place(&rendered.text);
+    let original = SourceMap::new(&rendered.name, &rendered.text);
     let text = rendered.text.replacen(mutant.text, mutant.replacement, 1);
-    let changed = lines_by_place(&text);
-    let lines: Vec<&(String, u32)> = original
-        .iter()
-        .filter(|(place, line)| changed.get(place) != Some(line))
-        .map(|l| l.0)
-        .collect();
-    let file = lines.first().map(|(file, _)| file.clone()).unwrap_or_default();
-    let lines = lines.iter().map(|(_, line)| *line).collect();
+    let planted = SourceMap::new(&rendered.name, &text);
+    let changed = planted.changed_from(&original);
+    let file = changed.first().map(|(file, _)| (*file).to_owned()).unwrap_or_default();
+    let lines = changed.into_iter().map(|(_, line)| line).collect();
     Ok(Planted { source: Source::new(rendered.name, text), file, lines, original })
-}
-
-/// The lines of a rendered source by the file and line that its `#line` markers say.
-fn lines_by_place(text: &str) -> BTreeMap<(String, u32), String> {
-    let (mut file, mut number) = (String::new(), 0);
-    let mut lines = BTreeMap::new();
-    for line in text.lines() {
-        let marker = line.strip_prefix("#line ").and_then(|rest| rest.split_once(' '));
-        if let Some((first, name)) = marker {
-            file = name.trim_matches('"').to_owned();
-            number = first.parse().unwrap_or(0);
-        } else {
-            lines.insert((file.clone(), number), line.to_owned());
-            number += 1;
-        }
-    }
-    lines
 }
 
 /// The kernels that bugs are planted in: among them every load path, home of queries and way to

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use spanforge_device::{
     CompileError, Compiler, Device, DeviceError, EmulatedOptions, Image, Source, Target,
 };
+use spanforge_emulator::SourceLine;
 use spanforge_kernels::configuration::IdError;
 use spanforge_kernels::render::{RenderError, render};
 use spanforge_kernels::{Decoder, KernelSpec};
@@ -107,8 +108,8 @@ pub struct NamedLine {
     pub file: String,
     /// Line, from 1.
     pub line: u32,
-    /// Whether it leads to the bug: it was changed, or it reads what the changed line should have
-    /// ordered or written.
+    /// Whether it leads to the bug: it, or the line of a call by which it was inlined, was changed or
+    /// reads what the changed line should have ordered or written.
     pub right: bool,
 }
 
@@ -275,11 +276,15 @@ fn search(
             (Fault::Overrun(_), _) => "overrun".to_owned(),
         };
         let (id, _, planted) = &kernels[kernel];
-        let line = finding.and_then(|finding| finding.source.as_ref()).map(|place| {
+        let leads_there = |place: &SourceLine| {
             let changed = place.file == planted.file && planted.lines.contains(&place.line);
             let text = planted.original_line(&place.file, place.line).unwrap_or_default();
-            let right = changed || mutant.shows_at.iter().any(|part| text.contains(part));
-            NamedLine { file: place.file.clone(), line: place.line, right }
+            changed || mutant.shows_at.iter().any(|part| text.contains(part))
+        };
+        let line = finding.and_then(|finding| {
+            let place = finding.source.as_ref()?;
+            let right = leads_there(place) || finding.inlined_at.iter().any(leads_there);
+            Some(NamedLine { file: place.file.clone(), line: place.line, right })
         });
         return Ok(Hunt::Caught(Catch {
             check,
