@@ -223,7 +223,7 @@ struct Place<'m> {
 
 #[cold]
 #[inline(never)]
-fn describe_shared(machine: &crate::kernel::Kernel, offset: u64) -> String {
+pub(crate) fn describe_shared(machine: &crate::kernel::Kernel, offset: u64) -> String {
     let dynamic = u64::from(machine.dynamic_base);
     if offset >= dynamic && offset < 1 << 30 {
         return format!("dynamic shared memory + {}", offset - dynamic);
@@ -237,7 +237,7 @@ fn describe_shared(machine: &crate::kernel::Kernel, offset: u64) -> String {
 impl Machine<'_> {
     /// The allocation of a window, as an index into the allocations or the module's variables.
     #[inline(always)]
-    fn window(&mut self, window: u64) -> Option<&mut Allocation> {
+    pub(crate) fn window(&mut self, window: u64) -> Option<&mut Allocation> {
         let module = MODULE_BASE >> WINDOW_BITS;
         if window >= module {
             self.module.get_mut((window - module) as usize)
@@ -248,7 +248,7 @@ impl Machine<'_> {
 
     #[cold]
     #[inline(never)]
-    fn name_of(&mut self, space: Space, window: u64, offset: u64) -> String {
+    pub(crate) fn name_of(&mut self, space: Space, window: u64, offset: u64) -> String {
         match space {
             Space::Shared => describe_shared(self.kernel, offset),
             Space::Local => format!("local memory + {offset}"),
@@ -453,6 +453,11 @@ impl Machine<'_> {
                 format!("read of {width} bytes past the end of a shared variable"),
             )
             .at(name);
+        }
+        if space == Space::Shared && self.in_flight(offset, width as u64) {
+            let message =
+                format!("read of {width} bytes that a bulk copy writes which was not waited for");
+            return Fault::new(Check::AsyncHazard, bad, message).at(name);
         }
         let why = if in_flight {
             "whose asynchronous copy this warp has not waited for"

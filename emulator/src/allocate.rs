@@ -4,7 +4,7 @@
 //! dozen live at once. Sharing slots keeps a warp's registers in the first-level cache: a file of
 //! about 8 KB instead of 130 KB for a decode kernel.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::decode::Pending;
 use crate::link::{SpecialRegister, Value};
@@ -13,10 +13,11 @@ use crate::syntax::Type;
 
 pub(crate) struct Assigned {
     pub code: Vec<Op>,
-    /// Operands of `mma`: accumulators out, then sources.
+    /// Operands of instructions that have many: destinations, then sources.
     pub lists: Vec<Vec<u16>>,
     /// Targets of `brx.idx`.
     pub tables: Vec<Vec<u32>>,
+    pub warpgroup_uses: Vec<Vec<(u16, bool)>>,
     pub slots: usize,
     pub first_register: usize,
     pub predicates: usize,
@@ -105,7 +106,7 @@ pub(crate) fn assign(
                 Value::SinkPredicate => SINK_PREDICATE,
             }
         };
-        if op.code == Code::MatrixMultiply {
+        if has_list(op.code) {
             op.imm = lists.len() as i64;
             let list: Vec<u16> = pending.d.iter().chain(&pending.s).map(&mut slot).collect();
             lists.push(list);
@@ -140,6 +141,7 @@ pub(crate) fn assign(
         code: out,
         lists,
         tables,
+        warpgroup_uses: warpgroup_uses(code, registers, &register_slots),
         slots: next,
         first_register,
         predicates,
@@ -147,6 +149,52 @@ pub(crate) fn assign(
         specials: special_list,
         parameters: parameter_slots.into_iter().map(|slot| slot.unwrap_or(SINK)).collect(),
     })
+}
+
+/// Whether the operands stand in a list, and `d` and `s` hold what the instruction is.
+fn has_list(code: Code) -> bool {
+    matches!(code, Code::MatrixMultiply | Code::Asynchronous | Code::Warpgroup)
+}
+
+/// Registers that warpgroup products read or write while other instructions run.
+fn of_products<'c>(
+    code: &'c [Pending],
+    registers: &'c [Type],
+) -> impl Iterator<Item = u32> + 'c {
+    let products = code.iter().filter(|pending| pending.op.code == Code::Warpgroup);
+    products.flat_map(|pending| pending.d.iter().chain(&pending.s)).filter_map(|value| match value {
+        Value::Register(register) if registers[*register as usize].bytes() == 4 => Some(*register),
+        _ => None,
+    })
+}
+
+fn warpgroup_uses(
+    code: &[Pending],
+    registers: &[Type],
+    slots: &[u16],
+) -> Vec<Vec<(u16, bool)>> {
+    let watched: HashSet<u32> = of_products(code, registers).collect();
+    if watched.is_empty() {
+        return Vec::new();
+    }
+    let uses = |pending: &Pending| {
+        let of = |values: &[Value], writes: bool| -> Vec<(u16, bool)> {
+            let watched = values.iter().filter_map(|value| match value {
+                Value::Register(register) if watched.contains(register) => {
+                    Some((slots[*register as usize], writes))
+                }
+                _ => None,
+            });
+            watched.collect()
+        };
+        if pending.op.code == Code::Warpgroup {
+            return Vec::new();
+        }
+        let mut uses = of(&pending.s, false);
+        uses.extend(of(&pending.d, true));
+        uses
+    };
+    code.iter().map(uses).collect()
 }
 
 /// One bit per register.
@@ -321,6 +369,10 @@ fn intervals(
         for r in pending.s.iter().chain(&pending.d).filter_map(counted) {
             touch(r, at);
         }
+    }
+    // The tensor cores use theirs at a time that the code does not show: they share with none.
+    for register in of_products(code, registers) {
+        out[register as usize] = Some((0, code.len()));
     }
     Ok(out)
 }

@@ -16,6 +16,8 @@ use crate::op::{ALIGNED, Class, Code, SIGNED, UNGUARDED, WIDE_ADDRESS, WIDE_DATA
 use crate::op::{Exec, Op, nothing};
 use crate::syntax::{Found, Instruction, Operand, Place, Space, Type};
 
+mod hopper;
+
 /// An operation whose operands are not yet slots.
 #[derive(Clone)]
 pub(crate) struct Pending {
@@ -295,6 +297,11 @@ impl<'t> At<'_, 't> {
                 self.push(blank(Code::Elect), Class::Exchange, d, vec![members, members]);
                 Ok(())
             }
+            "mbarrier" => self.mbarrier(m),
+            "wgmma" => self.warpgroup(m),
+            "setmaxnreg" => self.set_registers(m),
+            "mapa" => self.map_shared(m),
+            "getctarank" => self.block_rank(m),
             "ldmatrix" | "stmatrix" => self.matrix_move(base == "ldmatrix", m),
             "mma" => self.mma(m),
             "bra" => {
@@ -445,6 +452,8 @@ impl<'t> At<'_, 't> {
 
     fn read_predicate(&self, index: usize) -> Decoded<Value> {
         match self.operand(index)? {
+            // Blocks are launched without clusters.
+            Operand::Name("%is_explicit_cluster") => Ok(Value::ConstantPredicate(false)),
             Operand::Name(name) => Ok(Value::Register(self.predicate_register(name)?)),
             Operand::Integer(value) => Ok(Value::ConstantPredicate(*value != 0)),
             _ => bad("expected a predicate register"),
@@ -1019,6 +1028,7 @@ impl<'t> At<'_, 't> {
                 "global",
                 "shared",
                 "shared::cta",
+                "shared::cluster",
                 "local",
                 "const",
                 "param",
@@ -1026,7 +1036,7 @@ impl<'t> At<'_, 't> {
                 "param::func",
             ]) {
                 Some("global") => Space::Global,
-                Some("shared" | "shared::cta") => Space::Shared,
+                Some("shared" | "shared::cta" | "shared::cluster") => Space::Shared,
                 Some("local") => Space::Local,
                 Some("const") => Space::Const,
                 Some(_) => Space::Param,
@@ -1409,6 +1419,13 @@ impl<'t> At<'_, 't> {
         if !m.has("async") {
             return bad("only cp.async is supported");
         }
+        let reduces = m.has("reduce");
+        if m.has("bulk") {
+            return self.bulk_copy(m, reduces);
+        }
+        if m.has("mbarrier") {
+            return self.copy_arrive(m);
+        }
         if m.has("commit_group") {
             self.push(blank(Code::CopyCommit), Class::Memory, vec![], vec![]);
             return Ok(());
@@ -1425,9 +1442,6 @@ impl<'t> At<'_, 't> {
             op.imm = (*groups).min(1 << 30) as i64;
             self.push(op, Class::Synchronise, vec![], vec![]);
             return Ok(());
-        }
-        if m.has("bulk") || m.has("mbarrier") {
-            return bad("bulk copies and mbarriers are not supported");
         }
         let bypass = m.any(&["ca", "cg"]) == Some("cg");
         self.hints(m);
@@ -1486,7 +1500,7 @@ impl<'t> At<'_, 't> {
             return Ok(());
         }
         if m.has("cluster") {
-            return bad("cluster barriers are not supported");
+            return self.cluster_barrier(m);
         }
         m.has("cta");
         let aligned = m.has("aligned") || base == "bar";

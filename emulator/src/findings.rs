@@ -14,6 +14,8 @@ pub enum Check {
     Misaligned,
     /// A read of bytes that nothing has written, or whose asynchronous copy has not landed.
     Uninitialised,
+    /// An asynchronous operation whose memory or registers are used before it is waited for.
+    AsyncHazard,
     /// A barrier that some threads can no longer reach.
     BarrierDivergence,
     /// A warp-wide instruction that some of its lanes can no longer reach.
@@ -32,6 +34,7 @@ impl fmt::Display for Check {
             Self::OutOfBounds => "out-of-bounds",
             Self::Misaligned => "misaligned",
             Self::Uninitialised => "uninitialised",
+            Self::AsyncHazard => "async-hazard",
             Self::BarrierDivergence => "barrier-divergence",
             Self::ShuffleDivergence => "shuffle-divergence",
             Self::Deadlock => "deadlock",

@@ -45,6 +45,9 @@ pub struct Kernel {
     pub(crate) code: Vec<Op>,
     pub(crate) lists: Vec<Vec<u16>>,
     pub(crate) tables: Vec<Vec<u32>>,
+    /// By instruction, the registers of warpgroup products that it uses, and whether it writes
+    /// them. Empty where the kernel has no such products.
+    pub(crate) warpgroup_uses: Vec<Vec<(u16, bool)>>,
     pub(crate) notes: Vec<Note>,
     pub(crate) slots: usize,
     pub(crate) first_register: usize,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::counters::{BufferTraffic, Counters};
 use crate::error::LaunchError;
 use crate::findings::{Check, Fault, Finding, lane_list};
+use crate::hopper::Hopper;
 use crate::kernel::{Kernel, Module};
 use crate::lanes::wide_is_available;
 use crate::link::SpecialRegister;
@@ -175,6 +176,7 @@ pub(crate) fn launch_on(
             behind: HashMap::new(),
             ticks: 0,
             printed: String::new(),
+            hopper: Hopper::new(launch.block.iter().product(), options.seed),
         },
         launch,
         options,
@@ -367,6 +369,7 @@ impl Run<'_, '_> {
         }
         self.machine.barriers.iter_mut().for_each(|barrier| *barrier = Barrier::default());
         self.machine.barriers_changed = false;
+        self.machine.hopper.start();
         self.machine.counters.blocks += 1;
         self.machine.counters.warps += self.warps.len() as u64;
         let threads = self.machine.threads;
@@ -405,6 +408,14 @@ impl Run<'_, '_> {
                         return Some(finding);
                     }
                 }
+                if self.machine.hopper.changed {
+                    match self.machine.advance::<CHECK>(&mut self.warps, self.wide) {
+                        Ok(_) => {}
+                        Err((at, Stopped { pc, fault })) => {
+                            return Some(self.finding(id, at, pc, *fault));
+                        }
+                    }
+                }
                 if self.machine.ticks >= budget {
                     let warp = &self.warps[at];
                     let (pc, lanes) = warp.groups.first().map_or((0, 0), |g| (g.pc, g.mask));
@@ -420,11 +431,22 @@ impl Run<'_, '_> {
                 }
             }
             if self.warps.iter().all(|warp| warp.groups.is_empty()) {
-                return None;
+                return match self.machine.land_all::<CHECK>() {
+                    Ok(()) => None,
+                    Err((at, Stopped { pc, fault })) => Some(self.finding(id, at, pc, *fault)),
+                };
             }
             if !progress {
+                match self.machine.advance::<CHECK>(&mut self.warps, self.wide) {
+                    Ok(true) => continue,
+                    Ok(false) => {}
+                    Err((at, Stopped { pc, fault })) => {
+                        return Some(self.finding(id, at, pc, *fault));
+                    }
+                }
                 match self.let_go::<CHECK>(id) {
                     Ok(true) => continue,
+                    Ok(false) if self.machine.time_out(&mut self.warps) => continue,
                     Ok(false) => return Some(self.stuck(id)),
                     Err(finding) => return Some(*finding),
                 }
@@ -546,6 +568,9 @@ impl Run<'_, '_> {
 
     /// Says why nothing can go on.
     fn stuck(&mut self, block: [u32; 3]) -> Finding {
+        if let Some((at, pc, fault)) = self.machine.why_parked(&self.warps) {
+            return self.finding(block, at, pc, *fault);
+        }
         let members = self.warps.iter().enumerate().find_map(|(at, warp)| {
             warp.groups.iter().find_map(|group| match group.state {
                 State::Members(members) => Some((at, *group, members)),
@@ -652,6 +677,8 @@ fn specials(warp: &mut Warp, kernel: &Kernel, launch: &Launch<'_>, id: [u32; 3],
                 SpecialRegister::MaskGreaterEqual => u32::MAX << lane,
                 SpecialRegister::DynamicShared => launch.dynamic_shared_bytes,
                 SpecialRegister::TotalShared => shared.len() as u32,
+                SpecialRegister::Zero => 0,
+                SpecialRegister::One => 1,
             };
         }
     }

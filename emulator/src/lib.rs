@@ -11,7 +11,8 @@
 //! What it computes on one lane is said in `arithmetic`, `convert` and `math`; `lanes` makes a
 //! function for 32 lanes of it, once for any processor and once for AVX2 with FMA, with the same
 //! results. `access` does loads, stores and asynchronous copies, `exchange` what lanes tell each
-//! other, `matrix` the tensor cores.
+//! other, `matrix` the tensor cores, `hopper` what came with that architecture: mbarriers, bulk copies,
+//! warpgroup products.
 //!
 //! Lanes that branch apart form groups, each with its own instruction; the lowest runs first and
 //! groups that meet merge. Asynchronous copies land when they are waited for and not before.
@@ -44,6 +45,7 @@ mod decode;
 mod error;
 mod exchange;
 mod findings;
+mod hopper;
 mod kernel;
 mod lanes;
 mod launch;
@@ -67,6 +69,9 @@ pub use counters::Counters;
 pub use coverage::LineCount;
 pub use error::{LaunchError, LoadError, MemoryError};
 pub use findings::{Check, Finding, SourceLine};
+pub use hopper::tensor_map::{
+    OutOfBoundsFill, Swizzle, TENSOR_MAP_BYTES, TensorElement, TensorMap, TensorMapError,
+};
 pub use kernel::{Kernel, Module, Parameter};
 pub use launch::{Argument, BlockSelection, Launch, Options, Report, launch};
 pub use memory::Memory;

@@ -56,6 +56,9 @@ pub(crate) enum SpecialRegister {
     MaskGreaterEqual,
     DynamicShared,
     TotalShared,
+    /// Of a cluster of one block.
+    Zero,
+    One,
 }
 
 impl SpecialRegister {
@@ -80,6 +83,8 @@ impl SpecialRegister {
             "lanemask_ge" => Self::MaskGreaterEqual,
             "dynamic_smem_size" => Self::DynamicShared,
             "total_smem_size" => Self::TotalShared,
+            "cluster_ctarank" => Self::Zero,
+            "cluster_nctarank" => Self::One,
             other => {
                 let (head, tail) = other.split_once('.')?;
                 let axis = axis(tail)?;
@@ -88,6 +93,10 @@ impl SpecialRegister {
                     "ntid" => Self::BlockSize(axis),
                     "ctaid" => Self::Block(axis),
                     "nctaid" => Self::GridSize(axis),
+                    "clusterid" => Self::Block(axis),
+                    "nclusterid" => Self::GridSize(axis),
+                    "cluster_ctaid" => Self::Zero,
+                    "cluster_nctaid" => Self::One,
                     _ => return None,
                 }
             }
@@ -194,6 +203,7 @@ pub(crate) fn link<'t>(
         code: assigned.code,
         lists: assigned.lists,
         tables: assigned.tables,
+        warpgroup_uses: assigned.warpgroup_uses,
         notes,
         slots: assigned.slots,
         first_register: assigned.first_register,
@@ -241,6 +251,10 @@ fn names<'a>(operand: &Operand<'a>, out: &mut Vec<&'a str>) {
         Operand::Name(name) | Operand::Offset(name, _) => out.push(name),
         Operand::Vector(parts) | Operand::List(parts) => parts.iter().for_each(|p| names(p, out)),
         Operand::Address(base, _) => names(base, out),
+        Operand::Tensor(map, coordinates) => {
+            names(map, out);
+            coordinates.iter().for_each(|p| names(p, out));
+        }
         _ => {}
     }
 }

@@ -11,6 +11,7 @@ use crate::access::Outcome;
 use crate::counters::Counters;
 use crate::exchange;
 use crate::findings::{Check, Fault};
+use crate::hopper::Hopper;
 use crate::kernel::Kernel;
 use crate::matrix;
 use crate::memory::Allocation;
@@ -33,6 +34,8 @@ pub(crate) enum State {
     Barrier(u8),
     /// At a warp-wide instruction, for these lanes.
     Members(u32),
+    /// At an asynchronous instruction of `hopper`, which knows for what.
+    Asynchronous,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -204,6 +207,7 @@ pub(crate) struct Machine<'a> {
     pub ticks: u64,
     /// What the kernel printed.
     pub printed: String,
+    pub hopper: Hopper,
 }
 
 /// Where a fault happened.
@@ -253,6 +257,7 @@ impl Machine<'_> {
     ) -> Result<(), Stopped> {
         let kernel = self.kernel;
         let code = &kernel.code[..];
+        let warpgroup_uses = if CHECK { &kernel.warpgroup_uses[..] } else { &[] };
         let end = self.ticks + slice;
         'groups: while let Some((mut pc, mut act, mut ahead)) = warp.take() {
             // A group alone may use the whole slice.
@@ -289,6 +294,11 @@ impl Machine<'_> {
                             return Err(Stopped { pc, fault });
                         }
                     };
+                }
+                if let Some(uses) = warpgroup_uses.get(pc)
+                    && !uses.is_empty()
+                {
+                    run!(self.touch(warp, pc, m, uses));
                 }
                 match op.code {
                     Code::Arithmetic => {
@@ -433,11 +443,9 @@ impl Machine<'_> {
                     | Code::Elect
                     | Code::MatrixLoad
                     | Code::MatrixStore
-                    | Code::MatrixMultiply => {
-                        let matrix = matches!(
-                            op.code,
-                            Code::MatrixLoad | Code::MatrixStore | Code::MatrixMultiply
-                        );
+                    | Code::MatrixMultiply
+                    | Code::Warpgroup => {
+                        let matrix = takes_whole_warps(op.code);
                         let mut left = m;
                         while left != 0 {
                             let (members, these) = if matrix {
@@ -488,6 +496,18 @@ impl Machine<'_> {
                                     let list = &kernel.lists[op.imm as usize];
                                     matrix::multiply(registers, list, op);
                                 }
+                                Code::Warpgroup => {
+                                    match self
+                                        .asynchronous::<CHECK, COUNT>(warp, op, pc, together)
+                                    {
+                                        Ok(0) => {}
+                                        Ok(parked) => {
+                                            warp.push(pc, parked, State::Asynchronous);
+                                            act &= !parked;
+                                        }
+                                        Err(fault) => return Err(Stopped { pc, fault }),
+                                    }
+                                }
                                 _ => {}
                             }
                         }
@@ -504,6 +524,19 @@ impl Machine<'_> {
                     }
                     Code::ActiveMask => warp.registers.put(op.d[0], &[m; 32], m),
                     Code::Print => run!(self.print(warp, op, m)),
+                    Code::Asynchronous => {
+                        match self.asynchronous::<CHECK, COUNT>(warp, op, pc, m) {
+                            Ok(0) => {}
+                            Ok(parked) => {
+                                warp.push(pc, parked, State::Asynchronous);
+                                act &= !parked;
+                                if act == 0 {
+                                    continue 'groups;
+                                }
+                            }
+                            Err(fault) => return Err(Stopped { pc, fault }),
+                        }
+                    }
                     Code::Clock => {
                         let now = self.ticks >> op.imm;
                         if op.flags & WIDE_DATA != 0 {
@@ -616,6 +649,14 @@ impl Machine<'_> {
     }
 }
 
+/// Whether all 32 lanes have to run an instruction together.
+fn takes_whole_warps(code: Code) -> bool {
+    matches!(
+        code,
+        Code::MatrixLoad | Code::MatrixStore | Code::MatrixMultiply | Code::Warpgroup
+    )
+}
+
 /// Lanes of `mask` with this value.
 #[inline(always)]
 fn same(values: &[u32; 32], value: u32, mask: u32) -> u32 {
@@ -647,7 +688,7 @@ fn join<const CHECK: bool>(
     members: u32,
 ) -> Result<Option<u32>, Box<Fault>> {
     let here = code[pc].code;
-    let matrix = matches!(here, Code::MatrixLoad | Code::MatrixStore | Code::MatrixMultiply);
+    let matrix = takes_whole_warps(here);
     if matrix && warp.live != FULL {
         return Err(Fault::new(
             Check::ShuffleDivergence,

@@ -47,6 +47,10 @@ pub(crate) enum Code {
     MatrixMultiply,
     Clock,
     Print,
+    /// What `hopper` does for each lane.
+    Asynchronous,
+    /// What it does for whole warps of a warpgroup.
+    Warpgroup,
 }
 
 /// Pipelines of [`crate::counters::InstructionMix`].

@@ -281,7 +281,15 @@ impl<'a> Parser<'a> {
                     self.at += 1;
                 }
                 Some(Kind::Word(".reqnctapercluster")) => {
-                    return self.error("clusters are not supported");
+                    self.at += 1;
+                    let mut blocks = self.integer("a number of blocks")?;
+                    while self.accept(b',') {
+                        blocks = blocks.saturating_mul(self.integer("a number of blocks")?);
+                    }
+                    if blocks != 1 {
+                        self.at -= 1;
+                        return self.error("clusters of more than one block are not supported");
+                    }
                 }
                 Some(Kind::Word(".pragma")) => {
                     while !self.accept(b';') {
@@ -693,6 +701,12 @@ impl<'a> Parser<'a> {
             };
             if self.accept(b'+') || self.sign(b'-') {
                 offset = self.signed()?;
+            }
+            if offset == 0 && self.accept(b',') {
+                self.expect(b'{')?;
+                let coordinates = self.simple_list(b'}')?;
+                self.expect(b']')?;
+                return Ok(Operand::Tensor(Box::new(base), coordinates));
             }
             self.expect(b']')?;
             return Ok(Operand::Address(Box::new(base), offset));

@@ -158,6 +158,8 @@ pub(crate) enum Operand<'a> {
     Not(&'a str),
     Pair(&'a str, &'a str),
     List(Vec<Operand<'a>>),
+    /// `[map, {coordinates}]`.
+    Tensor(Box<Operand<'a>>, Vec<Operand<'a>>),
 }
 
 #[derive(Clone, Debug)]
