@@ -157,22 +157,19 @@ fn has_list(code: Code) -> bool {
 }
 
 /// Registers that warpgroup products read or write while other instructions run.
-fn of_products<'c>(
-    code: &'c [Pending],
-    registers: &'c [Type],
-) -> impl Iterator<Item = u32> + 'c {
+fn of_products<'c>(code: &'c [Pending], registers: &'c [Type]) -> impl Iterator<Item = u32> + 'c {
     let products = code.iter().filter(|pending| pending.op.code == Code::Warpgroup);
-    products.flat_map(|pending| pending.d.iter().chain(&pending.s)).filter_map(|value| match value {
-        Value::Register(register) if registers[*register as usize].bytes() == 4 => Some(*register),
-        _ => None,
-    })
+    products.flat_map(|pending| pending.d.iter().chain(&pending.s)).filter_map(
+        |value| match value {
+            Value::Register(register) if registers[*register as usize].bytes() == 4 => {
+                Some(*register)
+            }
+            _ => None,
+        },
+    )
 }
 
-fn warpgroup_uses(
-    code: &[Pending],
-    registers: &[Type],
-    slots: &[u16],
-) -> Vec<Vec<(u16, bool)>> {
+fn warpgroup_uses(code: &[Pending], registers: &[Type], slots: &[u16]) -> Vec<Vec<(u16, bool)>> {
     let watched: HashSet<u32> = of_products(code, registers).collect();
     if watched.is_empty() {
         return Vec::new();

@@ -497,8 +497,7 @@ impl Machine<'_> {
                                     matrix::multiply(registers, list, op);
                                 }
                                 Code::Warpgroup => {
-                                    match self
-                                        .asynchronous::<CHECK, COUNT>(warp, op, pc, together)
+                                    match self.asynchronous::<CHECK, COUNT>(warp, op, pc, together)
                                     {
                                         Ok(0) => {}
                                         Ok(parked) => {
@@ -651,10 +650,7 @@ impl Machine<'_> {
 
 /// Whether all 32 lanes have to run an instruction together.
 fn takes_whole_warps(code: Code) -> bool {
-    matches!(
-        code,
-        Code::MatrixLoad | Code::MatrixStore | Code::MatrixMultiply | Code::Warpgroup
-    )
+    matches!(code, Code::MatrixLoad | Code::MatrixStore | Code::MatrixMultiply | Code::Warpgroup)
 }
 
 /// Lanes of `mask` with this value.

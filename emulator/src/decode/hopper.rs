@@ -13,7 +13,14 @@ use crate::syntax::{Operand, Type};
 const SHARED: [&str; 3] = ["shared", "shared::cta", "shared::cluster"];
 
 impl<'t> At<'_, 't> {
-    fn action(&mut self, action: Action, class: Class, d: Vec<Value>, s: Vec<Value>, edit: impl FnOnce(&mut Op)) {
+    fn action(
+        &mut self,
+        action: Action,
+        class: Class,
+        d: Vec<Value>,
+        s: Vec<Value>,
+        edit: impl FnOnce(&mut Op),
+    ) {
         let warpgroup = matches!(
             action,
             Action::WarpgroupFence
@@ -98,7 +105,8 @@ impl<'t> At<'_, 't> {
                 }
                 let state = self.destination(0, true)?;
                 let (address, flags) = self.whole_address(1, 1)?;
-                let third = if given == 3 { self.read(2, false)? } else { Value::Constant(1, false) };
+                let third =
+                    if given == 3 { self.read(2, false)? } else { Value::Constant(1, false) };
                 let one = Value::Constant(1, false);
                 let (count, bytes) = if expects { (one, third) } else { (third, one) };
                 let how = if which == "arrive_drop" { ARRIVE_DROP } else { 0 }
@@ -126,7 +134,13 @@ impl<'t> At<'_, 't> {
                 m.has("b64");
                 self.count(2)?;
                 let (count, state) = (self.destination(0, false)?, self.read(1, true)?);
-                self.action(Action::PendingCount, Class::Synchronise, vec![count], vec![state], |_| {});
+                self.action(
+                    Action::PendingCount,
+                    Class::Synchronise,
+                    vec![count],
+                    vec![state],
+                    |_| {},
+                );
             }
             _ if what == Some("complete_tx") || expects => {
                 self.count(2)?;
@@ -203,7 +217,9 @@ impl<'t> At<'_, 't> {
             ([to, from], false) if *to != "global" && *from != "global" && signals && !tensor => {
                 BulkKind::Within
             }
-            _ => return bad("this direction of a bulk copy, or how it completes, is not supported"),
+            _ => {
+                return bad("this direction of a bulk copy, or how it completes, is not supported");
+            }
         };
         let mut reduce = None;
         if reduces {

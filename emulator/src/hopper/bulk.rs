@@ -4,8 +4,8 @@
 use crate::access::{Outcome, describe_shared};
 use crate::atomic;
 use crate::findings::{Check, Fault};
-use crate::hopper::tensor_map::{OutOfBoundsFill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
 use crate::hopper::lanes;
+use crate::hopper::tensor_map::{OutOfBoundsFill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
 use crate::machine::{Machine, Stopped, Warp};
 use crate::memory::{PARAMETER_BASE, WINDOW_BITS, WINDOW_MASK};
 use crate::op::Op;
@@ -37,7 +37,8 @@ pub(crate) enum BulkKind {
 
 impl Bulk {
     pub(crate) fn encode(self) -> [u16; 4] {
-        let reduce = self.reduce.map_or(0, |(code, size)| 0x8000 | u16::from(code) << 8 | u16::from(size));
+        let reduce =
+            self.reduce.map_or(0, |(code, size)| 0x8000 | u16::from(code) << 8 | u16::from(size));
         [self.kind as u16, self.rank, reduce, 0]
     }
 
@@ -65,7 +66,10 @@ enum Signal {
 /// The other end of bytes in shared memory.
 #[derive(Clone, Copy, Debug)]
 enum End {
-    Global { window: u64, offset: u64 },
+    Global {
+        window: u64,
+        offset: u64,
+    },
     Shared(u32),
     Zero,
     /// NaN of elements of this many bytes.
@@ -144,13 +148,13 @@ impl Machine<'_> {
             self.shared_shadow.set_range(flight.start as usize, flight.bytes as usize);
         }
         match flight.signal {
-            Signal::Barrier(at) => {
-                self.complete_bytes(at, flight.lane, i64::from(flight.bytes)).map_err(|mut fault| {
+            Signal::Barrier(at) => self
+                .complete_bytes(at, flight.lane, i64::from(flight.bytes))
+                .map_err(|mut fault| {
                     let note = &self.kernel.notes[flight.pc];
                     fault.message += &format!("; it was issued on PTX line {}", note.line);
                     fault
-                })
-            }
+                }),
             Signal::Group { .. } => Ok(()),
         }
     }
@@ -179,7 +183,7 @@ impl Machine<'_> {
                 }
                 End::Zero => data.resize(data.len() + bytes, 0),
                 End::Nan(size) => {
-                    let last = |at: usize| (at + 1) as u64 % size == 0;
+                    let last = |at: usize| ((at + 1) as u64).is_multiple_of(size);
                     data.extend((0..bytes).map(|at| if last(at) { 0x7f } else { 0xff }));
                 }
             }
@@ -336,11 +340,14 @@ impl Machine<'_> {
         let end = if bulk.kind == BulkKind::Within {
             End::Shared(self.shared_range::<CHECK>(other, bytes, 16, lane, "a bulk copy")?)
         } else {
-            if other % 16 != 0 {
+            if !other.is_multiple_of(16) {
                 let (window, offset) = (other >> WINDOW_BITS, other & WINDOW_MASK);
                 let why = "a bulk copy at an address that is not a multiple of 16";
-                return Err(Fault::new(Check::Misaligned, 1 << lane, why)
-                    .at(self.name_of(Space::Global, window, offset)));
+                return Err(Fault::new(Check::Misaligned, 1 << lane, why).at(self.name_of(
+                    Space::Global,
+                    window,
+                    offset,
+                )));
             }
             let (window, offset) = self.global_range(other, bytes, lane, "a bulk copy")?;
             End::Global { window, offset }
@@ -369,7 +376,8 @@ impl Machine<'_> {
         for (at, address, bytes) in pieces {
             let end = match address {
                 Some(address) => {
-                    let (window, offset) = self.global_range(address, bytes, lane, "a tensor copy")?;
+                    let (window, offset) =
+                        self.global_range(address, bytes, lane, "a tensor copy")?;
                     End::Global { window, offset }
                 }
                 None if bulk.kind == BulkKind::Store => continue,
@@ -471,12 +479,14 @@ impl Machine<'_> {
         let bytes = if window == PARAMETER_BASE >> WINDOW_BITS {
             self.parameters.get(offset..offset + TENSOR_MAP_BYTES)
         } else {
-            self.window(window).and_then(|a| a.data.get(offset..offset.saturating_add(TENSOR_MAP_BYTES)))
+            self.window(window)
+                .and_then(|a| a.data.get(offset..offset.saturating_add(TENSOR_MAP_BYTES)))
         };
         let bytes: Option<[u8; TENSOR_MAP_BYTES]> = bytes.and_then(|bytes| bytes.try_into().ok());
         let fault = |check, message: &str| Err(Fault::new(check, 1 << lane, message));
         let Some(bytes) = bytes else {
-            let message = format!("a tensor map at {address:#x}, which is in no memory it can be in");
+            let message =
+                format!("a tensor map at {address:#x}, which is in no memory it can be in");
             return fault(Check::InvalidArgument, &message);
         };
         if offset % 64 != 0 {

@@ -7,9 +7,7 @@
 
 use crate::access::{Outcome, describe_shared};
 use crate::findings::{Check, Fault};
-use crate::hopper::{
-    ARRIVE_DROP, Action, EXPECT, NO_COMPLETE, NO_INCREMENT, Parked, lanes,
-};
+use crate::hopper::{ARRIVE_DROP, Action, EXPECT, NO_COMPLETE, NO_INCREMENT, Parked, lanes};
 use crate::machine::{Machine, Warp};
 use crate::op::Op;
 
@@ -62,7 +60,9 @@ impl Mbarrier {
     fn expect(&mut self, bytes: i64) -> Result<(), String> {
         let sum = self.bytes + bytes;
         if sum.abs() > MOST {
-            return Err(format!("the tx-count would become {sum}, it is at most {MOST} either way"));
+            return Err(format!(
+                "the tx-count would become {sum}, it is at most {MOST} either way"
+            ));
         }
         self.bytes = sum;
         Ok(())
@@ -283,10 +283,12 @@ impl Machine<'_> {
                     let op = &kernel.code[group.pc as usize];
                     let wait = matches!(Action::of(op), Action::WaitState | Action::WaitParity);
                     let parked = group.state == crate::machine::State::Asynchronous;
-                    parked && wait && lanes(group.mask).any(|lane| {
-                        let list = &kernel.lists[op.imm as usize];
-                        self.address_at(warp, op, list, 1, lane) as u32 == at
-                    })
+                    parked
+                        && wait
+                        && lanes(group.mask).any(|lane| {
+                            let list = &kernel.lists[op.imm as usize];
+                            self.address_at(warp, op, list, 1, lane) as u32 == at
+                        })
                 })
             })
         };
@@ -374,15 +376,15 @@ impl Machine<'_> {
     pub(super) fn describe_barriers(&self) -> String {
         let line = |pc: usize| {
             let note = &self.kernel.notes[pc];
-            match note.source {
+            match note.source.as_ref().and_then(|lines| lines.first()) {
                 Some((_, line)) => format!("line {line}"),
                 None => format!("PTX line {}", note.line),
             }
         };
         let of = |(at, barrier): (&u32, &Mbarrier)| {
-            let waited = barrier.waited.map_or(String::new(), |pc| {
-                format!(", last waited at on {}", line(pc))
-            });
+            let waited = barrier
+                .waited
+                .map_or(String::new(), |pc| format!(", last waited at on {}", line(pc)));
             let bytes = match barrier.bytes {
                 0 => String::new(),
                 more if more > 0 => format!(" and {more} bytes"),

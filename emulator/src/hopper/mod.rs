@@ -283,7 +283,7 @@ impl Machine<'_> {
             let message = format!("{what} of {bytes} bytes outside its {length} bytes");
             return fault(Check::OutOfBounds, message);
         }
-        if offset % align != 0 {
+        if !offset.is_multiple_of(align) {
             let message = format!("{what} at an address that is not a multiple of {align}");
             return fault(Check::Misaligned, message);
         }
@@ -346,8 +346,9 @@ impl Machine<'_> {
     fn open_cluster(&mut self, warps: &[Warp]) -> bool {
         let cluster = &mut self.hopper.cluster;
         let any = cluster.iter().any(|[arrived, _]| *arrived != 0);
-        let all =
-            warps.iter().all(|w| cluster.get(w.index as usize).is_some_and(|c| w.live & !c[0] == 0));
+        let all = warps
+            .iter()
+            .all(|w| cluster.get(w.index as usize).is_some_and(|c| w.live & !c[0] == 0));
         if any && all {
             for [arrived, open] in cluster {
                 *open |= std::mem::take(arrived);

@@ -190,7 +190,8 @@ impl TensorMap {
         tile: &[u32],
     ) -> Result<Self, TensorMapError> {
         let rank = shape.len();
-        let length = |field, given, expected: String| TensorMapError::Length { field, given, expected };
+        let length =
+            |field, given, expected: String| TensorMapError::Length { field, given, expected };
         if rank == 0 || rank > MOST_RANK {
             return Err(length("shape", rank, format!("1 to {MOST_RANK}")));
         }
@@ -225,7 +226,7 @@ impl TensorMap {
         if self.rank == 0 || self.rank > MOST_RANK {
             return value("rank".into(), self.rank as u64, "1 to 5");
         }
-        if self.address % 16 != 0 {
+        if !self.address.is_multiple_of(16) {
             return value("address".into(), self.address, "a multiple of 16");
         }
         for at in 0..self.rank {
@@ -247,7 +248,7 @@ impl TensorMap {
             }
         }
         let row = self.row_bytes();
-        if row % 16 != 0 {
+        if !row.is_multiple_of(16) {
             let expected = "a multiple of 16 (tile[0] times the size of an element)";
             return value("a row of the tile, in bytes,".into(), row, expected);
         }
@@ -344,7 +345,11 @@ impl TensorMap {
     /// Walks the box whose first element has these coordinates, in the order of shared memory:
     /// offset in the box, address of the bytes or `None` outside the tensor, and how many bytes.
     /// Pieces do not cross chunks of 16 bytes where the box is swizzled.
-    pub(crate) fn walk(&self, corner: [i32; MOST_RANK], mut visit: impl FnMut(u64, Option<u64>, u64)) {
+    pub(crate) fn walk(
+        &self,
+        corner: [i32; MOST_RANK],
+        mut visit: impl FnMut(u64, Option<u64>, u64),
+    ) {
         let size = self.element.bytes();
         let rows: u64 = (1..self.rank).map(|at| self.taken(at)).product();
         let row_bytes = self.row_bytes();
@@ -366,12 +371,14 @@ impl TensorMap {
                 start = start.wrapping_add((coordinate as u64).wrapping_mul(self.strides[at - 1]));
             }
             let (from, to) = if inside { (from, to) } else { (width, width) };
-            for (begin, end, is_inside) in [(0, from, false), (from, to, true), (to, width, false)] {
+            for (begin, end, is_inside) in [(0, from, false), (from, to, true), (to, width, false)]
+            {
                 let (mut at, end) = (begin as u64 * size, end as u64 * size);
                 while at < end {
                     let most = if self.swizzle == Swizzle::None { end } else { (at / 16 + 1) * 16 };
                     let bytes = end.min(most) - at;
-                    let address = start.wrapping_add((first as u64).wrapping_mul(size)).wrapping_add(at);
+                    let address =
+                        start.wrapping_add((first as u64).wrapping_mul(size)).wrapping_add(at);
                     visit(row * row_bytes + at, is_inside.then_some(address), bytes);
                     at += bytes;
                 }
@@ -407,7 +414,8 @@ mod tests {
             change(&mut changed);
             changed.encode().unwrap_err().to_string()
         };
-        let cases: [(fn(&mut TensorMap), &str); 9] = [
+        type Change = fn(&mut TensorMap);
+        let cases: [(Change, &str); 9] = [
             (|m| m.address += 8, "address is"),
             (|m| m.shape[1] = 0, "shape[1] is 0"),
             (|m| m.tile[0] = 257, "tile[0] is 257"),

@@ -14,9 +14,7 @@ use crate::findings::{Check, Fault};
 use crate::hopper::operands::{Descriptor, in_registers};
 use crate::hopper::{Action, Parked};
 use crate::machine::{Machine, State, Stopped, Warp};
-use crate::math::{
-    b, brain_to_single, f, from_e4m3, from_e5m2, half_to_single, single_to_half,
-};
+use crate::math::{b, brain_to_single, f, from_e4m3, from_e5m2, half_to_single, single_to_half};
 use crate::op::Op;
 use crate::registers::{FULL, Registers};
 use crate::syntax::Type;
@@ -69,17 +67,18 @@ impl Form {
             across: [false; 2],
             saturate: false,
         };
-        let types = match (a, b, to) {
-            (Type::F16, Type::F16, Type::F32 | Type::F16) => true,
-            (Type::Bf16, Type::Bf16, Type::F32) | (Type::Tf32, Type::Tf32, Type::F32) => true,
-            (Type::E4m3 | Type::E5m2, Type::E4m3 | Type::E5m2, Type::F32 | Type::F16) => true,
-            (Type::S8 | Type::U8, Type::S8 | Type::U8, Type::S32) => true,
-            _ => false,
-        };
+        let types = matches!(
+            (a, b, to),
+            (Type::F16, Type::F16, Type::F32 | Type::F16)
+                | (Type::Bf16, Type::Bf16, Type::F32)
+                | (Type::Tf32, Type::Tf32, Type::F32)
+                | (Type::E4m3 | Type::E5m2, Type::E4m3 | Type::E5m2, Type::F32 | Type::F16)
+                | (Type::S8 | Type::U8, Type::S8 | Type::U8, Type::S32)
+        );
         let fits = if to == Type::S32 {
-            INTEGER_COLUMNS.contains(&columns) || columns % 16 == 0
+            INTEGER_COLUMNS.contains(&columns) || columns.is_multiple_of(16)
         } else {
-            columns % 8 == 0
+            columns.is_multiple_of(8)
         };
         let deep = types && depth.parse() == Ok(form.depth());
         (deep && fits && (8..=256).contains(&columns)).then_some(form)
@@ -157,15 +156,18 @@ impl Form {
     }
 
     /// Every run of 16 bytes of an operand: its address, and the outer and first major element.
-    fn chunks(&self, descriptor: Descriptor, is_b: bool) -> impl Iterator<Item = (u64, usize, usize)> {
+    fn chunks(
+        &self,
+        descriptor: Descriptor,
+        is_b: bool,
+    ) -> impl Iterator<Item = (u64, usize, usize)> {
         let across = self.across[usize::from(is_b)];
         let width = if is_b { self.columns } else { ROWS };
         let (outer, major) = if across { (self.depth(), width) } else { (width, self.depth()) };
         let each = 16 / self.size();
         (0..outer).flat_map(move |o| {
-            (0..major / each).map(move |run| {
-                (descriptor.chunk(across, o as u64, run as u64), o, run * each)
-            })
+            (0..major / each)
+                .map(move |run| (descriptor.chunk(across, o as u64, run as u64), o, run * each))
         })
     }
 }
@@ -219,7 +221,7 @@ impl Machine<'_> {
         mask: u32,
     ) -> Parked {
         let fault = |check, message: String| Err(Fault::new(check, mask, message));
-        if self.threads % 128 != 0 && warp.index / 4 == self.threads / 128 {
+        if !self.threads.is_multiple_of(128) && warp.index / 4 == self.threads / 128 {
             let warps = self.threads.div_ceil(32) % 4;
             let message = format!("a warpgroup is four whole warps, the last one here has {warps}");
             return fault(Check::InvalidArgument, message);
@@ -252,8 +254,10 @@ impl Machine<'_> {
                     }
                     words[at + usize::from(form.a_in_registers)] = values[0];
                     if Descriptor::decode(values[0]).is_none() {
-                        let message =
-                            format!("{:#018x} is no matrix descriptor: reserved bits are set", values[0]);
+                        let message = format!(
+                            "{:#018x} is no matrix descriptor: reserved bits are set",
+                            values[0]
+                        );
                         return fault(Check::InvalidArgument, message);
                     }
                 }
@@ -262,7 +266,7 @@ impl Machine<'_> {
                     let message = "lanes differ in whether D is added to".to_owned();
                     return fault(Check::InvalidArgument, message);
                 }
-                if CHECK && index % 4 == 0 {
+                if CHECK && index.is_multiple_of(4) {
                     self.check_operands(&form, words, pc, mask, false)?;
                 }
                 let queue = &mut self.hopper.queues[index];
@@ -314,7 +318,8 @@ impl Machine<'_> {
         }
         for product in &queue.products {
             let op = &self.kernel.code[product.pc];
-            let (other_d, other_a, _) = parts(&Form::decode(op), &self.kernel.lists[op.imm as usize]);
+            let (other_d, other_a, _) =
+                parts(&Form::decode(op), &self.kernel.lists[op.imm as usize]);
             let shared = a.iter().any(|slot| other_d.contains(slot))
                 || d.iter().any(|slot| other_a.contains(slot))
                 || other_d != d && d.iter().any(|slot| other_d.contains(slot));
@@ -518,7 +523,14 @@ impl Machine<'_> {
     }
 
     /// One product, for four warps.
-    fn multiply(&self, four: &mut [Warp], form: &Form, list: &[u16], product: &Product, wide: bool) {
+    fn multiply(
+        &self,
+        four: &mut [Warp],
+        form: &Form,
+        list: &[u16],
+        product: &Product,
+        wide: bool,
+    ) {
         let (d, a, _) = parts(form, list);
         if form.is_integer() {
             let left = self.left(four, form, a, product.a, integer(form.a));
@@ -567,7 +579,12 @@ impl Machine<'_> {
     }
 
     /// B, one k after the other.
-    fn right<T: Copy + Default>(&self, form: &Form, descriptor: u64, of: impl Fn(u32) -> T) -> Vec<T> {
+    fn right<T: Copy + Default>(
+        &self,
+        form: &Form,
+        descriptor: u64,
+        of: impl Fn(u32) -> T,
+    ) -> Vec<T> {
         let columns = form.columns;
         let mut out = vec![T::default(); columns * form.depth()];
         let across = form.across[1];
@@ -590,7 +607,8 @@ impl Machine<'_> {
         let size = form.size();
         for (address, outer, major) in form.chunks(descriptor, is_b) {
             // Without checks, what lies outside shared memory reads as zero.
-            let chunk = self.shared.get(address as usize..address as usize + 16).unwrap_or(&[0; 16]);
+            let chunk =
+                self.shared.get(address as usize..address as usize + 16).unwrap_or(&[0; 16]);
             for (at, bytes) in chunk.chunks_exact(size).enumerate() {
                 let mut word = [0; 4];
                 word[..size].copy_from_slice(bytes);

@@ -12,8 +12,8 @@ fn refused(body: &str) -> String {
 
 #[test]
 fn unknown_opcodes_modifiers_and_names_are_named() {
-    let wgmma = refused(".reg .b32 %r<4>;\nmov.u32 %r0, 1;\nwgmma.fence.sync.aligned;\nret;");
-    assert_eq!(wgmma, "PTX line 8: opcode `wgmma` is not supported: `wgmma.fence.sync.aligned;`");
+    let wmma = refused(".reg .b32 %r<4>;\nmov.u32 %r0, 1;\nwmma.fence.sync.aligned;\nret;");
+    assert_eq!(wmma, "PTX line 8: opcode `wmma` is not supported: `wmma.fence.sync.aligned;`");
     let modifier = refused(".reg .b32 %r<4>;\nadd.wrong.u32 %r0, %r1, %r2;");
     assert!(modifier.contains("line 7") && modifier.contains("`.wrong` of `add`"), "{modifier}");
     let register = refused(".reg .b32 %r<4>;\nadd.u32 %r0, %r1, %r4;");

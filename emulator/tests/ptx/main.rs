@@ -4,6 +4,7 @@ mod checks;
 mod counts;
 mod coverage;
 mod floats;
+mod hopper;
 mod integers;
 mod kernels;
 mod loading;
