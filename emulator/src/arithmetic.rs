@@ -2,6 +2,7 @@
 //! To add one, add a line to the match of its family and, if its operands are of a new shape, a
 //! case in `decode`. The file is long because it is a table: one entry per instruction and type.
 
+use crate::directed;
 use crate::lanes::{lane, test};
 use crate::math::{
     self, Rounding, add_mode, b, brain_fma, brain_to_single, d, divide_mode, f, fma, fma_mode, ftz,
@@ -126,16 +127,16 @@ fn signed_extreme(value: i32, k: i64) -> u32 {
 fn directed_double(w: bool, operation: u8) -> Exec {
     match operation {
         0 => lane!(w, [k] |x: u64, y: u64| -> u64 {
-            double(math::add_double(d(x), d(y), Rounding::from_bits(k)))
+            double(directed::add(d(x), d(y), Rounding::from_bits(k)))
         }),
         1 => lane!(w, [k] |x: u64, y: u64| -> u64 {
-            double(math::add_double(d(x), -d(y), Rounding::from_bits(k)))
+            double(directed::add(d(x), -d(y), Rounding::from_bits(k)))
         }),
         2 => lane!(w, [k] |x: u64, y: u64| -> u64 {
-            double(math::multiply_double(d(x), d(y), Rounding::from_bits(k)))
+            double(directed::multiply(d(x), d(y), Rounding::from_bits(k)))
         }),
         _ => lane!(w, [k] |x: u64, y: u64| -> u64 {
-            double(math::divide_double(d(x), d(y), Rounding::from_bits(k)))
+            double(directed::divide(d(x), d(y), Rounding::from_bits(k)))
         }),
     }
 }
@@ -411,6 +412,15 @@ pub(crate) fn binary(w: bool, name: &str, ty: Type, k: i64) -> Chosen {
             }),
             Class::Special,
         ),
+        // The product with a reciprocal, which beyond 2^126 is flushed to zero.
+        ("div.approx", F32) => (
+            lane!(w, [k] |x: u32, y: u32| -> u32 {
+                let (x, y) = (input(x, k), input(y, k));
+                let beyond = y.is_finite() && y.abs() > f(0x7e80_0000);
+                finish(if beyond { b(x * 0f32.copysign(y)) } else { b(x / y) }, k)
+            }),
+            Class::Special,
+        ),
         ("copysign", F32) => (
             lane!(w, |x: u32, y: u32| -> u32 { (x & 0x8000_0000) | (y & 0x7fff_ffff) }),
             Class::Float32,
@@ -639,7 +649,11 @@ pub(crate) fn ternary(w: bool, name: &str, ty: Type, k: i64) -> Chosen {
             }),
             Class::Integer,
         ),
-        ("sad", U16 | U32) => (
+        ("sad", U16) => (
+            lane!(w, |x: u32, y: u32, z: u32| -> u32 { x.abs_diff(y).wrapping_add(z) & 0xffff }),
+            Class::Integer,
+        ),
+        ("sad", U32) => (
             lane!(w, |x: u32, y: u32, z: u32| -> u32 { x.abs_diff(y).wrapping_add(z) }),
             Class::Integer,
         ),
@@ -721,6 +735,10 @@ pub(crate) fn ternary(w: bool, name: &str, ty: Type, k: i64) -> Chosen {
             lane!(w, [k] |x: u32, y: u32, z: u32| -> u32 { if input(z, k) >= 0.0 { x } else { y } }),
             Class::Integer,
         ),
+        ("slct.f32", B64 | U64 | S64 | F64) => (
+            lane!(w, [k] |x: u64, y: u64, z: u32| -> u64 { if input(z, k) >= 0.0 { x } else { y } }),
+            Class::Integer,
+        ),
         ("fma", F32) if k == 0 => (
             lane!(w, |x: u32, y: u32, z: u32| -> u32 { b(fma::<H>(f(x), f(y), f(z))) }),
             Class::Float32,
@@ -743,7 +761,7 @@ pub(crate) fn ternary(w: bool, name: &str, ty: Type, k: i64) -> Chosen {
         ),
         ("fma", F64) => (
             lane!(w, [k] |x: u64, y: u64, z: u64| -> u64 {
-                double(math::fma_double(d(x), d(y), d(z), Rounding::from_bits(k)))
+                double(directed::multiply_add(d(x), d(y), d(z), Rounding::from_bits(k)))
             }),
             Class::Float64,
         ),
@@ -774,19 +792,19 @@ pub(crate) fn ternary(w: bool, name: &str, ty: Type, k: i64) -> Chosen {
     Some((exec, class))
 }
 
-/// `.relu`: negative results and NaN become +0.
+/// `.relu`: negative results become +0. NaN, which is canonical, stays.
 pub(crate) const RELU: i64 = 32;
 
 #[inline(always)]
 fn brain_relu(bits: u32, k: i64) -> u32 {
-    if k & RELU != 0 && (bits & 0x8000 != 0 || bits & 0x7fff > 0x7f80) { 0 } else { bits }
+    if k & RELU != 0 && bits & 0x8000 != 0 { 0 } else { bits }
 }
 
 #[inline(always)]
 fn half_multiply_add(x: u32, y: u32, z: u32, k: i64) -> u32 {
     let bits = half_fma(half_input(x, k), half_input(y, k), half_input(z, k));
     let bits = half_finish(bits, k);
-    if k & RELU != 0 && (bits & 0x8000 != 0 || bits & 0x7fff > 0x7c00) { 0 } else { bits }
+    if k & RELU != 0 && bits & 0x8000 != 0 { 0 } else { bits }
 }
 
 /// Shifts [high:low] left and returns the high word.
@@ -996,6 +1014,20 @@ pub(crate) fn unary(w: bool, name: &str, ty: Type) -> Chosen {
             lane!(w, |x: u64| -> u32 { if x == 0 { u32::MAX } else { x.leading_zeros() } }),
             Class::Integer,
         ),
+        ("bfind.shiftamt", S32) => (
+            lane!(w, |x: u32| -> u32 {
+                let x = x ^ ((x as i32) >> 31) as u32;
+                if x == 0 { u32::MAX } else { x.leading_zeros() }
+            }),
+            Class::Integer,
+        ),
+        ("bfind.shiftamt", S64) => (
+            lane!(w, |x: u64| -> u32 {
+                let x = x ^ ((x as i64) >> 63) as u64;
+                if x == 0 { u32::MAX } else { x.leading_zeros() }
+            }),
+            Class::Integer,
+        ),
         ("neg", F32) => (
             lane!(w, [k] |x: u32| -> u32 { (if k & FTZ != 0 { ftz(x) } else { x }) ^ 0x8000_0000 }),
             Class::Float32,
@@ -1063,17 +1095,26 @@ pub(crate) fn unary(w: bool, name: &str, ty: Type) -> Chosen {
         ),
         ("rcp", F64) => (
             lane!(w, [k] |x: u64| -> u64 {
-                double(math::divide_double(1.0, d(x), Rounding::from_bits(k)))
+                double(directed::divide(1.0, d(x), Rounding::from_bits(k)))
             }),
             Class::Special,
         ),
         ("sqrt", F64) => (
             lane!(w, [k] |x: u64| -> u64 {
-                double(math::sqrt_double(d(x), Rounding::from_bits(k)))
+                double(directed::root(d(x), Rounding::from_bits(k)))
             }),
             Class::Special,
         ),
         ("rsqrt", F64) => (lane!(w, |x: u64| -> u64 { double(1.0 / d(x).sqrt()) }), Class::Special),
+        ("rcp.approx", F64) => {
+            (lane!(w, |x: u64| -> u64 { math::gross(x, |x| 1.0 / x) }), Class::Special)
+        }
+        ("rsqrt.approx", F64) => (
+            lane!(w, |x: u64| -> u64 {
+                math::gross(x, |x| if x == 0.0 { 1.0 / x } else { 1.0 / x.sqrt() })
+            }),
+            Class::Special,
+        ),
         ("ex2", F16) => (
             lane!(w, |x: u32| -> u32 { single_to_half(math::exp2(half_to_single(x))) }),
             Class::Special,
@@ -1169,26 +1210,28 @@ pub(crate) fn comparison(w: bool, name: &str, ty: Type, flush: bool) -> Option<E
         F32 if flush => floats!(u32, |v: u32| f(ftz(v))),
         F32 => floats!(u32, f),
         F64 => floats!(u64, d),
+        F16 if flush => floats!(u32, |v: u32| half_to_single(half_input(v, FTZ))),
         F16 => floats!(u32, half_to_single),
         Bf16 => floats!(u32, brain_to_single),
         _ => return None,
     })
 }
 
-/// `testp`: the property of one float, as a comparison of the operand with itself.
+/// `testp`: the property of one float, as a comparison of the operand with itself. Zeros count as
+/// normal numbers.
 pub(crate) fn property(w: bool, name: &str, ty: Type) -> Option<Exec> {
     Some(match (name, ty) {
         ("finite", Type::F32) => test!(w, |x, _y: u32| f(x).is_finite()),
         ("infinite", Type::F32) => test!(w, |x, _y: u32| f(x).is_infinite()),
         ("number", Type::F32) => test!(w, |x, _y: u32| !f(x).is_nan()),
         ("notanumber", Type::F32) => test!(w, |x, _y: u32| f(x).is_nan()),
-        ("normal", Type::F32) => test!(w, |x, _y: u32| f(x).is_normal()),
+        ("normal", Type::F32) => test!(w, |x, _y: u32| f(x).is_normal() || f(x) == 0.0),
         ("subnormal", Type::F32) => test!(w, |x, _y: u32| f(x).is_subnormal()),
         ("finite", Type::F64) => test!(w, |x, _y: u64| d(x).is_finite()),
         ("infinite", Type::F64) => test!(w, |x, _y: u64| d(x).is_infinite()),
         ("number", Type::F64) => test!(w, |x, _y: u64| !d(x).is_nan()),
         ("notanumber", Type::F64) => test!(w, |x, _y: u64| d(x).is_nan()),
-        ("normal", Type::F64) => test!(w, |x, _y: u64| d(x).is_normal()),
+        ("normal", Type::F64) => test!(w, |x, _y: u64| d(x).is_normal() || d(x) == 0.0),
         ("subnormal", Type::F64) => test!(w, |x, _y: u64| d(x).is_subnormal()),
         _ => return None,
     })

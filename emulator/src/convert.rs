@@ -166,7 +166,7 @@ fn convert(bits: u64, k: i64) -> u64 {
             };
             if flags & SAT != 0 {
                 saturated(out, to)
-            } else if flags & RELU != 0 && !(value > 0.0) {
+            } else if flags & RELU != 0 && value.is_sign_negative() && !value.is_nan() {
                 0
             } else {
                 out
@@ -207,6 +207,11 @@ fn saturated(bits: u64, to: Type) -> u64 {
     }
 }
 
+/// Whether `.relu` makes a zero of an f32: of what is negative, and not of NaN.
+fn relu(bits: u32, k: i64) -> bool {
+    k & RELU != 0 && bits >> 31 == 1 && !f(bits).is_nan()
+}
+
 /// `cvt.rn.f16x2.f32 d, a, b`: a to the upper half, b to the lower.
 pub(crate) fn packing(w: bool, to: Type, flags: i64) -> Option<Exec> {
     let nearest = flags == 0;
@@ -219,13 +224,13 @@ pub(crate) fn packing(w: bool, to: Type, flags: i64) -> Option<Exec> {
         }),
         Type::F16x2 => lane!(w, [k] |x: u32, y: u32| -> u32 {
             let one = |v: u32| {
-                if k & RELU != 0 && !(f(v) > 0.0) { 0 } else { narrow(f64::from(f(v)), HALF, Rounding::from_bits(k)) }
+                if relu(v, k) { 0 } else { narrow(f64::from(f(v)), HALF, Rounding::from_bits(k)) }
             };
             one(x) << 16 | one(y)
         }),
         Type::Bf16x2 => lane!(w, [k] |x: u32, y: u32| -> u32 {
             let one = |v: u32| {
-                if k & RELU != 0 && !(f(v) > 0.0) { 0 } else { narrow(f64::from(f(v)), BRAIN, Rounding::from_bits(k)) }
+                if relu(v, k) { 0 } else { narrow(f64::from(f(v)), BRAIN, Rounding::from_bits(k)) }
             };
             one(x) << 16 | one(y)
         }),
@@ -236,8 +241,8 @@ pub(crate) fn packing(w: bool, to: Type, flags: i64) -> Option<Exec> {
 /// `cvt` between pairs of 8-bit floats and f32, f16 and bf16: for a pair of f32 the first operand
 /// is the upper half.
 pub(crate) fn eighths(w: bool, to: Type, from: Type) -> Option<Exec> {
-    fn relu(value: f32, k: i64) -> f64 {
-        f64::from(if k & RELU != 0 && !(value > 0.0) { 0.0 } else { value })
+    fn held(value: f32, k: i64) -> f64 {
+        f64::from(if relu(value.to_bits(), k) { 0.0 } else { value })
     }
     fn halves(x: u32) -> (f32, f32) {
         (half_to_single(x >> 16), half_to_single(x & 0xffff))
@@ -246,10 +251,10 @@ pub(crate) fn eighths(w: bool, to: Type, from: Type) -> Option<Exec> {
         (brain_to_single(x >> 16), brain_to_single(x & 0xffff))
     }
     fn pair(high: f32, low: f32, format: Format, k: i64) -> u32 {
-        to_eighth(relu(high, k), format) << 8 | to_eighth(relu(low, k), format)
+        to_eighth(held(high, k), format) << 8 | to_eighth(held(low, k), format)
     }
     fn to_halves(high: f32, low: f32, k: i64) -> u32 {
-        let one = |value: f32| single_to_half(relu(value, k) as f32);
+        let one = |value: f32| single_to_half(held(value, k) as f32);
         one(high) << 16 | one(low)
     }
     use Type::*;

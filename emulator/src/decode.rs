@@ -133,7 +133,7 @@ fn bad<T>(reason: impl Into<String>) -> Decoded<T> {
 }
 
 /// Words on memory operations that change timing or ordering between blocks, not results here.
-const MEMORY_HINTS: [&str; 33] = [
+pub(crate) const MEMORY_HINTS: [&str; 33] = [
     "weak",
     "volatile",
     "relaxed",
@@ -177,6 +177,9 @@ impl<'t> At<'_, 't> {
         let mut words = self.i.opcode.split('.');
         let base = words.next().unwrap_or("");
         let mut m = Modifiers { left: words.collect() };
+        if let Some(reason) = crate::forms::refusal(base, &m.left) {
+            return bad(reason);
+        }
         self.family(base, &mut m)?;
         if let Some(left) = m.left.first() {
             return bad(format!("modifier `.{left}` of `{base}` is not supported"));
@@ -591,6 +594,9 @@ impl<'t> At<'_, 't> {
         let mut name = base.to_owned();
         let mut flags = 0;
         if ty.is_float() {
+            if base == "div" && m.has("approx") {
+                name = "div.approx".to_owned();
+            }
             flags = m.float_flags();
         } else {
             if base == "mul" && m.has("wide") {
@@ -797,6 +803,9 @@ impl<'t> At<'_, 't> {
             name.push_str(".shiftamt");
         }
         let ty = self.typed(m)?;
+        if ty == Type::F64 && m.has("approx") && m.has("ftz") {
+            name.push_str(".approx");
+        }
         let flags = if ty.is_float() { m.float_flags() } else { 0 };
         self.count(2)?;
         if ty == Type::Pred {
@@ -998,27 +1007,34 @@ impl<'t> At<'_, 't> {
         } else if source_wide != from_wide {
             return bad("the source register is narrower than its type");
         }
-        let d_wide = match self.operand(0)? {
-            Operand::Name(name) => self.is_wide_register(name).unwrap_or(to_wide),
-            _ => to_wide,
+        let d_bytes = match self.operand(0)? {
+            Operand::Name(name) => self.register(name).map_or(to.bytes(), |(_, ty)| ty.bytes()),
+            _ => to.bytes(),
         };
+        let d_wide = d_bytes == 8;
         let d = self.destination(0, d_wide)?;
-        if d_wide && !to_wide {
-            let middle = self.linker.temporary(Type::B32);
-            self.arithmetic(exec, Class::Convert, imm, vec![middle], vec![source]);
-            let signed = to.is_signed();
-            let exec = if signed {
-                lane!(w, |x: u32| -> u64 { x as i32 as u64 })
-            } else {
-                lane!(w, |x: u32| -> u64 { u64::from(x) })
-            };
-            self.arithmetic(exec, Class::Convert, 0, vec![d], vec![middle]);
-            return Ok(());
-        }
-        if d_wide != to_wide {
+        if d_bytes < to.bytes() && d_bytes != 2 {
             return bad("the destination register is narrower than its type");
         }
-        self.arithmetic(exec, Class::Convert, imm, vec![d], vec![source]);
+        // A signed integer fills a register that is wider than its type with its sign; one of 16
+        // bits is kept without what is above them.
+        let extend = match (to, d_bytes) {
+            (Type::S8 | Type::S16, 8) => Some(lane!(w, |x: u32| -> u64 { x as u16 as i16 as u64 })),
+            (_, 8) if !to_wide && to.is_signed() => {
+                Some(lane!(w, |x: u32| -> u64 { x as i32 as u64 }))
+            }
+            (_, 8) if !to_wide => Some(lane!(w, |x: u32| -> u64 { u64::from(x) })),
+            (Type::S8, 2) => Some(lane!(w, |x: u32| -> u32 { x & 0xffff })),
+            (Type::S16, 4) => Some(lane!(w, |x: u32| -> u32 { x as u16 as i16 as u32 })),
+            _ => None,
+        };
+        let Some(extend) = extend else {
+            self.arithmetic(exec, Class::Convert, imm, vec![d], vec![source]);
+            return Ok(());
+        };
+        let middle = self.linker.temporary(Type::B32);
+        self.arithmetic(exec, Class::Convert, imm, vec![middle], vec![source]);
+        self.arithmetic(extend, Class::Convert, 0, vec![d], vec![middle]);
         Ok(())
     }
 
@@ -1128,7 +1144,7 @@ impl<'t> At<'_, 't> {
             let Some(which) = moves::COMPARISONS.iter().position(|&c| c == name) else {
                 return bad("unknown comparison of floats");
             };
-            let imm = which as i64 | if ty == Type::Bf16x2 { 256 } else { 0 };
+            let imm = moves::pair_comparison(which, ty == Type::Bf16x2, flush);
             self.arithmetic(moves::comparing_pairs(), class, imm, d, s);
             return Ok(());
         }
@@ -1177,7 +1193,7 @@ impl<'t> At<'_, 't> {
                 return bad("unknown comparison of floats");
             };
             let (yes, yes_high) = if packed { (yes, yes << 16) } else { (0xffff, 0xffff_0000) };
-            let imm = which as i64 | if from == Type::Bf16x2 { 256 } else { 0 };
+            let imm = moves::pair_comparison(which, from == Type::Bf16x2, flush);
             self.arithmetic(moves::comparing_pairs(), Class::Half, imm, vec![low, high], s);
             let (p, q) = (self.linker.temporary(Type::B32), self.linker.temporary(Type::B32));
             let zero = Value::Constant(0, false);

@@ -25,7 +25,8 @@
 //!
 //! To add an opcode that computes lane by lane: one line in a match of `arithmetic` (or
 //! `convert`), and, if its operands are of a new shape, a case in `decode`. To add any other: a
-//! [`Code`](op::Code), a case in `decode` that fills the operation, and an arm in `machine`.
+//! [`Code`](op::Code), a case in `decode` that fills the operation, and an arm in `machine`. Either
+//! way its forms go into the list of `forms`, without which they are refused at load.
 //! Results must not depend on the host: no libm, no contraction; fused multiply-add only through
 //! `math::fma`.
 
@@ -42,9 +43,11 @@ pub mod cost;
 pub mod counters;
 mod coverage;
 mod decode;
+mod directed;
 mod error;
 mod exchange;
 mod findings;
+mod forms;
 mod hopper;
 mod kernel;
 mod lanes;
@@ -69,6 +72,7 @@ pub use counters::Counters;
 pub use coverage::LineCount;
 pub use error::{LaunchError, LoadError, MemoryError};
 pub use findings::{Check, Finding, SourceLine};
+pub use forms::{form_of, opcode_forms};
 pub use hopper::tensor_map::{
     OutOfBoundsFill, Swizzle, TENSOR_MAP_BYTES, TensorElement, TensorMap, TensorMapError,
 };

@@ -94,7 +94,17 @@ pub(crate) fn fma<H: Host>(x: f32, y: f32, z: f32) -> f32 {
 }
 
 pub(crate) fn add_mode(x: f32, y: f32, mode: Rounding) -> u32 {
-    narrow(add_to_odd(f64::from(x), f64::from(y)), SINGLE, mode)
+    sum_mode(f64::from(x), f64::from(y), mode)
+}
+
+/// A sum of two numbers that are exact in f64. One that is exactly zero is -0 where it is rounded
+/// down, unless both terms are +0.
+fn sum_mode(x: f64, y: f64, mode: Rounding) -> u32 {
+    let sum = add_to_odd(x, y);
+    if sum == 0.0 && mode == Rounding::Down && (x.is_sign_negative() || y.is_sign_negative()) {
+        return narrow(-0.0, SINGLE, mode);
+    }
+    narrow(sum, SINGLE, mode)
 }
 
 pub(crate) fn multiply_mode(x: f32, y: f32, mode: Rounding) -> u32 {
@@ -102,12 +112,7 @@ pub(crate) fn multiply_mode(x: f32, y: f32, mode: Rounding) -> u32 {
 }
 
 pub(crate) fn fma_mode(x: f32, y: f32, z: f32, mode: Rounding) -> u32 {
-    let product = f64::from(x) * f64::from(y);
-    let z = f64::from(z);
-    if product + z == 0.0 && product != 0.0 {
-        return narrow(0.0, SINGLE, mode) | (u32::from(mode == Rounding::Down) << 31);
-    }
-    narrow(add_to_odd(product, z), SINGLE, mode)
+    sum_mode(f64::from(x) * f64::from(y), f64::from(z), mode)
 }
 
 /// Quotient in a directed mode: the f64 quotient of two f32 is corrected by its exact remainder.
@@ -125,75 +130,6 @@ pub(crate) fn sqrt_mode(x: f32, mode: Rounding) -> u32 {
     }
     let x = f64::from(x);
     narrow(to_odd(x.sqrt(), |root| root.mul_add(-root, x)), SINGLE, mode)
-}
-
-/// An f64 rounded to nearest, moved to where a directed rounding would have put it. `error` is the
-/// exact result minus `value`, by sign; `finite` says that the operands were.
-fn directed(value: f64, error: f64, finite: bool, mode: Rounding) -> f64 {
-    let up = match mode {
-        Rounding::Nearest => return value,
-        Rounding::Zero => value < 0.0,
-        Rounding::Down => false,
-        Rounding::Up => true,
-    };
-    if value.is_infinite() && finite {
-        return match (up, value > 0.0) {
-            (false, true) => f64::MAX,
-            (true, false) => f64::MIN,
-            _ => value,
-        };
-    }
-    if up && error > 0.0 {
-        value.next_up()
-    } else if !up && error < 0.0 {
-        value.next_down()
-    } else {
-        value
-    }
-}
-
-/// Sum and rounding error (Knuth).
-fn two_sum(x: f64, y: f64) -> (f64, f64) {
-    let sum = x + y;
-    let z = sum - x;
-    (sum, (x - (sum - z)) + (y - z))
-}
-
-pub(crate) fn add_double(x: f64, y: f64, mode: Rounding) -> f64 {
-    let (sum, error) = two_sum(x, y);
-    if sum == 0.0 && x != 0.0 && mode == Rounding::Down {
-        return -0.0;
-    }
-    directed(sum, error, x.is_finite() && y.is_finite(), mode)
-}
-
-pub(crate) fn multiply_double(x: f64, y: f64, mode: Rounding) -> f64 {
-    let product = x * y;
-    directed(product, x.mul_add(y, -product), x.is_finite() && y.is_finite(), mode)
-}
-
-pub(crate) fn divide_double(x: f64, y: f64, mode: Rounding) -> f64 {
-    let quotient = x / y;
-    let rest = quotient.mul_add(-y, x) * y.signum();
-    directed(quotient, rest, x.is_finite() && y != 0.0, mode)
-}
-
-pub(crate) fn sqrt_double(x: f64, mode: Rounding) -> f64 {
-    let root = x.sqrt();
-    directed(root, root.mul_add(-root, x), x.is_finite(), mode)
-}
-
-/// The error of a fused multiply-add is a sum of two f64 whose sign the first one has (Boldo and
-/// Muller, 2005).
-pub(crate) fn fma_double(x: f64, y: f64, z: f64, mode: Rounding) -> f64 {
-    let value = x.mul_add(y, z);
-    let product = x * y;
-    let low = x.mul_add(y, -product);
-    let (a, a_low) = two_sum(z, low);
-    let (b, b_low) = two_sum(product, a);
-    let rest = (b - value) + b_low;
-    let error = rest + a_low;
-    directed(value, error, x.is_finite() && y.is_finite() && z.is_finite(), mode)
 }
 
 /// Makes a rounded result odd if `residual` (exact minus result, by sign) says it is inexact.
@@ -419,6 +355,20 @@ fn pick(x: u32, y: u32, propagate: bool, choose: impl Fn(i32, i32) -> i32) -> u3
     let one = if nan_x { y } else { x };
     let lost = if propagate || (nan_x && nan_y) { NAN32 } else { one };
     if nan_x || nan_y { lost } else { number }
+}
+
+/// The gross approximations in f64 that divisions and roots begin with: the upper words of operand
+/// and result count, subnormals are flushed, a NaN is 0x7fffffff_00000000.
+pub(crate) fn gross(bits: u64, function: impl Fn(f64) -> f64) -> u64 {
+    let flush = |bits: u64| if bits >> 52 & 0x7ff == 0 { bits & 1 << 63 } else { bits };
+    if d(bits).is_nan() {
+        return 0x7fff_ffff_0000_0000;
+    }
+    let value = function(d(flush(bits & !0xffff_ffff)));
+    if value.is_nan() {
+        return 0x7fff_ffff_0000_0000;
+    }
+    flush(value.to_bits()) & !0xffff_ffff
 }
 
 /// 2^x, within 1 unit in the last place; subnormal results are kept.

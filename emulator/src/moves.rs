@@ -228,18 +228,26 @@ pub(crate) fn carrying() -> Exec {
     carry
 }
 
-/// `setp` on packed halves: d\[0\] compares the low halves, d\[1\] the high ones. The immediate is
-/// the index of the comparison in `COMPARISONS`, bit 8 set for bf16.
+/// The immediate of a comparison of packed halves: its index in `COMPARISONS`, bit 8 for bf16, bit 9
+/// for `.ftz`.
+pub(crate) fn pair_comparison(which: usize, brain: bool, flush: bool) -> i64 {
+    which as i64 | i64::from(brain) << 8 | i64::from(flush) << 9
+}
+
+/// `setp` on packed halves: d\[0\] compares the low halves, d\[1\] the high ones.
 fn compare_pairs(registers: &mut Registers, op: &Op, mask: u32) {
     let (a, b) = (*registers.read::<u32>(op.s[0]), *registers.read::<u32>(op.s[1]));
     let (mut low, mut high) = (0u32, 0u32);
     for lane in 0..32 {
         let test = |shift: u32| {
             let to = |v: u32| {
+                let half = v >> shift & 0xffff;
                 if op.imm & 256 != 0 {
-                    crate::math::brain_to_single(v >> shift & 0xffff)
+                    crate::math::brain_to_single(half)
+                } else if op.imm & 512 != 0 && half & 0x7c00 == 0 {
+                    0.0
                 } else {
-                    crate::math::half_to_single(v >> shift & 0xffff)
+                    crate::math::half_to_single(half)
                 }
             };
             let (x, y) = (to(a[lane]), to(b[lane]));

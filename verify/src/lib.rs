@@ -4,6 +4,7 @@
 pub mod agreement;
 pub mod case;
 pub mod check;
+pub mod conformance;
 pub mod fuzz;
 pub mod fuzz_coverage;
 pub mod generate;
