@@ -1013,7 +1013,7 @@ impl<'t> At<'_, 't> {
         };
         let d_wide = d_bytes == 8;
         let d = self.destination(0, d_wide)?;
-        if d_bytes < to.bytes() && d_bytes != 2 {
+        if d_bytes < to.bytes() {
             return bad("the destination register is narrower than its type");
         }
         // A signed integer fills a register that is wider than its type with its sign; one of 16

@@ -216,7 +216,7 @@ const ORDERING: &[&str] = &[
 /// Words that [`GRAMMAR`] has by another spelling.
 fn canonical(word: &str) -> &str {
     match word {
-        "shared::cta" => "shared",
+        "shared::cta" | "shared::cluster" => "shared",
         "param::entry" | "param::func" => "param",
         other => other,
     }
