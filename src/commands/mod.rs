@@ -4,6 +4,7 @@
 mod check;
 mod compile;
 mod configs;
+mod conformance;
 mod device_choice;
 mod doctor;
 mod emulate;
@@ -42,6 +43,7 @@ pub enum Verb {
     Fuzz(fuzz::Arguments),
     Mutate(mutate::Arguments),
     Emulate(emulate::Arguments),
+    Conformance(conformance::Arguments),
     Trace(trace::Arguments),
     Doctor(doctor::Arguments),
 }
@@ -59,6 +61,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Fuzz(arguments) => fuzz::run(&arguments, out),
         Verb::Mutate(arguments) => mutate::run(&arguments, out),
         Verb::Emulate(arguments) => emulate::run(&arguments, out),
+        Verb::Conformance(arguments) => conformance::run(&arguments, out),
         Verb::Trace(arguments) => trace::run(&arguments, out),
         Verb::Doctor(arguments) => doctor::run(&arguments, out),
     }

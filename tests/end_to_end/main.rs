@@ -4,6 +4,7 @@
 mod artifact;
 mod bad_input;
 mod check;
+mod conformance;
 mod emulate;
 mod fuzz;
 mod run;

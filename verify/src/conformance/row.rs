@@ -287,6 +287,14 @@ impl Row {
         self
     }
 
+    /// The section of the PTX manual with the bound of an approximate instruction.
+    pub fn bound(&self) -> Option<&'static str> {
+        match self.precision {
+            Precision::Approximate(section, _) => Some(section),
+            Precision::Exact => None,
+        }
+    }
+
     /// The form and the variant.
     pub fn name(&self) -> String {
         if self.variant.is_empty() {

@@ -161,17 +161,13 @@ pub fn run(
 }
 
 fn report(row: &Row, status: Status, cases: usize) -> RowReport {
-    let section = match row.precision {
-        Precision::Approximate(section, _) => Some(section),
-        Precision::Exact => None,
-    };
     RowReport {
         form: row.form,
         name: row.name(),
         status,
         cases,
         other_nans: 0,
-        section,
+        section: row.bound(),
         against: None,
     }
 }
