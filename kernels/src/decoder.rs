@@ -5,7 +5,7 @@ use crate::abi::{Operands, PlanBuffers, Scalars, Workspace};
 use crate::configuration::KernelSpec;
 use crate::launch::Launcher;
 use crate::problem::{DecodeProblem, ProblemError};
-use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport};
+use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport, ModuleId};
 
 /// What can go wrong when a decoder is used.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,10 @@ pub struct UploadOptions {
     pub guard_bytes: usize,
     /// Fill outputs and scratch memory with NaN before the launch.
     pub poison: bool,
+    /// Number that the first page of the problem has on the device: the addresses of K and V given to
+    /// the kernel lie that many pages before their buffers, and entries of the page table that name a
+    /// page are raised by it. So the offsets of tokens need 64 bits without the memory for it.
+    pub first_page: u32,
 }
 
 /// A problem on a device, with the scratch memory of its launches. Freed on drop.
@@ -83,6 +87,11 @@ impl<'d> Decoder<'d> {
     /// Blocks of a decode launch: fixed, whatever the problem.
     pub fn blocks(&self) -> u32 {
         self.launcher.blocks()
+    }
+
+    /// The loaded code.
+    pub fn module(&self) -> ModuleId {
+        self.launcher.module()
     }
 
     /// The device.
@@ -137,11 +146,22 @@ impl<'d> Decoder<'d> {
         let a = &problem.attention;
         let rows = problem.rows();
         let spans = problem.spans.canonicalise();
+        let strides = problem.strides();
+        let raised = |page: &i32| match usize::try_from(*page) {
+            Ok(known) if known < problem.pages => {
+                page.wrapping_add_unsigned(builder.options.first_page)
+            }
+            _ => *page,
+        };
+        let page_table: Vec<i32> = problem.page_table.iter().map(raised).collect();
+        let ahead = u64::from(builder.options.first_page).wrapping_mul(2 * strides.page);
+        let pages_ahead =
+            |buffer: Buffer| Buffer { address: buffer.address.wrapping_sub(ahead), ..buffer };
         let operands = Operands {
             q: builder.input("q", &problem.q, |e| e.to_le_bytes())?,
-            k: builder.input("k", &problem.k, |e| e.to_le_bytes())?,
-            v: builder.input("v", &problem.v, |e| e.to_le_bytes())?,
-            page_table: builder.input("page_table", &problem.page_table, |e| e.to_le_bytes())?,
+            k: pages_ahead(builder.input("k", &problem.k, |e| e.to_le_bytes())?),
+            v: pages_ahead(builder.input("v", &problem.v, |e| e.to_le_bytes())?),
+            page_table: builder.input("page_table", &page_table, |e| e.to_le_bytes())?,
             row_request: builder.input("row_request", &problem.row_request, |e| e.to_le_bytes())?,
             out: builder.scratch("out", 2 * problem.q.len())?,
             lse: builder.scratch("lse", 4 * rows * a.query_heads as usize)?,
@@ -159,7 +179,6 @@ impl<'d> Decoder<'d> {
             arrivals: builder.input("arrivals", &vec![0u8; scratch.arrivals], |b| [*b])?,
         };
         // `check` has established that all of these fit.
-        let strides = problem.strides();
         let scalars = Scalars {
             rows: rows as i32,
             kv_heads: a.kv_heads as i32,

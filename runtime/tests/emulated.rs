@@ -385,7 +385,7 @@ fn default_kernels_serve_every_shape() {
             let shape = attention.kernel_shape().unwrap();
             let (image, spec) = compile_default(shape, device.properties(), &compiler).unwrap();
             let decoder = Decoder::load(&*device, &image, spec).unwrap();
-            let options = UploadOptions { guard_bytes: 256, poison: true };
+            let options = UploadOptions { guard_bytes: 256, poison: true, ..Default::default() };
             let resident = decoder.upload(&problem, options).unwrap();
             decoder.run(&resident).unwrap();
             let first = resident.output().unwrap();

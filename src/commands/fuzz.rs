@@ -11,19 +11,22 @@ use fs_err as fs;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use spanforge_device::launch_file::{compiler_of_files, read_source};
-use spanforge_device::{CompileError, Compiler, Image, Source};
+use spanforge_device::{Basis, CompileError, Compiler, Image, Source};
 use spanforge_kernels::render::spec_of;
 use spanforge_kernels::{KernelShape, KernelSpec, Limits, SearchSpace, render};
 use spanforge_spans::Dtype;
 use spanforge_spans::trace::Preset;
 use spanforge_tuner::search::{Point, Space, strategy};
 use spanforge_verify::case::{CaseError, kind, target_of};
-use spanforge_verify::fuzz::{Failure, Options, Panicked, Subject, Summary, fuzz};
+use spanforge_verify::fuzz::{
+    Failure, LineCoverage, Lost, Options, Panicked, Subject, Summary, WORKER_LOST, fuzz,
+};
 use spanforge_verify::fuzz_coverage::{Coverage, ParameterCoverage, parameter_coverage};
 use spanforge_verify::ledger::Ledger;
 use spanforge_verify::{Case, CaseReport};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -34,9 +37,11 @@ const DEFAULT_CASES: u64 = 10_000;
 /// Fuzz configurations or an edited source, and shrink what fails
 ///
 /// Draws problems that prefer the edges, configurations from the search spaces, schedules of warps
-/// and sizes of the device, and checks each case as `check` does, on all cores. The first fault is
-/// made as small as possible and written to a case file that `spanforge check` replays. Ends after
-/// --cases or --time, or at Ctrl-C with the summary of what was done. Exit code 1 on any finding.
+/// and sizes of the device, and checks each case as `check` does, in a process for each core. The
+/// first fault is made as small as possible and written to a case file that `spanforge check` replays;
+/// so is a case in which a process was killed, crashed or did not answer. What is found does not depend
+/// on the number of processes. Ends after --cases or --time, or at Ctrl-C with the summary of what was
+/// done. Exit code 1 on any finding.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     spanforge fuzz --time 60\n  \
@@ -67,6 +72,13 @@ pub struct Arguments {
     seed: u64,
     #[command(flatten)]
     device: DeviceArgument,
+    /// Worker processes [default: one for each core; one for a GPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    workers: Option<u32>,
+    /// Longest time for one case: a worker that takes longer is given up, and the case named
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    case_limit: u64,
     /// Go on after a fault; one case file for each kernel and kind of fault
     #[arg(long)]
     keep_going: bool,
@@ -97,10 +109,14 @@ struct Report {
     failures: Vec<Found>,
     /// Cases with those faults.
     faulty_cases: u64,
+    /// Cases whose worker was lost, the first few.
+    lost: Vec<LostCase>,
+    lost_count: u64,
     ledger: Vec<Known>,
     panics: Vec<Panicked>,
     panic_count: u64,
     edges: Coverage,
+    lines: LineCoverage,
     parameters: Vec<ParameterCoverage>,
 }
 
@@ -114,6 +130,21 @@ struct Found {
     /// Attempts at making it smaller.
     attempts: u32,
     report: CaseReport,
+}
+
+/// A case whose worker was lost.
+#[derive(Serialize)]
+struct LostCase {
+    case: u64,
+    configuration: String,
+    kind: &'static str,
+    /// How the worker ended.
+    how: String,
+    /// Seed of the schedule, and of the problem's tensors.
+    schedule: u64,
+    tensors: u64,
+    file: String,
+    replay: String,
 }
 
 /// An entry of the ledger and what became of it.
@@ -134,6 +165,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let opened = spanforge_device::open(&device)?;
     let limits = Limits::of(opened.properties());
     let target = target_of(opened.as_ref());
+    let basis = opened.properties().basis;
     drop(opened);
     if !arguments.output.is_dir() {
         bail!("--output {}: there is no such folder; make it first", arguments.output.display());
@@ -188,17 +220,25 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         }),
         time: arguments.time.map(Duration::from_secs),
         keep_going: arguments.keep_going,
-        workers: std::thread::available_parallelism().map_or(1, usize::from),
+        case_limit: Duration::from_secs(arguments.case_limit),
+        workers: match (arguments.workers, basis) {
+            // A GPU is shared by nobody unless somebody says so.
+            (None, Basis::Measured) => 1,
+            (None, Basis::Predicted) => std::thread::available_parallelism().map_or(1, usize::from),
+            (Some(workers), _) => workers as usize,
+        },
         ledger,
     };
-    let summary = if subjects.is_empty() {
-        Summary::default()
-    } else {
-        let progress = progress();
-        let summary = fuzz(&subjects, &options, &stop, &|| progress.inc(1));
-        progress.finish_and_clear();
-        summary?
+    let own = std::env::current_exe().context("cannot find this program to start workers of")?;
+    let worker = || {
+        let mut command = Command::new(&own);
+        command.arg(super::fuzz_worker::NAME);
+        command
     };
+    let progress = progress();
+    let summary = fuzz(&subjects, &options, &stop, &worker, &|| progress.inc(1));
+    progress.finish_and_clear();
+    let summary = summary?;
     let report = report(arguments, &options, &subjects, limits, summary, standing, &stop)?;
     if arguments.json {
         write_json(out, &report)?;
@@ -216,7 +256,7 @@ fn stop_at_interrupt() -> Result<Arc<AtomicBool>> {
         if flag.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("ending after the cases in hand; once more to end at once");
+        eprintln!("ending with the summary; once more to end at once");
     })
     .context("cannot watch for Ctrl-C")?;
     Ok(stop)
@@ -387,7 +427,12 @@ fn report(
     let failures = summary
         .failures
         .iter()
-        .map(|failure| write_case(arguments, options, subjects, failure))
+        .map(|failure| write_failure(arguments, options, subjects, failure))
+        .collect::<Result<Vec<_>>>()?;
+    let lost = summary
+        .lost
+        .iter()
+        .map(|lost| write_lost(arguments, options, subjects, lost))
         .collect::<Result<Vec<_>>>()?;
     let tolerated = summary.tolerated.iter().copied().chain(std::iter::repeat(0));
     let ledger: Vec<Known> = options
@@ -412,8 +457,10 @@ fn report(
             spaces.push(SearchSpace::new(spec.shape, limits));
         }
     }
-    let passed =
-        failures.is_empty() && summary.panic_count == 0 && ledger.iter().all(|known| known.stands);
+    let passed = failures.is_empty()
+        && summary.panic_count == 0
+        && summary.lost_count == 0
+        && ledger.iter().all(|known| known.stands);
     Ok(Report {
         passed,
         device: options.device.clone(),
@@ -426,43 +473,99 @@ fn report(
         fewest_cases_per_configuration: summary.cases_per_kernel.0,
         failures,
         faulty_cases: summary.faulty_cases,
+        lost,
+        lost_count: summary.lost_count,
         ledger,
         panics: summary.panics,
         panic_count: summary.panic_count,
         edges: summary.coverage,
+        lines: summary.lines,
         parameters: parameter_coverage(&spaces, &specs),
     })
 }
 
-/// Writes the case file of a failure.
+fn subject_of<'a>(subjects: &'a [Subject], spec: &KernelSpec) -> Result<&'a Subject> {
+    let found = subjects.iter().find(|subject| subject.spec == *spec);
+    found.context("the failing kernel is not among those fuzzed")
+}
+
+fn created_by(options: &Options, case: u64) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    format!("spanforge {version} fuzz --seed {}, case {case}", options.seed)
+}
+
+/// Writes a case file; gives its path and the command that replays it.
 fn write_case(
+    arguments: &Arguments,
+    kind: &str,
+    number: u64,
+    case: &Case,
+) -> Result<(String, String)> {
+    let file = arguments.output.join(format!("case-{kind}-{number}.json"));
+    atomic_file::write(&file, case.to_json().as_bytes())?;
+    let file = file.display().to_string();
+    let replay = format!("spanforge check {file}");
+    Ok((file, replay))
+}
+
+fn write_failure(
     arguments: &Arguments,
     options: &Options,
     subjects: &[Subject],
     failure: &Failure,
 ) -> Result<Found> {
-    let subject = subjects
-        .iter()
-        .find(|subject| subject.spec == failure.spec)
-        .context("the failing kernel is not among those fuzzed")?;
-    let created_by = format!(
-        "spanforge {} fuzz --seed {}, case {}",
-        env!("CARGO_PKG_VERSION"),
-        options.seed,
-        failure.case
-    );
-    let file = arguments.output.join(format!("case-{}-{}.json", failure.kind, failure.case));
-    let case = failure.case_file(subject, &options.device, created_by);
-    atomic_file::write(&file, case.to_json().as_bytes())?;
+    let subject = subject_of(subjects, &failure.spec)?;
+    let written = failure.case_file(subject, &options.device, created_by(options, failure.case));
+    let (file, replay) = write_case(arguments, &failure.kind, failure.case, &written)?;
     Ok(Found {
         case: failure.case,
         configuration: failure.spec.to_string(),
         kind: failure.kind.clone(),
-        replay: format!("spanforge check {}", file.display()),
-        file: file.display().to_string(),
+        file,
+        replay,
         attempts: failure.attempts,
         report: failure.report.clone(),
     })
+}
+
+fn write_lost(
+    arguments: &Arguments,
+    options: &Options,
+    subjects: &[Subject],
+    lost: &Lost,
+) -> Result<LostCase> {
+    let subject = subject_of(subjects, &lost.spec)?;
+    let written = lost.case_file(subject, &options.device, created_by(options, lost.case));
+    let (file, replay) = write_case(arguments, WORKER_LOST, lost.case, &written)?;
+    Ok(LostCase {
+        case: lost.case,
+        configuration: lost.spec.to_string(),
+        kind: WORKER_LOST,
+        how: lost.how.clone(),
+        schedule: lost.trial.schedule,
+        tensors: lost.trial.problem.tensors,
+        file,
+        replay,
+    })
+}
+
+/// Lines of device code, with runs of those that were not reached.
+fn lines_in_words(lines: &LineCoverage) -> String {
+    let mut text = format!("lines {} of {}", lines.reached, lines.with_code);
+    let mut before: Option<&str> = None;
+    for line in &lines.not_reached {
+        text.push_str(match before {
+            None => ", not reached: ",
+            Some(file) if file == line.file => ",",
+            Some(_) => "; ",
+        });
+        match before {
+            Some(file) if file == line.file => text.push_str(&line.line.to_string()),
+            _ => text.push_str(&line.to_string()),
+        }
+        before = Some(&line.file);
+    }
+    text
 }
 
 fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
@@ -496,6 +599,9 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
     parameters.write(out, "")?;
     let (met, all) = report.edges.met();
     writeln!(out, "\n{met} of {all} edges met")?;
+    if report.lines.with_code > 0 {
+        writeln!(out, "{}", lines_in_words(&report.lines))?;
+    }
 
     for known in &report.ledger {
         if known.stands {
@@ -512,6 +618,17 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
                 known.case, known.kind, known.reason
             )?;
         }
+    }
+    for lost in &report.lost {
+        writeln!(
+            out,
+            "\nLOST worker in case {} of {}: {}\n  schedule {}, tensors {}",
+            lost.case, lost.configuration, lost.how, lost.schedule, lost.tensors
+        )?;
+        writeln!(out, "replay it with: {}", lost.replay)?;
+    }
+    if report.lost_count > report.lost.len() as u64 {
+        writeln!(out, "{} workers lost in all, each in one case", grouped(report.lost_count))?;
     }
     for panicked in &report.panics {
         writeln!(

@@ -9,6 +9,7 @@ mod device_choice;
 mod doctor;
 mod emulate;
 mod fuzz;
+mod fuzz_worker;
 mod inspect;
 mod kernel_choice;
 mod mutate;
@@ -41,6 +42,9 @@ pub enum Verb {
     Configs(configs::Arguments),
     Check(check::Arguments),
     Fuzz(fuzz::Arguments),
+    /// Check cases for `fuzz`
+    #[command(name = fuzz_worker::NAME, hide = true)]
+    FuzzWorker,
     Mutate(mutate::Arguments),
     Emulate(emulate::Arguments),
     Conformance(conformance::Arguments),
@@ -59,6 +63,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Configs(arguments) => configs::run(&arguments, out),
         Verb::Check(arguments) => check::run(&arguments, out),
         Verb::Fuzz(arguments) => fuzz::run(&arguments, out),
+        Verb::FuzzWorker => fuzz_worker::run(out),
         Verb::Mutate(arguments) => mutate::run(&arguments, out),
         Verb::Emulate(arguments) => emulate::run(&arguments, out),
         Verb::Conformance(arguments) => conformance::run(&arguments, out),

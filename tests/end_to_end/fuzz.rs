@@ -14,11 +14,14 @@ fn broken_ring(folder: &Path) -> &'static str {
     "mine.cu"
 }
 
-/// Eight cases are one worker's turn: with more, whichever worker is first decides which of the bug's
-/// faults is found first.
+/// With this seed the first case is one in which the bug reads what nothing has written; others give
+/// wrong answers.
+const SEED: &str = "6";
+
 fn fuzz_broken_ring(folder: &Path) -> Ran {
     let source = broken_ring(folder);
-    spanforge(folder, ["fuzz", source, "--cases", "8", "--device", "emulated:h200"])
+    let fuzz = ["fuzz", source, "--cases", "8", "--seed", SEED, "--device", "emulated:h200"];
+    spanforge(folder, fuzz)
 }
 
 fn case_file(folder: &Path) -> String {
@@ -77,7 +80,8 @@ fn the_ledger_tolerates_a_known_fault_and_is_loud_about_a_mended_one() {
     };
     fs::write(here.path().join("ledger.jsonl"), entry("being mended")).unwrap();
     let fuzz = |cases: &str| {
-        let mut run = command(here.path(), ["fuzz", "mine.cu", "--ledger", "ledger.jsonl"]);
+        let mut run =
+            command(here.path(), ["fuzz", "mine.cu", "--seed", SEED, "--ledger", "ledger.jsonl"]);
         run.args(["--cases", cases, "--device", "emulated:h200"]);
         finish(run)
     };
@@ -110,20 +114,50 @@ fn cases_that_make_no_sense_are_bad_input() {
     spanforge(here.path(), ["fuzz", "--output", "nowhere"]).expect(2).says("no such folder");
 }
 
+/// Whatever is found is the same however many processes look for it.
 #[test]
-fn an_interrupt_ends_the_run_with_its_summary() {
+fn one_worker_and_two_find_the_same() {
     let here = folder();
-    let mut run = command(here.path(), ["fuzz", "--configs", "1", "--time", "600"]);
-    run.args(["--device", "emulated:h200"]);
-    run.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-    let child = run.spawn().expect("the binary starts");
-    // Long enough to be compiling or fuzzing; either is ended.
-    std::thread::sleep(std::time::Duration::from_secs(3));
-    let id = child.id().to_string();
-    let killed = std::process::Command::new("kill").args(["-INT", &id]).status().unwrap();
-    assert!(killed.success());
-    let output = child.wait_with_output().unwrap();
-    let out = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{out}");
-    assert!(out.contains("ended by Ctrl-C"), "{out}");
+    let source = broken_ring(here.path());
+    let fuzz = |workers: &str, more: &[&str]| {
+        let mut run = command(here.path(), ["fuzz", source, "--cases", "64", "--json"]);
+        run.args(["--device", "emulated:h200", "--workers", workers]).args(more);
+        finish(run).expect(1).json()
+    };
+    let (one, two) = (fuzz("1", &["--keep-going"]), fuzz("2", &["--keep-going"]));
+    for field in ["cases", "failures", "faulty_cases", "edges", "lines", "lost_count"] {
+        assert_eq!(one[field], two[field], "{field}");
+    }
+    assert!(one["failures"].as_array().unwrap().len() > 1, "kinds of fault");
+    assert_eq!((&one["cases"], &one["lost_count"]), (&64.into(), &0.into()));
+    // Without going on, too, it is the first case that counts, not the first worker.
+    assert_eq!(fuzz("1", &[])["failures"], fuzz("3", &[])["failures"]);
+}
+
+#[test]
+fn lines_that_no_case_reaches_are_named() {
+    let here = folder();
+    let rendered = spanforge(here.path(), ["render"]).expect(0).out;
+    // No problem without rows is launched.
+    let first = "    int carry = 0;";
+    let planted = "    int carry = 0; if (rows < 1) {\n#line 900 \"plan.cuh\"\n        row_tokens[0] = 7;\n#line 26 \"plan.cuh\"\n    }";
+    assert_eq!(rendered.matches(first).count(), 1);
+    fs::write(here.path().join("mine.cu"), rendered.replace(first, planted)).unwrap();
+    let fuzz = |more: [&str; 1]| {
+        let mut run = command(here.path(), ["fuzz", "mine.cu", "--cases", "200"]);
+        run.args(["--device", "emulated:h200", "--seed", "1"]).args(more);
+        finish(run).expect(0)
+    };
+    let ran = fuzz(["--keep-going"]);
+    let line = ran.out.lines().find(|line| line.starts_with("lines ")).expect("the lines");
+    let (counts, missing) = line.split_once(", not reached: ").expect(line);
+    assert!(missing.contains("plan.cuh:900"), "{line}");
+    let counts: Vec<u64> = counts.split(' ').filter_map(|word| word.parse().ok()).collect();
+    let lines = &fuzz(["--json"]).json()["lines"];
+    assert_eq!(
+        (lines["reached"].as_u64(), lines["with_code"].as_u64()),
+        (Some(counts[0]), Some(counts[1]))
+    );
+    let named = lines["not_reached"].as_array().unwrap();
+    assert_eq!(named.len() as u64, counts[1] - counts[0]);
 }

@@ -10,6 +10,7 @@ mod fuzz;
 mod run;
 mod tune;
 mod verbs;
+mod workers;
 
 use std::io::Write;
 use std::path::Path;

@@ -1,15 +1,16 @@
 //! One case as a file: the kernel, the problem, the schedule, and what was found. Such a file needs
 //! nothing else to be replayed, and stays meaningful after the fault is fixed: it must then pass.
 
-use crate::check::{CaseReport, Fault, VerifyError, check_problem};
+use crate::check::{CaseReport, Fault, VerifyError, check_recipe};
 use crate::recipe::{Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 use spanforge_device::{
-    Basis, CompileError, Compiler, Device, DeviceError, EmulatedDevice, EmulatedOptions, Source,
-    Target,
+    Basis, CompileError, Compiler, Device, DeviceError, EmulatedDevice, EmulatedOptions,
+    SharedCode, Source, Target,
 };
 use spanforge_emulator::profile;
 use spanforge_kernels::{Decoder, KernelSpec, Limits, RenderError, SearchSpace, render};
+use std::sync::Arc;
 
 /// Version of the format.
 pub const CASE_VERSION: u32 = 1;
@@ -23,8 +24,22 @@ pub struct Trial {
     /// Multiprocessors that an emulated device has for this trial: with the configuration's blocks
     /// per multiprocessor the number of shares that work is cut into. `None` leaves the GPU's own.
     pub multiprocessors: Option<u32>,
+    /// Fewest selected tokens of a block, in place of the configuration's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smallest_share: Option<u32>,
     /// The problem.
     pub problem: Recipe,
+}
+
+impl Trial {
+    /// The kernel as the trial launches it.
+    pub fn spec(&self, kernel: &KernelSpec) -> KernelSpec {
+        let mut spec = *kernel;
+        if let Some(share) = self.smallest_share {
+            spec.configuration.smallest_share = share.clamp(1, i32::MAX.cast_unsigned());
+        }
+        spec
+    }
 }
 
 /// What was found.
@@ -123,7 +138,8 @@ impl Case {
         if let Some(broken) = space.broken_constraint(&spec.configuration) {
             return Err(bad(format!("{spec} breaks the constraint `{}`", broken.name)));
         }
-        let problem = self.trial.problem.problem()?;
+        // Before anything is compiled, so that a mistake in the file is answered at once.
+        self.trial.problem.problem()?;
         let source = match &self.source {
             Some(text) => Source::new("case.cu", text.clone()),
             None => {
@@ -132,8 +148,9 @@ impl Case {
             }
         };
         let image = compiler.compile(&source, &target_of(device.as_ref()))?;
-        let decoder = Decoder::load(device.as_ref(), &image, spec).map_err(VerifyError::from)?;
-        Ok(check_problem(&decoder, &problem)?)
+        let decoder = Decoder::load(device.as_ref(), &image, self.trial.spec(&spec))
+            .map_err(VerifyError::from)?;
+        Ok(check_recipe(&decoder, &self.trial.problem)?)
     }
 }
 
@@ -143,19 +160,43 @@ const INSTRUCTION_BUDGET: u64 = 1 << 25;
 
 /// The device of that name as a trial wants it. A GPU has neither seeds nor other sizes.
 pub fn open_for(name: &str, trial: &Trial) -> Result<Box<dyn Device>, DeviceError> {
+    open(name, trial, false, None)
+}
+
+/// The same for one trial of many: executed source lines are counted, and devices take code from one
+/// another.
+pub fn open_sharing(
+    name: &str,
+    trial: &Trial,
+    code: &Arc<SharedCode>,
+) -> Result<Box<dyn Device>, DeviceError> {
+    open(name, trial, true, Some(code))
+}
+
+fn open(
+    name: &str,
+    trial: &Trial,
+    lines: bool,
+    code: Option<&Arc<SharedCode>>,
+) -> Result<Box<dyn Device>, DeviceError> {
     let options = EmulatedOptions {
         seed: trial.schedule,
         instruction_budget: INSTRUCTION_BUDGET,
+        lines,
         ..EmulatedOptions::default()
     };
     let built_in = name.strip_prefix("emulated:").and_then(|gpu| profile::find(gpu).ok());
-    match (built_in, trial.multiprocessors) {
-        (Some(mut profile), Some(count)) => {
-            profile.multiprocessors.value = u64::from(count.clamp(1, 1024));
-            Ok(Box::new(EmulatedDevice::new(profile, options)))
-        }
-        _ => spanforge_device::open_with(name, options),
+    let Some(mut profile) = built_in else {
+        return spanforge_device::open_with(name, options);
+    };
+    if let Some(count) = trial.multiprocessors {
+        profile.multiprocessors.value = u64::from(count.clamp(1, 1024));
     }
+    let device = EmulatedDevice::new(profile, options);
+    Ok(Box::new(match code {
+        Some(code) => device.sharing(code.clone()),
+        None => device,
+    }))
 }
 
 /// What to compile for a device to run: machine code for a GPU, PTX alone for an emulated one.

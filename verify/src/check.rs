@@ -1,7 +1,8 @@
 //! One kernel on one problem: what the checks of the device say, whether the answer is the oracle's,
 //! whether it is the same twice, and whether only the selected tokens were fetched.
 
-use crate::generate::{Edges, generate};
+use crate::generate::{Edges, generate_recipe};
+use crate::recipe::Recipe;
 use serde::{Deserialize, Serialize};
 use spanforge_device::{Basis, DeviceError, LaunchReport};
 use spanforge_emulator::Finding;
@@ -54,9 +55,15 @@ pub struct CaseReport {
     #[serde(default)]
     pub findings: Vec<Finding>,
     /// Largest absolute error of the output.
+    #[serde(deserialize_with = "nan_for_null")]
     pub max_abs_error: f64,
     /// K and V bytes fetched over those of the selected tokens, where the device counts.
     pub bytes_ratio: Option<f64>,
+}
+
+/// JSON has no NaN and no infinity, and writes null for both.
+fn nan_for_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// A check that could not be carried out, as opposed to one that found something.
@@ -81,8 +88,8 @@ pub fn check_seeds(
     let edges = Edges::of(decoder.spec());
     let mut reports = Vec::new();
     for seed in seeds {
-        let problem = generate(decoder.spec().shape, &edges, seed);
-        let mut report = check_problem(decoder, &problem)?;
+        let recipe = generate_recipe(decoder.spec().shape, &edges, seed);
+        let mut report = check_recipe(decoder, &recipe)?;
         report.seed = Some(seed);
         let faulty = report.fault.is_some();
         reports.push(report);
@@ -93,14 +100,31 @@ pub fn check_seeds(
     Ok(reports)
 }
 
+/// Checks a kernel on the problem of a recipe, with its pages numbered as the recipe says.
+pub fn check_recipe(decoder: &Decoder<'_>, recipe: &Recipe) -> Result<CaseReport, VerifyError> {
+    let problem = recipe.problem().map_err(|error| VerifyError::Oracle(error.to_string()))?;
+    check_at(decoder, &problem, recipe.first_page)
+}
+
 /// Checks a kernel on one problem.
 pub fn check_problem(
     decoder: &Decoder<'_>,
     problem: &DecodeProblem,
 ) -> Result<CaseReport, VerifyError> {
+    check_at(decoder, problem, 0)
+}
+
+fn check_at(
+    decoder: &Decoder<'_>,
+    problem: &DecodeProblem,
+    first_page: u32,
+) -> Result<CaseReport, VerifyError> {
     let mut report = CaseReport {
         seed: None,
-        problem: describe(problem),
+        problem: match first_page {
+            0 => describe(problem),
+            number => format!("{}, the first being page {number}", describe(problem)),
+        },
         fault: None,
         findings: Vec::new(),
         max_abs_error: 0.0,
@@ -108,7 +132,7 @@ pub fn check_problem(
     };
     // The answer first, the reference after: memory that the reference has just used cannot pass
     // for an answer.
-    let (answer, reports) = match run(decoder, problem) {
+    let (answer, reports) = match run(decoder, problem, first_page) {
         Ok(Ok(run)) => run,
         Ok(Err(fault)) => {
             report.fault = Some(fault);
@@ -172,12 +196,14 @@ type Answer = (DecodeOutput, Vec<LaunchReport>);
 fn run(
     decoder: &Decoder<'_>,
     problem: &DecodeProblem,
+    first_page: u32,
 ) -> Result<Result<Answer, Fault>, VerifyError> {
     let emulated = decoder.device().properties().basis == Basis::Predicted;
     // On an emulated device every allocation has its own bounds, and scratch memory must stay
     // uninitialised for reads of it to be found.
     let guard_bytes = if emulated { 0 } else { GUARD_BYTES };
-    let resident = decoder.upload(problem, UploadOptions { guard_bytes, poison: !emulated })?;
+    let resident =
+        decoder.upload(problem, UploadOptions { guard_bytes, poison: !emulated, first_page })?;
     resident.poison_output()?;
     let reports = decoder.run(&resident)?;
     let first = resident.output()?;

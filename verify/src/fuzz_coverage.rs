@@ -4,6 +4,7 @@
 use crate::case::Trial;
 use crate::recipe::Values;
 use serde::Serialize;
+use spanforge_kernels::abi::PLAN_THREADS;
 use spanforge_kernels::{KernelSpec, LoadPath, Merge, QueryHome, SearchSpace};
 use spanforge_spans::KvLayout;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,7 @@ pub struct Coverage {
 }
 
 /// The edges, by what they concern.
-const EDGES: [&str; 36] = [
+const EDGES: [&str; 48] = [
     "row: empty",
     "row: one token",
     "row: whole cache",
@@ -30,9 +31,13 @@ const EDGES: [&str; 36] = [
     "row: cut into several shares",
     "row: several of one request",
     "row: longer than all others together",
+    "row: more than lanes of a warp",
+    "row: more than threads that plan",
     "span: ends with a page",
     "span: crosses pages",
     "span: one token",
+    "span: more in all than threads that plan",
+    "span: more in a row than threads that plan",
     "raw: repeated or overlapping",
     "raw: adjacent",
     "raw: empty",
@@ -41,6 +46,9 @@ const EDGES: [&str; 36] = [
     "page: 2 to 15 tokens",
     "page: 16 tokens",
     "page: more than 16 tokens",
+    "page: permuted",
+    "page: shared by requests",
+    "page: offsets beyond 2^31 elements",
     "layout: NHD",
     "layout: HND",
     "KV heads: 1",
@@ -50,8 +58,13 @@ const EDGES: [&str; 36] = [
     "values: subnormal",
     "values: equal keys",
     "values: positive",
+    "values: logits below -1e4",
+    "values: logits above 1e4",
     "schedule: in order",
     "schedule: drawn",
+    "share: smaller than configured",
+    "share: larger than configured",
+    "share: larger than all rows",
     "batch: no selected token",
 ];
 
@@ -62,18 +75,10 @@ impl Default for Coverage {
 }
 
 impl Coverage {
-    /// Counts a case.
-    pub fn add(&mut self, spec: &KernelSpec, trial: &Trial) {
-        let met = edges_of(spec, trial);
-        for (_, count) in self.edges.iter_mut().filter(|(name, _)| met.contains(name)) {
-            *count += 1;
-        }
-    }
-
-    /// Adds what another has counted.
-    pub fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in self.edges.iter_mut().zip(&other.edges) {
-            mine.1 += theirs.1;
+    /// Counts a case by the edges that it met, see [`edges_of`].
+    pub fn add(&mut self, edges: u64) {
+        for (at, (_, count)) in self.edges.iter_mut().enumerate() {
+            *count += edges >> at & 1;
         }
     }
 
@@ -83,15 +88,19 @@ impl Coverage {
     }
 }
 
-/// The edges that a trial meets.
-fn edges_of(spec: &KernelSpec, trial: &Trial) -> BTreeSet<&'static str> {
-    let mut met = BTreeSet::new();
+const _: () = assert!(EDGES.len() <= 64, "an edge is a bit of a word");
+
+/// The edges that a trial of a kernel meets: a bit for each of [`Coverage::edges`], the first one
+/// lowest. The kernel is as the trial launches it, but for its smallest share.
+pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
+    let mut met = 0;
     let mut meet = |name: &'static str, holds: bool| {
-        debug_assert!(EDGES.contains(&name), "{name}");
-        if holds {
-            met.insert(name);
-        }
+        let at = EDGES.iter().position(|edge| *edge == name);
+        debug_assert!(at.is_some(), "{name}");
+        met |= at.map_or(0, |at| u64::from(holds) << at);
     };
+    let own_share = kernel.configuration.smallest_share;
+    let spec = &trial.spec(kernel);
     let (c, p) = (&spec.configuration, &trial.problem);
     let page = p.attention.page_size.max(1);
     let (tile, share) = (u64::from(c.tile_tokens.max(1)), u64::from(c.smallest_share));
@@ -133,6 +142,22 @@ fn edges_of(spec: &KernelSpec, trial: &Trial) -> BTreeSet<&'static str> {
         let touching = |end: u32| row.spans.iter().any(|[s, e]| *s == end && e > s);
         meet("raw: adjacent", row.spans.iter().any(|[s, e]| s < e && touching(*e)));
     }
+    let spans: usize = batch.sets().map(|set| set.iter().count()).sum();
+    let in_a_row = batch.sets().map(|set| set.iter().count()).max().unwrap_or(0);
+    meet("span: more in all than threads that plan", spans > PLAN_THREADS as usize);
+    meet("span: more in a row than threads that plan", in_a_row > PLAN_THREADS as usize);
+    meet("row: more than lanes of a warp", p.rows.len() > 32);
+    meet("row: more than threads that plan", p.rows.len() > PLAN_THREADS as usize);
+    let page_elements = u64::from(page) * u64::from(p.attention.kv_heads * p.attention.head_dim);
+    let reached = u64::from(p.first_page).saturating_mul(page_elements);
+    meet("page: offsets beyond 2^31 elements", total > 0 && reached >= 1 << 31);
+    meet("page: permuted", p.page_order != 0 && p.kv_len.iter().any(|n| *n > page));
+    meet("page: shared by requests", p.shared_pages > 0 && p.kv_len.len() > 1);
+    meet("values: logits below -1e4", p.values == Values::FarBelow && total > 0);
+    meet("values: logits above 1e4", p.values == Values::FarAbove && total > 0);
+    meet("share: smaller than configured", share < u64::from(own_share));
+    meet("share: larger than configured", share > u64::from(own_share));
+    meet("share: larger than all rows", total > 0 && share > total);
     meet("page: one token", page == 1);
     meet("page: 2 to 15 tokens", (2..16).contains(&page));
     meet("page: 16 tokens", page == 16);
@@ -219,7 +244,10 @@ mod tests {
         let mut coverage = Coverage::default();
         for seed in 0..1000 {
             let problem = generate_recipe(spec.shape, &Edges::of(&spec), seed);
-            coverage.add(&spec, &Trial { schedule: seed % 2, multiprocessors: Some(2), problem });
+            let smallest_share = [None, Some(1), Some(100_000)][seed as usize % 3];
+            let trial =
+                Trial { schedule: seed % 2, multiprocessors: Some(2), smallest_share, problem };
+            coverage.add(edges_of(&spec, &trial));
         }
         let missed: Vec<_> = coverage.edges.iter().filter(|(_, count)| *count == 0).collect();
         assert!(missed.is_empty(), "{missed:?}");

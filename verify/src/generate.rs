@@ -7,6 +7,7 @@ use crate::recipe::{Recipe, Row, Values, default_scale};
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use spanforge_kernels::abi::PLAN_THREADS;
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::{DecodeProblem, KernelShape, KernelSpec};
 use spanforge_spans::KvLayout;
@@ -86,17 +87,87 @@ pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
     ]
     .choose(rng)
     .expect("not empty");
-    Recipe {
+    let recipe = Recipe {
         attention,
         scale: if rng.random_ratio(3, 4) { default_scale(attention.head_dim) } else { 0.05 },
         kv_len,
         rows,
         extra_entries: rng.random_range(0..2),
         extra_pages: rng.random_range(0..3),
+        first_page: 0,
+        shared_pages: 0,
         page_order: rng.random(),
         unneeded_entry: *[-1, i32::MAX, i32::MIN].choose(rng).expect("not empty"),
         values,
         tensors: rng.random(),
+    };
+    let mut rare = ChaCha8Rng::seed_from_u64(seed);
+    rare.set_stream(1);
+    rarely(&mut rare, recipe, weight)
+}
+
+/// What problems have now and then, drawn apart from everything else: pages in common, a cache so
+/// large that offsets need 64 bits, logits far from zero, and, one time in a hundred since they cost
+/// more than others, hundreds of spans or of rows.
+fn rarely(rng: &mut impl Rng, mut recipe: Recipe, weight: u32) -> Recipe {
+    match rng.random_range(0..100) {
+        0 => many_spans(rng, &mut recipe, weight),
+        1 => many_rows(rng, &mut recipe),
+        _ => {}
+    }
+    let a = recipe.attention;
+    if rng.random_ratio(1, 8) {
+        recipe.shared_pages = rng.random_range(1..=4);
+    }
+    if rng.random_ratio(1, 16) {
+        // An offset of 2^31 elements is where 32 bits end, one of 2^31 bytes is on the way there,
+        // and 2^32 where the wrapped one is small again.
+        let page = u64::from(a.page_size) * u64::from(a.kv_heads) * u64::from(a.head_dim);
+        let elements = *[1u64 << 30, 1 << 31, 1 << 32, 3 << 32].choose(rng).expect("not empty");
+        let before = rng.random_range(0..4);
+        let first = (elements / page).saturating_sub(before).min(1 << 30);
+        recipe.first_page = u32::try_from(first).unwrap_or(0);
+    }
+    if rng.random_ratio(1, 16) {
+        recipe.values = *[Values::FarBelow, Values::FarAbove].choose(rng).expect("two");
+    }
+    recipe
+}
+
+/// One KV head, so that what is large in another way costs no more than it must.
+fn one_head(recipe: &mut Recipe) {
+    recipe.attention.query_heads /= recipe.attention.kv_heads;
+    recipe.attention.kv_heads = 1;
+}
+
+/// A row of several hundred spans of a token or two with gaps between: more than the threads that
+/// plan, so that they go round more than once.
+fn many_spans(rng: &mut impl Rng, recipe: &mut Recipe, weight: u32) {
+    one_head(recipe);
+    let most = if weight <= 1024 && rng.random_ratio(1, 4) { 2000 } else { 640 };
+    let count = rng.random_range(PLAN_THREADS + 1..=most);
+    let row = rng.random_range(0..recipe.rows.len());
+    let mut spans = Vec::new();
+    let mut at = rng.random_range(0..3);
+    for _ in 0..count {
+        let end = at + 1 + u32::from(rng.random_ratio(1, 8));
+        spans.push([at, end]);
+        at = end + rng.random_range(1..=3);
+    }
+    let row = &mut recipe.rows[row];
+    recipe.kv_len[row.request] = at.max(recipe.kv_len[row.request]);
+    row.spans = spans;
+}
+
+/// Rows of a few tokens beside what there is, more than a warp has lanes and at times more than the
+/// threads that plan.
+fn many_rows(rng: &mut impl Rng, recipe: &mut Recipe) {
+    one_head(recipe);
+    for _ in 0..rng.random_range(32..=PLAN_THREADS + 40) {
+        let request = rng.random_range(0..recipe.kv_len.len());
+        let start = rng.random_range(0..recipe.kv_len[request]);
+        let end = (start + rng.random_range(0..=2)).min(recipe.kv_len[request]);
+        recipe.rows.push(Row { request, spans: vec![[start, end]] });
     }
 }
 

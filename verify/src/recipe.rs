@@ -28,6 +28,16 @@ pub struct Recipe {
     pub extra_entries: u32,
     /// Pages of the cache that belong to nobody.
     pub extra_pages: u32,
+    /// Number of the first page of the cache, see [`UploadOptions::first_page`]: a high one makes
+    /// offsets of tokens need 64 bits.
+    ///
+    /// [`UploadOptions::first_page`]: spanforge_kernels::decoder::UploadOptions::first_page
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first_page: u32,
+    /// Pages at the start of the first request that all others begin with too, as far as they are
+    /// long enough: a prefix in common.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shared_pages: u32,
     /// Seed of the order of the pages; 0 leaves them in order.
     pub page_order: u64,
     /// What page table entries hold that no token needs.
@@ -63,12 +73,37 @@ pub enum Values {
     EqualKeys,
     /// Values near one: sums in which an omission cannot hide.
     Positive,
+    /// Every logit between -1e5 and -1e4, many of them exactly equal: a finite number that stands for
+    /// minus infinity is larger than they are.
+    FarBelow,
+    /// Every logit between 1e4 and 1e5, many of them exactly equal.
+    FarAbove,
 }
 
 impl Values {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Ordinary, Self::LargeLogits, Self::Subnormal, Self::EqualKeys, Self::Positive];
+    pub const ALL: [Self; 7] = [
+        Self::Ordinary,
+        Self::LargeLogits,
+        Self::Subnormal,
+        Self::EqualKeys,
+        Self::Positive,
+        Self::FarBelow,
+        Self::FarAbove,
+    ];
+
+    /// Sign of all logits where they are far from zero.
+    fn far(self) -> Option<f32> {
+        match self {
+            Self::FarBelow => Some(-1.0),
+            Self::FarAbove => Some(1.0),
+            _ => None,
+        }
+    }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Most elements of K that a recipe may ask for: half a gibibyte.
@@ -115,6 +150,14 @@ pub enum RecipeError {
         "the K tensor would have more than {MOST_ELEMENTS} elements; make kv_len, extra_pages or the page size smaller"
     )]
     TooLarge,
+    /// Pages whose numbers do not fit the page table.
+    #[error("first_page is {first_page}: with {pages} pages numbers exceed 2147483647")]
+    FirstPage {
+        /// Number of the first page.
+        first_page: u32,
+        /// Pages there are.
+        pages: usize,
+    },
     /// Whatever else makes a problem impossible.
     #[error(transparent)]
     Problem(#[from] ProblemError),
@@ -181,6 +224,9 @@ impl Recipe {
         let a = self.attention;
         let max_pages = needed.iter().copied().max().unwrap_or(0) + self.extra_entries as usize;
         let pages = needed.iter().sum::<usize>() + self.extra_pages as usize;
+        if self.first_page as u64 + pages as u64 > 1 << 31 {
+            return Err(RecipeError::FirstPage { first_page: self.first_page, pages });
+        }
         let mut free: Vec<i32> = (0..pages as i32).collect();
         if self.page_order != 0 {
             let mut rng = ChaCha8Rng::seed_from_u64(self.page_order);
@@ -192,6 +238,15 @@ impl Recipe {
             let entries = page_table.iter_mut().skip(request * max_pages).take(count);
             for (entry, page) in entries.zip(&mut free) {
                 *entry = page;
+            }
+        }
+        // The pages that were theirs are nobody's now, and nothing of them is selected.
+        if let Some((first, others)) = page_table.split_at_mut_checked(max_pages) {
+            let shared = needed.first().map_or(0, |n| (*n).min(self.shared_pages as usize));
+            let theirs = others.chunks_mut(max_pages.max(1)).zip(needed.iter().skip(1));
+            for (entries, count) in theirs {
+                let count = shared.min(*count);
+                entries[..count].copy_from_slice(&first[..count]);
             }
         }
         let head_dim = a.head_dim as usize;
@@ -224,7 +279,19 @@ impl Recipe {
         let factor = if self.values == Values::LargeLogits { 16.0 } else { 1.0 };
         let queries = self.rows.len() * a.query_heads as usize * head_dim;
         problem.q = (0..queries).map(|_| encode(dtype, factor * normals.draw())).collect();
-        let same: Vec<u16> = (0..head_dim).map(|_| encode(dtype, normals.draw())).collect();
+        let direction: Vec<f32> = (0..head_dim).map(|_| normals.draw()).collect();
+        let same: Vec<u16> = direction.iter().map(|x| encode(dtype, *x)).collect();
+        // Queries along the direction of all keys, or against it: the smallest logit has a size of
+        // 20,000, since a normal variate's has a mean square of 1.
+        let far = self.values.far();
+        let strength = (2e4 / (head_dim as f32 * self.scale.abs().max(1e-3))).sqrt();
+        if let Some(sign) = far {
+            for query in problem.q.chunks_exact_mut(head_dim) {
+                for (q, along) in query.iter_mut().zip(&direction) {
+                    *q = encode(dtype, sign * strength * along);
+                }
+            }
+        }
         for (index, row) in self.rows.iter().enumerate() {
             for token in problem.spans.row(index).tokens() {
                 let (entry, slot) = ((token / page_size) as usize, (token % page_size) as usize);
@@ -237,6 +304,14 @@ impl Recipe {
                     match self.values {
                         Values::EqualKeys => k.copy_from_slice(&same),
                         Values::Subnormal => k.fill_with(|| normals.subnormal()),
+                        // Few lengths and far apart: the largest logits are exactly equal, and the
+                        // others have no weight, whatever rounding does to numbers of that size.
+                        Values::FarBelow | Values::FarAbove => {
+                            let length = [1.0, 1.25, 1.5, 4.0][usize::from(normals.bits() % 4)];
+                            for (k, along) in k.iter_mut().zip(&direction) {
+                                *k = encode(dtype, length * strength * along);
+                            }
+                        }
                         _ => k.fill_with(|| encode(dtype, normals.draw())),
                     }
                     match self.values {

@@ -46,7 +46,7 @@ fn with(trial: &Trial, change: impl FnOnce(&mut Trial)) -> Trial {
 }
 
 fn circumstances(trial: &Trial) -> Vec<Trial> {
-    let mut steps = vec![with(trial, |t| t.schedule = 0)];
+    let mut steps = vec![with(trial, |t| t.schedule = 0), with(trial, |t| t.smallest_share = None)];
     if let Some(count) = trial.multiprocessors {
         steps.extend(
             [1, count / 2]
@@ -158,6 +158,8 @@ fn plainer(trial: &Trial) -> Vec<Trial> {
             t.problem.attention.query_heads = a.query_heads / a.kv_heads.max(1);
         }),
         with(trial, |t| (t.problem.extra_entries, t.problem.extra_pages) = (0, 0)),
+        with(trial, |t| t.problem.first_page = 0),
+        with(trial, |t| t.problem.shared_pages = 0),
         with(trial, |t| t.problem.page_order = 0),
         with(trial, |t| t.problem.unneeded_entry = -1),
         with(trial, |t| t.problem.attention.layout = KvLayout::Nhd),
@@ -183,7 +185,7 @@ mod tests {
         let spec: KernelSpec =
             "f16-d64-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second".parse().unwrap();
         let problem = generate_recipe(spec.shape, &Edges::of(&spec), seed);
-        Trial { schedule: seed, multiprocessors: Some(3), problem }
+        Trial { schedule: seed, multiprocessors: Some(3), smallest_share: Some(7), problem }
     }
 
     /// A fault that needs one row of more than 100 tokens shrinks to exactly that and nothing else.
@@ -197,6 +199,7 @@ mod tests {
             let small = shrink(&trial(seed), |t| Some(long(t)));
             let p = &small.problem;
             assert_eq!((small.schedule, small.multiprocessors), (0, Some(1)));
+            assert_eq!((small.smallest_share, p.first_page, p.shared_pages), (None, 0, 0));
             assert_eq!(p.rows, [Row { request: 0, spans: vec![[0, 101]] }], "seed {seed}");
             assert_eq!((p.kv_len.as_slice(), p.attention.kv_heads), (&[101][..], 1));
             assert_eq!(p.attention.page_size, 101);
