@@ -7,9 +7,6 @@ use super::kernels::*;
 const BLOCKS_IN_TURN: &str = "races between blocks by happens-before, or blocks that run interleaved: blocks run one after the other";
 const MEMORY_MODEL: &str =
     "the PTX memory model (fences with their scopes): emulated memory is sequentially consistent";
-const SMALL_CACHES: &str =
-    "a problem whose cache exceeds 2^31 elements: emulated memory that is mapped sparsely";
-const MILD_LOGITS: &str = "logits below -1e4: the generator's are within a few hundred";
 
 const READS_TILE: &[&str] = &["const uint4 u = *static", "const uint2 u = *static"];
 const READS_STATES: &[&str] =
@@ -92,7 +89,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "return 2 * (pages[page] * static_cast<long long>(a.page_stride) +",
         "return 2 * (pages[page] * a.page_stride +",
     )
-    .needs(SMALL_CACHES),
+    .shows_at(&["a.k + from, exists)", "a.v + from, exists)", "(a.k + at,", "(a.v + at,"]),
     // exists
     Mutant::new(
         "padding-is-a-head",
@@ -240,8 +237,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         ANY,
         "if (!(valid >> u & 1)) logit[u][h] = minus_infinity();",
         "if (!(valid >> u & 1)) logit[u][h] = -10000.f;",
-    )
-    .needs(MILD_LOGITS),
+    ),
     Mutant::new(
         "maximum-forgets-the-past",
         Merge,

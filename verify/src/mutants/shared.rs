@@ -5,10 +5,6 @@ use super::Kind::*;
 use super::Mutant;
 use super::kernels::*;
 
-const FEW_SPANS: &str = "problems of more than 256 spans: the plan never takes a second round";
-const SMALL_CACHES: &str =
-    "a problem beyond 2 GiB or 2^31 tokens: emulated memory that is mapped sparsely";
-
 pub(super) const MUTANTS: &[Mutant] = &[
     // plan.cuh
     Mutant::new(
@@ -26,7 +22,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "__syncthreads();  // every sum is read before the next round overwrites it",
         "",
     )
-    .needs(FEW_SPANS),
+    .shows_at(&["before += warp_sums[w]", "total += warp_sums[w]"]),
     Mutant::new(
         "plan-rows-read-early",
         Barrier,
@@ -34,7 +30,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "__syncthreads();  // span_tokens is complete, for this block, before rows are read from it",
         "",
     )
-    .needs("race detection within a warp, or problems of more than 32 rows: thread 0 writes what its own warp reads"),
+    .shows_at(&["row_tokens[row] = span_tokens[span_ptr[row]]"]),
     Mutant::new(
         "plan-barrier-in-branch",
         Barrier,
@@ -80,8 +76,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "span_tokens[index] = before + sum - length;",
         "span_tokens[index] = before + sum;",
     ),
-    Mutant::new("plan-carry-replaced", Overlap, ANY, "carry += total;", "carry = total;")
-        .needs(FEW_SPANS),
+    Mutant::new("plan-carry-replaced", Overlap, ANY, "carry += total;", "carry = total;"),
     Mutant::new(
         "plan-closed-spans",
         Bound,
@@ -126,7 +121,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "work(static_cast<long long>(row_tokens[rows]) * kv_heads)",
         "work(row_tokens[rows] * kv_heads)",
     )
-    .needs(SMALL_CACHES),
+    .needs("launches of 2^31 selected tokens times KV heads, which take hours on the emulated device"),
     Mutant::new(
         "slots-of-neighbours-meet",
         Slot,
