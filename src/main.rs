@@ -3,6 +3,7 @@
 
 mod atomic_file;
 mod commands;
+mod excerpt;
 mod notice;
 mod table;
 

@@ -3,6 +3,7 @@
 use super::device_choice::DeviceArgument;
 use super::kernel_choice::{KernelArguments, checked};
 use super::{Outcome, write_json};
+use crate::excerpt::Edited;
 use crate::notice;
 use crate::table::{Table, grouped};
 use anyhow::{Context, Result, anyhow, bail};
@@ -60,6 +61,8 @@ pub struct Arguments {
 struct Report {
     configuration: String,
     source: String,
+    /// Whether an edited source differs from what its configuration renders, and where.
+    edited: Option<String>,
     passed: bool,
     devices: Vec<OfDevice>,
     /// How near the two devices are, where there are two and both passed.
@@ -82,6 +85,8 @@ struct Kernel {
     spec: KernelSpec,
     source: Source,
     compiler: Compiler,
+    /// The source's lines, and which of them somebody has changed.
+    lines: Edited,
 }
 
 /// What replaying a case came to.
@@ -125,7 +130,8 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     };
     let report = Report {
         configuration: kernel.spec.to_string(),
-        source: kernel.source.name,
+        source: kernel.source.name.clone(),
+        edited: (!kernel.lines.is_as_rendered()).then(|| kernel.lines.changes()),
         passed,
         devices,
         agreement,
@@ -133,7 +139,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     if arguments.json {
         write_json(out, &report)?;
     } else {
-        print(&report, arguments, out)?;
+        print(&report, &kernel.lines, arguments, out)?;
     }
     Ok(if report.passed { Outcome::Done } else { Outcome::CheckFailed })
 }
@@ -156,6 +162,14 @@ fn replay(path: &Path, arguments: &Arguments, out: &mut dyn Write) -> Result<Out
     let report =
         case.replay(&compiler, Some(device)).with_context(|| path.display().to_string())?;
     let passed = report.fault.is_none();
+    let lines = match case.kernel.parse::<KernelSpec>() {
+        Ok(spec) => {
+            let rendered = render(&spec)?;
+            let text = case.source.as_deref().unwrap_or(&rendered.text);
+            Some(Edited::new("case.cu", text, &rendered.text))
+        }
+        Err(_) => None,
+    };
     let replay = Replay {
         case: path.display().to_string(),
         configuration: case.kernel,
@@ -175,6 +189,9 @@ fn replay(path: &Path, arguments: &Arguments, out: &mut dyn Write) -> Result<Out
             None => writeln!(out, "ok       the case was written for: {}", replay.found_before)?,
             Some(fault) => writeln!(out, "FAULT    {}", fault.to_string().replace('\n', "\n  "))?,
         }
+        if let (Some(lines), Some(finding)) = (&lines, replay.report.findings.first()) {
+            lines.excerpt(finding, out)?;
+        }
     }
     Ok(if passed { Outcome::Done } else { Outcome::CheckFailed })
 }
@@ -184,8 +201,9 @@ fn prepare(arguments: &Arguments, limits: Limits) -> Result<Kernel> {
     let Some(path) = &arguments.source else {
         let spec = arguments.kernel.spec(limits)?;
         let rendered = render(&spec)?;
+        let lines = Edited::new(&rendered.name, &rendered.text, &rendered.text);
         let source = Source::new(rendered.name, rendered.text);
-        return Ok(Kernel { spec, source, compiler: Compiler::new(&settings)? });
+        return Ok(Kernel { spec, source, compiler: Compiler::new(&settings)?, lines });
     };
     let source = read_source(path, &[]).context("cannot read the source")?;
     let spec = match (arguments.kernel.config()?, spec_of(&source.text)) {
@@ -200,7 +218,9 @@ fn prepare(arguments: &Arguments, limits: Limits) -> Result<Kernel> {
         }
     };
     let compiler = compiler_of_files(&settings)?;
-    Ok(Kernel { spec: checked(spec, limits)?, source, compiler })
+    let spec = checked(spec, limits)?;
+    let lines = Edited::new(&source.name, &source.text, &render(&spec)?.text);
+    Ok(Kernel { spec, source, compiler, lines })
 }
 
 fn check_on(
@@ -249,8 +269,17 @@ fn agree(names: [&str; 2], kernel: &Kernel, arguments: &Arguments) -> Result<Agr
     Ok(agreement(&one, &other, arguments.seed..arguments.seed + arguments.cases)?)
 }
 
-fn print(report: &Report, arguments: &Arguments, out: &mut dyn Write) -> Result<()> {
-    writeln!(out, "kernel  {}\nsource  {}\n", report.configuration, report.source)?;
+fn print(
+    report: &Report,
+    lines: &Edited,
+    arguments: &Arguments,
+    out: &mut dyn Write,
+) -> Result<()> {
+    writeln!(out, "kernel  {}\nsource  {}", report.configuration, report.source)?;
+    if let Some(changes) = &report.edited {
+        writeln!(out, "edited  differs from what the configuration renders in {changes}")?;
+    }
+    writeln!(out)?;
     let heading = ["device", "cases", "worst error", "K and V bytes fetched/selected", ""];
     let mut table = Table::new(&heading, &[1, 2, 3]);
     for device in &report.devices {
@@ -285,6 +314,14 @@ fn print(report: &Report, arguments: &Arguments, out: &mut dyn Write) -> Result<
             for line in fault.to_string().lines() {
                 writeln!(out, "  {line}")?;
             }
+        }
+        match case.findings.first() {
+            Some(finding) => lines.excerpt(finding, out)?,
+            None if report.edited.is_some() => {
+                writeln!(out, "  no line is named; the source was edited here:")?;
+                lines.changes_shown(out)?;
+            }
+            None => {}
         }
         let what = match &arguments.source {
             Some(path) => path.display().to_string(),

@@ -85,3 +85,39 @@ fn devices_that_are_not_there_are_bad_input() {
     let ran = spanforge(here.path(), ["check", "--cases", "1", "--device", "cuda:0"]).expect(2);
     ran.says("NVIDIA driver").says("emulated:h200");
 }
+
+#[test]
+fn an_off_by_one_is_shown_in_the_source_that_was_edited() {
+    let here = folder();
+    // One token too many is copied.
+    let (right, wrong) = ("const bool exists = row < count;", "const bool exists = row <= count;");
+    let source = edited(here.path(), right, wrong);
+    let text = fs::read_to_string(here.path().join(source)).unwrap();
+    let line = 1 + text.lines().position(|line| line.contains(wrong)).unwrap();
+    let ran = spanforge(here.path(), ["check", source, "--device", "emulated:h200"]).expect(1);
+    let place = format!("mine.cu:{line} (decode.cuh:");
+    let ran =
+        ran.prints(&format!("differs from what the configuration renders in 1 line: {place}"));
+    // The address of a token that is not there is read: on the next line, which is shown with the
+    // edited one before it.
+    let ran = ran.prints("uninitialised").prints(&format!("--> mine.cu:{} (decode.cuh:", line + 1));
+    let edited = format!("   *{line:>5} |                 {wrong}");
+    let marked = format!("  > {:>5} |                 const long long from", line + 1);
+    let ran = ran.prints(&edited).prints(&marked).prints("inlined at mine.cu:");
+    ran.prints("rows of").prints("reproduce it with: spanforge check mine.cu --seed");
+    let report = spanforge(here.path(), ["check", source, "--device", "emulated:h200", "--json"]);
+    let report = report.expect(1).json();
+    assert!(report["edited"].as_str().unwrap().contains("mine.cu"), "{report:#}");
+    assert!(report["devices"][0]["fault"]["findings"][0]["inlined_at"][0]["line"].is_u64());
+}
+
+#[test]
+fn a_wrong_answer_leads_to_the_edited_lines() {
+    let here = folder();
+    let source =
+        edited(here.path(), "largest = fmaxf(largest, logit[u][h]);", "largest = logit[u][h];");
+    let ran = spanforge(here.path(), ["check", source, "--device", "emulated:h200"]).expect(1);
+    ran.prints("wrong answer")
+        .prints("the source was edited here")
+        .prints("largest = logit[u][h];");
+}
