@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use spanforge_kernels::configuration::HEAD_DIMS;
 use spanforge_kernels::{KernelShape, KernelSpec};
 use spanforge_spans::{Dtype, KvLayout};
-use spanforge_verify::{Edges, generate};
+use spanforge_verify::recipe::Values;
+use spanforge_verify::{Edges, generate, generate_recipe};
 use std::collections::{BTreeMap, BTreeSet};
 
 fn spec() -> KernelSpec {
@@ -49,6 +50,69 @@ fn a_few_hundred_seeds_reach_every_edge() {
     }
     assert!(seen.values().all(|n| *n > 0), "{seen:#?}");
     assert_eq!(page_sizes, BTreeSet::from([1, 7, 16, 64, 128]));
+}
+
+/// What is drawn now and then: several hundred spans, rows beyond a warp's lanes, pages in common,
+/// and pages whose offsets need 64 bits.
+#[test]
+fn rare_problems_are_rare_but_there() {
+    let spec = spec();
+    let edges = Edges::of(&spec);
+    let (mut spans, mut rows, mut shared, mut high) = (0, 0, 0, 0);
+    for seed in 0..1000 {
+        let recipe = generate_recipe(spec.shape, &edges, seed);
+        spans += u32::from(recipe.rows.iter().any(|row| row.spans.len() > 256));
+        rows += u32::from(recipe.rows.len() > 32);
+        let a = recipe.attention;
+        let page = u64::from(a.page_size * a.kv_heads * a.head_dim);
+        high += u32::from(u64::from(recipe.first_page) * page >= 1 << 31);
+        let problem = recipe.problem().unwrap();
+        let firsts: Vec<i32> =
+            problem.page_table.chunks(problem.max_pages.max(1)).map(|table| table[0]).collect();
+        shared += u32::from(firsts.len() > 1 && firsts[1..].contains(&firsts[0]));
+    }
+    for (what, count) in [("spans", spans), ("rows", rows)] {
+        assert!((3..=30).contains(&count), "{what}: {count}");
+    }
+    assert!(shared > 30 && high > 20, "{shared} {high}");
+}
+
+/// No logit that is meant to be far from zero is near it, and none leaves the range of its kind.
+#[test]
+fn far_logits_are_far() {
+    let spec = spec();
+    let edges = Edges::of(&spec);
+    let mut seen = 0;
+    for seed in 0..600 {
+        let recipe = generate_recipe(spec.shape, &edges, seed);
+        let sign = match recipe.values {
+            Values::FarBelow => -1.0,
+            Values::FarAbove => 1.0,
+            _ => continue,
+        };
+        let problem = recipe.problem().unwrap();
+        let a = problem.attention;
+        let number = |bits: &u16| f64::from(f16::from_bits(*bits).to_f32());
+        for key in problem.k.chunks(a.head_dim as usize).filter(|key| !is_nan(key[0])) {
+            for query in problem.q.chunks(a.head_dim as usize) {
+                let dot: f64 = query.iter().zip(key).map(|(q, k)| number(q) * number(k)).sum();
+                let size = sign * dot * f64::from(problem.scale);
+                assert!((1e4..1.6e5).contains(&size), "seed {seed}: {size}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 1000, "{seen}");
+}
+
+#[test]
+fn page_numbers_that_do_not_fit_are_refused() {
+    let spec = spec();
+    let mut recipe = generate_recipe(spec.shape, &Edges::of(&spec), 1);
+    recipe.first_page = i32::MAX.cast_unsigned();
+    recipe.extra_pages = 2;
+    let error = recipe.problem().unwrap_err().to_string();
+    assert!(error.starts_with("first_page is 2147483647"), "{error}");
 }
 
 fn is_nan(bits: u16) -> bool {
