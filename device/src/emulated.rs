@@ -10,7 +10,7 @@ use crate::error::DeviceError;
 use spanforge_emulator as emulator;
 use spanforge_emulator::counters::{Counters, SECTOR_BYTES};
 use spanforge_emulator::profile::Profile;
-use spanforge_emulator::{BlockSelection, LineCount, cost};
+use spanforge_emulator::{BlockSelection, LineCount, MatrixModel, cost};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -28,6 +28,8 @@ pub struct EmulatedOptions {
     /// Whether executions of source lines are counted, for [`Device::line_counts`]; needs
     /// `counters`.
     pub lines: bool,
+    /// How tensor cores add: the quick way, or as those of an architecture do.
+    pub matrix: MatrixModel,
     /// Seed of the schedule of warps.
     pub seed: u64,
     /// Warp instructions that one block may run before it counts as hanging.
@@ -38,7 +40,14 @@ impl Default for EmulatedOptions {
     /// The budget of 2^28 is a hundred times what a block of the largest decode launches runs, and is
     /// used up within seconds: an endless loop is found while somebody waits for it.
     fn default() -> Self {
-        Self { checks: true, counters: true, lines: false, seed: 0, instruction_budget: 1 << 28 }
+        Self {
+            checks: true,
+            counters: true,
+            lines: false,
+            matrix: MatrixModel::Fast,
+            seed: 0,
+            instruction_budget: 1 << 28,
+        }
     }
 }
 
@@ -328,11 +337,13 @@ impl Device for EmulatedDevice {
     }
 
     fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError> {
-        let EmulatedOptions { checks, counters, lines, seed, instruction_budget } = self.options;
+        let EmulatedOptions { checks, counters, lines, matrix, seed, instruction_budget } =
+            self.options;
         let options = emulator::Options {
             checks,
             counters,
             lines,
+            matrix,
             seed,
             instruction_budget,
             ..Default::default()

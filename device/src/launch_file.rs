@@ -273,8 +273,14 @@ impl LaunchFile {
     }
 
     /// Compiles the source, if it is one, and runs the launch on the emulator with all checks and
-    /// counters. `seed` decides the order in which warps run. Nothing is written.
-    pub fn run(&self, settings: &Settings, seed: u64) -> Result<Emulation, LaunchFileError> {
+    /// counters. `seed` decides the order in which warps run, `matrix` how tensor cores add. Nothing
+    /// is written.
+    pub fn run(
+        &self,
+        settings: &Settings,
+        seed: u64,
+        matrix: emulator::MatrixModel,
+    ) -> Result<Emulation, LaunchFileError> {
         let module = self.load(settings)?;
         self.check_shared_memory(&module)?;
         let mut memory = Memory::new();
@@ -306,6 +312,7 @@ impl LaunchFile {
             checks: true,
             counters: true,
             lines: true,
+            matrix,
             seed,
             instruction_budget: self.instruction_budget,
             ..Default::default()

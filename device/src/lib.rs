@@ -21,3 +21,4 @@ pub use error::{CompileError, CubinError, DeviceError, NvrtcError};
 pub use nvrtc::Nvrtc;
 pub use open::{default_device, default_spec, emulated_specs, open, open_with};
 pub use settings::Settings;
+pub use spanforge_emulator::MatrixModel;

@@ -4,6 +4,7 @@ use crate::cuda::{self, CudaDevice};
 use crate::device::Device;
 use crate::emulated::{EmulatedDevice, EmulatedOptions};
 use crate::error::DeviceError;
+use spanforge_emulator::MatrixModel;
 use spanforge_emulator::profile::{self, Profile};
 
 /// The emulated device that stands in where there is no GPU.
@@ -15,11 +16,19 @@ pub fn open(spec: &str) -> Result<Box<dyn Device>, DeviceError> {
     open_with(spec, EmulatedOptions::default())
 }
 
-/// [`open`] with options for an emulated device; a GPU has none.
-pub fn open_with(spec: &str, options: EmulatedOptions) -> Result<Box<dyn Device>, DeviceError> {
+/// [`open`] with options for an emulated device; a GPU has none. The name of an emulated device may
+/// say by itself how its tensor cores add: `emulated:h200,mma=hopper`.
+pub fn open_with(spec: &str, mut options: EmulatedOptions) -> Result<Box<dyn Device>, DeviceError> {
     let unknown =
         || DeviceError::UnknownDevice { spec: spec.into(), known: emulated_specs().collect() };
-    match spec.split_once(':') {
+    let place = match spec.rsplit_once(",mma=") {
+        Some((place, model)) if spec.starts_with("emulated:") => {
+            options.matrix = MatrixModel::parse(model).ok_or_else(unknown)?;
+            place
+        }
+        _ => spec,
+    };
+    match place.split_once(':') {
         Some(("cuda", number)) if number.bytes().all(|b| b.is_ascii_digit()) => {
             let ordinal = number.parse().map_err(|_| unknown())?;
             Ok(Box::new(CudaDevice::open(ordinal)?))
@@ -67,7 +76,7 @@ mod tests {
         for (spec, architecture) in
             [("emulated:h200", "sm_90a"), ("emulated:a100", "sm_80"), ("emulated:rtx4090", "sm_89")]
         {
-            let device = open(spec).unwrap();
+            let device = open(&format!("{spec},mma=ampere")).and(open(spec)).unwrap();
             assert_eq!(device.properties().architecture, architecture);
         }
     }
@@ -85,6 +94,8 @@ mod tests {
             "emulated",
             "emulated:",
             "emulated:b300",
+            "emulated:h200,mma=volta",
+            "cuda:0,mma=hopper",
             "h200",
         ] {
             let Err(error) = open(spec) else { panic!("{spec} opens") };

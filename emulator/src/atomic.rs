@@ -1,10 +1,10 @@
 //! Read-modify-write operations, one lane after another in lane order.
 
 use crate::arithmetic::double;
-use crate::math::{b, brain_to_single, d, f, half_to_single, single_to_brain, single_to_half};
+use crate::math::{b, brain_to_single, d, f, ftz, half_to_single, single_to_brain, single_to_half};
 use crate::syntax::Type;
 
-const OPERATIONS: [(&str, Type); 43] = {
+const OPERATIONS: [(&str, Type); 44] = {
     use Type::*;
     [
         ("add", U32),
@@ -12,6 +12,8 @@ const OPERATIONS: [(&str, Type); 43] = {
         ("add", U64),
         ("add", S64),
         ("add", F32),
+        // In global memory, where GPUs flush subnormals.
+        ("add.ftz", F32),
         ("add", F64),
         ("add", F16),
         ("add", F16x2),
@@ -73,6 +75,7 @@ pub(crate) fn apply(code: u8, old: u64, operand: u64, second: u64) -> u64 {
     }
     match (name, ty) {
         ("add", Type::F32) => u64::from(b(f(x) + f(y))),
+        ("add.ftz", Type::F32) => u64::from(ftz(b(f(ftz(x)) + f(ftz(y))))),
         ("add", Type::F64) => double(d(old) + d(operand)),
         ("add", Type::F16) => u64::from(half(x & 0xffff, y & 0xffff)),
         ("add", Type::Bf16) => u64::from(brain(x & 0xffff, y & 0xffff)),

@@ -1398,7 +1398,8 @@ impl<'t> At<'_, 't> {
         let first = usize::from(!reduction);
         let (base, offset, wide_address, named) = self.address(first)?;
         let space = self.settled(space, named);
-        let Some(code) = crate::atomic::code(which, ty) else {
+        let flushes = which == "add" && ty == Type::F32 && space == Space::Global;
+        let Some(code) = crate::atomic::code(if flushes { "add.ftz" } else { which }, ty) else {
             return bad(format!("`{which}` on this type is not supported"));
         };
         let wide = ty.bytes() == 8;

@@ -19,6 +19,7 @@ use crate::machine::{Barrier, Executed, Group, Machine, State, Stopped, Warp};
 use crate::memory::Memory;
 use crate::op::{ALIGNED, Class, Code};
 use crate::shadow::Shadow;
+use crate::tensor_cores::MatrixModel;
 
 /// Shared memory of one block, as on sm_90.
 const MOST_SHARED: u64 = 227 * 1024;
@@ -89,6 +90,8 @@ pub struct Options {
     pub lines: bool,
     /// 0 runs warps in order; any other value picks a schedule, the same for the same seed.
     pub seed: u64,
+    /// How sums of matrix products are added.
+    pub matrix: MatrixModel,
     /// Blocks to run.
     pub blocks: BlockSelection,
     /// Warp instructions one block may run before it counts as hanging.
@@ -102,6 +105,7 @@ impl Default for Options {
             counters: true,
             lines: false,
             seed: 0,
+            matrix: MatrixModel::Fast,
             blocks: BlockSelection::All,
             instruction_budget: 1 << 32,
         }
@@ -176,6 +180,7 @@ pub(crate) fn launch_on(
             behind: HashMap::new(),
             ticks: 0,
             printed: String::new(),
+            matrix: options.matrix,
             hopper: Hopper::new(launch.block.iter().product(), options.seed),
         },
         launch,

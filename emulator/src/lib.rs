@@ -36,6 +36,8 @@
 
 mod access;
 mod allocate;
+#[cfg(test)]
+mod approximations;
 mod arithmetic;
 mod atomic;
 mod convert;
@@ -67,6 +69,7 @@ pub mod profile;
 mod registers;
 mod shadow;
 mod syntax;
+mod tensor_cores;
 
 pub use counters::Counters;
 pub use coverage::LineCount;
@@ -79,3 +82,4 @@ pub use hopper::tensor_map::{
 pub use kernel::{Kernel, Module, Parameter};
 pub use launch::{Argument, BlockSelection, Launch, Options, Report, launch};
 pub use memory::Memory;
+pub use tensor_cores::MatrixModel;

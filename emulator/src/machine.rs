@@ -19,6 +19,7 @@ use crate::op::{Code, NEGATED, Op, UNGUARDED, WIDE_DATA};
 use crate::registers::{FULL, Registers, Word};
 use crate::shadow::Shadow;
 use crate::syntax::Space;
+use crate::tensor_cores::MatrixModel;
 
 /// Instructions a group may run while another group of its warp is ready.
 const GROUP_SLICE: u64 = 2_000;
@@ -207,6 +208,7 @@ pub(crate) struct Machine<'a> {
     pub ticks: u64,
     /// What the kernel printed.
     pub printed: String,
+    pub matrix: MatrixModel,
     pub hopper: Hopper,
 }
 
@@ -494,7 +496,7 @@ impl Machine<'_> {
                                 }
                                 Code::MatrixMultiply => {
                                     let list = &kernel.lists[op.imm as usize];
-                                    matrix::multiply(registers, list, op);
+                                    matrix::multiply(registers, list, op, self.matrix);
                                 }
                                 Code::Warpgroup => {
                                     match self.asynchronous::<CHECK, COUNT>(warp, op, pc, together)

@@ -1,8 +1,9 @@
 //! `mma.sync`: products of matrices spread over the registers of a warp.
 //!
 //! Products of 16-bit floats are exact in f32 and added in f32 in the order of k. Hardware aligns
-//! and truncates groups of products instead, so low bits of the accumulators differ from a GPU's.
-//! Those of tf32 and 8-bit floats are added likewise; integers and f64 are exact in themselves.
+//! and truncates groups of products instead, so low bits of the accumulators differ from a GPU's,
+//! unless the launch asks for a model of it (`tensor_cores`). Those of tf32 and 8-bit floats are
+//! added likewise; integers and f64 are exact in themselves.
 
 use crate::math::{
     b, brain_to_single, d as double_of, f, from_e4m3, from_e5m2, half_to_single, single_to_half,
@@ -10,6 +11,7 @@ use crate::math::{
 use crate::op::Op;
 use crate::registers::Registers;
 use crate::syntax::Type;
+use crate::tensor_cores::{MatrixModel, Sum};
 
 /// What is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,8 +126,12 @@ impl Form {
 
 /// `list` holds the slots of D, A, B, C in this order.
 #[inline(always)]
-pub(crate) fn multiply(registers: &mut Registers, list: &[u16], op: &Op) {
-    match Form::decode(op) {
+pub(crate) fn multiply(registers: &mut Registers, list: &[u16], op: &Op, model: MatrixModel) {
+    let form = Form::decode(op);
+    if model != MatrixModel::Fast {
+        return other_product(registers, list, form, model);
+    }
+    match form {
         Form::Halves { k16: false, brain: false, half } => {
             product::<8, false>(registers, list, half);
         }
@@ -138,14 +144,14 @@ pub(crate) fn multiply(registers: &mut Registers, list: &[u16], op: &Op) {
         Form::Halves { k16: true, brain: true, half } => {
             product::<16, true>(registers, list, half);
         }
-        form => other_product(registers, list, form),
+        form => other_product(registers, list, form, model),
     }
 }
 
-/// The forms other than 16-bit floats, element by element. Every element of every operand is at a
+/// The forms other than 16-bit floats, and those in a model of hardware, element by element. Every element of every operand is at a
 /// place that its lane, register and position in the register give.
 #[inline(never)]
-fn other_product(registers: &mut Registers, list: &[u16], form: Form) {
+fn other_product(registers: &mut Registers, list: &[u16], form: Form, model: MatrixModel) {
     let [nd, na, nb, _] = form.registers().map(usize::from);
     let (d, rest) = list.split_at(nd);
     let (a, rest) = rest.split_at(na);
@@ -176,6 +182,7 @@ fn other_product(registers: &mut Registers, list: &[u16], form: Form) {
                 c,
                 false,
                 depth,
+                model.of_mma([Type::Tf32; 2], false, depth),
                 |row, k| tf32(a[row / 8 + 2 * (k / 4)], 4 * (row % 8) + k % 4),
                 |k, column| tf32(right[k / 4], 4 * column + k % 4),
             );
@@ -191,6 +198,7 @@ fn other_product(registers: &mut Registers, list: &[u16], form: Form) {
                 c,
                 half,
                 32,
+                model.of_mma(e5m2.map(|is| if is { Type::E5m2 } else { Type::E4m3 }), half, 32),
                 |row, k| {
                     let bits = byte(a[row / 8 + 2 * (k / 16)], 4 * (row % 8) + k % 16 / 4, k);
                     number(bits, e5m2[0])
@@ -228,16 +236,34 @@ fn other_product(registers: &mut Registers, list: &[u16], form: Form) {
                 *registers.write::<u32>(*slot) = out;
             }
         }
-        Form::Halves { .. } => {}
+        Form::Halves { k16, brain, half } => {
+            let number = |slot: u16, lane: usize, k: usize| {
+                let bits = registers.read::<u32>(slot)[lane] >> (16 * (k % 2)) & 0xffff;
+                if brain { brain_to_single(bits) } else { half_to_single(bits) }
+            };
+            let depth = if k16 { 16 } else { 8 };
+            let ty = if brain { Type::Bf16 } else { Type::F16 };
+            let sums = floats(
+                registers,
+                c,
+                half,
+                depth,
+                model.of_mma([ty; 2], half, depth),
+                |row, k| number(a[row / 8 + 2 * (k / 8)], 4 * (row % 8) + k % 8 / 2, k),
+                |k, column| number(right[k / 8], 4 * column + k % 8 / 2, k),
+            );
+            put(registers, d, half, &sums);
+        }
     }
 }
 
-/// C + A B for 16 rows and 8 columns, in f32.
+/// C + A B for 16 rows and 8 columns, in f32 or as a model of hardware adds.
 fn floats(
     registers: &Registers,
     c: &[u16],
     half: bool,
     depth: usize,
+    way: Option<Sum>,
     left: impl Fn(usize, usize) -> f32,
     right: impl Fn(usize, usize) -> f32,
 ) -> [[f32; 8]; 16] {
@@ -251,6 +277,14 @@ fn floats(
             } else {
                 f(registers.read::<u32>(c[2 * (row / 8) + column % 2])[lane])
             };
+            if let Some(way) = way {
+                let mut factors = [(0.0, 0.0); 32];
+                for (k, factors) in factors.iter_mut().enumerate().take(depth) {
+                    *factors = (left(row, k), right(k, column));
+                }
+                *sum = way.of(*sum, &factors[..depth]);
+                continue;
+            }
             for k in 0..depth {
                 *sum += left(row, k) * right(k, column);
             }

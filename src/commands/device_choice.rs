@@ -6,7 +6,8 @@ use clap::Args;
 /// The device to run on.
 #[derive(Args, Clone, Debug)]
 pub struct DeviceArgument {
-    /// Device: cuda:<n>, or emulated:<gpu> [default: cuda:0 where there is one, else emulated:h200]
+    /// Device: cuda:<n>, or emulated:<gpu> [default: cuda:0 where there is one, else emulated:h200];
+    /// emulated:<gpu>,mma=hopper (or ampere) adds as the tensor cores of that architecture do
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 }

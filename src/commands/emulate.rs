@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use spanforge_device::launch_file::{Emulation, LaunchFile};
 use spanforge_emulator::counters::{Counters, GlobalTraffic, SharedTraffic};
-use spanforge_emulator::{Finding, LineCount};
+use spanforge_emulator::{Finding, LineCount, MatrixModel};
 use spanforge_verify::SourceMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,9 @@ pub struct Arguments {
     /// Print the source with how often each line was executed
     #[arg(long)]
     coverage: bool,
+    /// How tensor cores add: fast in f32, or with the truncation of an architecture
+    #[arg(long, value_name = "MODEL", default_value = "fast", value_parser = MatrixModel::NAMES)]
+    mma: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -71,8 +74,9 @@ struct Report<'a> {
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let file = LaunchFile::read(&arguments.launch)?;
+    let matrix = MatrixModel::parse(&arguments.mma).unwrap_or_default();
     let Emulation { findings, counters, printed, lines, outputs } =
-        file.run(&notice::settings(), arguments.seed)?;
+        file.run(&notice::settings(), arguments.seed, matrix)?;
     atomic_file::write_all(outputs.iter().map(|(path, data)| (path.as_path(), data.as_slice())))?;
     let (grid, block) = file.shape();
     let report = Report {

@@ -53,3 +53,17 @@ fn what_is_missing_is_said() {
         .expect(2)
         .says("emulated:h200");
 }
+
+#[test]
+fn tensor_cores_add_as_they_are_told() {
+    let here = folder();
+    for model in ["ampere", "hopper"] {
+        let device = format!("emulated:h200,mma={model}");
+        let ran = spanforge(here.path(), ["conformance", "--device", &device, "--only", "mma."]);
+        ran.expect(0).prints("as expected");
+    }
+    spanforge(here.path(), ["conformance", "--device", "emulated:h200,mma=volta"])
+        .expect(2)
+        .says("mma=volta");
+    spanforge(here.path(), ["emulate", "launch.json", "--mma", "volta"]).expect(2).says("hopper");
+}

@@ -6,8 +6,8 @@
 //! cores: an instruction that touches them is an `async-hazard`, as is a product over registers that
 //! were touched since the last `wgmma.fence`.
 //!
-//! Sums are as in `matrix`: products are exact in f32 and added in f32 in the order of k, where
-//! hardware aligns and truncates groups of products. Integers are exact.
+//! Sums are as in `matrix`: products are exact in f32 and added in f32 in the order of k, or as a model
+//! of hardware adds (`tensor_cores`). Integers are exact.
 
 use crate::access::describe_shared;
 use crate::findings::{Check, Fault};
@@ -18,6 +18,7 @@ use crate::math::{b, brain_to_single, f, from_e4m3, from_e5m2, half_to_single, s
 use crate::op::Op;
 use crate::registers::{FULL, Registers};
 use crate::syntax::Type;
+use crate::tensor_cores::Sum;
 
 /// Rows of a product; each warp of the warpgroup has 16.
 const ROWS: usize = 64;
@@ -539,7 +540,8 @@ impl Machine<'_> {
         } else {
             let left = self.left(four, form, a, product.a, number(form.a, form.negate[0]));
             let right = self.right(form, product.b, number(form.b, form.negate[1]));
-            floats(four, form, d, &left, &right, product.add, wide);
+            let way = self.matrix.of_wgmma([form.a, form.b], form.to == Type::F16);
+            floats(four, form, d, [&left, &right], product.add, way, wide);
         }
     }
 
@@ -654,9 +656,9 @@ fn floats(
     four: &mut [Warp],
     form: &Form,
     d: &[u16],
-    left: &[f32],
-    right: &[f32],
+    [left, right]: [&[f32]; 2],
     add: bool,
+    way: Option<Sum>,
     wide: bool,
 ) {
     let (columns, depth) = (form.columns, form.depth());
@@ -680,7 +682,11 @@ fn floats(
                 }
             }
         }
-        accumulate(&mut sums, &left[16 * w * depth..16 * (w + 1) * depth], right, columns, wide);
+        let left = &left[16 * w * depth..16 * (w + 1) * depth];
+        match way {
+            Some(way) => accumulate_as(way, &mut sums, left, right, columns),
+            None => accumulate(&mut sums, left, right, columns, wide),
+        }
         for (index, &slot) in d.iter().enumerate() {
             let words = registers.write::<u32>(slot);
             for lane in 0..32 {
@@ -692,6 +698,20 @@ fn floats(
                     b(sums[at])
                 };
             }
+        }
+    }
+}
+
+/// `sums` += `left` `right`, with 16 rows, as a model of hardware adds.
+fn accumulate_as(way: Sum, sums: &mut [f32], left: &[f32], right: &[f32], columns: usize) {
+    let depth = right.len() / columns;
+    let mut factors = vec![(0.0, 0.0); depth];
+    for (sums, left) in sums.chunks_exact_mut(columns).zip(left.chunks_exact(depth)) {
+        for (column, sum) in sums.iter_mut().enumerate() {
+            for (k, factors) in factors.iter_mut().enumerate() {
+                *factors = (left[k], right[k * columns + column]);
+            }
+            *sum = way.of(*sum, &factors);
         }
     }
 }

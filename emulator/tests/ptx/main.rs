@@ -8,4 +8,5 @@ mod hopper;
 mod integers;
 mod kernels;
 mod loading;
+mod regressions;
 mod warps;

@@ -310,8 +310,10 @@ fn atomics(
     let reduction = words[0] == "red";
     let sources = if what == "cas" { 2 } else { 1 };
     let half = ty.starts_with("f16") || ty.starts_with("bf16");
-    // The hardware flushes subnormals of .f32 in global memory, and may in generic.
+    // The hardware flushes subnormals of .f32 in global memory, the emulator only where the
+    // instruction names it.
     let flushes = ty == "f32" && what == "add" && space != Some("shared");
+    let always = space == Some("global");
     let one = move |old: u64, operand: u64, second: u64| -> Expected {
         if let Some(format) = format_of(ty) {
             let sum = |a: u64, b: u64| {
@@ -323,7 +325,12 @@ fn atomics(
                 if flushes {
                     let flushed =
                         F32.number(F32.flushed(a)).plus(F32.number(F32.flushed(b)), Mode::Nearest);
-                    return Expected::Either(F32.flushed(F32.round(flushed, Mode::Nearest)), bits);
+                    let flushed = F32.flushed(F32.round(flushed, Mode::Nearest));
+                    return if always {
+                        Expected::Bits(flushed)
+                    } else {
+                        Expected::Either(flushed, bits)
+                    };
                 }
                 Expected::Bits(bits)
             };
