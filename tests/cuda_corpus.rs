@@ -108,8 +108,11 @@ fn skipped_barrier() {
     let case = Case { block: [64, 1, 1], n: 64, ..case!("skipped_barrier") };
     let (_, report) = case.report(&[0; 256], &[], 256);
     let finding = report.findings.first().expect("a finding");
-    assert_eq!(finding.check, Check::BarrierDivergence);
-    assert_eq!(finding.source.as_ref().map(|source| source.line), Some(6));
+    // The read of what the others have not written yet, and their write.
+    assert_eq!(finding.check, Check::Race);
+    assert_eq!(finding.source.as_ref().map(|source| source.line), Some(7));
+    let other = finding.other.as_ref().expect("the write");
+    assert_eq!(other.source.as_ref().map(|source| source.line), Some(5));
 }
 
 #[test]

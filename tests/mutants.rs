@@ -98,7 +98,7 @@ fn a_check_names_the_line_that_reads_too_early() {
     let options = HuntOptions { seed: 0, cases: 40, time: Duration::from_secs(60) };
     let report = hunt(&compiler(), named("barrier-before-wait"), &options).unwrap();
     let Hunt::Caught(catch) = report.outcome else { panic!("{:?}", report.outcome) };
-    assert_eq!(catch.check, "uninitialised");
+    assert_eq!(catch.check, "async-hazard");
     let line = catch.line.expect("the diagnosis has a line");
     assert!(line.right && line.file == "memory.cuh", "{line:?}");
 }

@@ -8,11 +8,15 @@
 
 use crate::atomic;
 use crate::findings::{Check, Fault};
-use crate::machine::{Copy, Machine, Warp};
+use crate::machine::{Copy, Machine, Suspect, Warp};
 use crate::memory::{
     Allocation, LOCAL_BASE, MODULE_BASE, PARAMETER_BASE, SHARED_BASE, WINDOW_BITS, WINDOW_MASK,
 };
-use crate::op::{Op, SIGNED, WIDE_ADDRESS, WIDE_DATA};
+use crate::op::{
+    ACQUIRE, DEVICE_SCOPE, NON_COHERENT, Op, RELEASE, SIGNED, STRONG, WIDE_ADDRESS, WIDE_DATA,
+};
+use crate::order::{LAST_EPOCH, Scope, Strength};
+use crate::races::{Access, Cells, Kind, Other};
 use crate::registers::{FULL, Registers, Word};
 use crate::shadow::Shadow;
 use crate::syntax::Space;
@@ -427,14 +431,6 @@ impl Machine<'_> {
         mask: u32,
         width: usize,
     ) -> Box<Fault> {
-        let in_flight = warp.copies.iter().any(|copy| {
-            lanes(copy.mask).any(|lane| {
-                let to = u64::from(copy.to[lane]);
-                lanes(mask).any(|l| {
-                    offsets[l] < to + u64::from(copy.size) && to < offsets[l] + width as u64
-                })
-            })
-        }) && space == Space::Shared;
         let place = self.place(warp, space, window);
         let bad = lanes_where(mask, |lane| !place.shadow.has_range(offsets[lane] as usize, width));
         let outside = place.valid.is_some_and(|valid| {
@@ -459,12 +455,264 @@ impl Machine<'_> {
                 format!("read of {width} bytes that a bulk copy writes which was not waited for");
             return Fault::new(Check::AsyncHazard, bad, message).at(name);
         }
-        let why = if in_flight {
-            "whose asynchronous copy this warp has not waited for"
-        } else {
-            "that were never written"
+        let message = format!("read of {width} bytes that were never written");
+        Fault::new(Check::Uninitialised, bad, message).at(name)
+    }
+
+    /// The cells of a space, lent out; `None` where accesses to it cannot race.
+    #[inline(always)]
+    fn lend_cells(&mut self, (space, window): (Space, u64), kind: Kind) -> Option<Cells> {
+        if self.now == LAST_EPOCH {
+            return None;
+        }
+        match space {
+            Space::Shared => Some(std::mem::take(&mut self.shared_cells)),
+            Space::Local | Space::Param => None,
+            _ => {
+                let (launch, now) = (self.launch_epoch, self.now);
+                let allocation = self.window(window)?;
+                if kind == Kind::ConstantRead && allocation.cells.written <= launch {
+                    return None;
+                }
+                if kind.writes() {
+                    allocation.may_write = true;
+                    allocation.cells.written = now;
+                } else if !allocation.may_write {
+                    return None;
+                }
+                if allocation.cells.is_empty() {
+                    allocation.cells = Cells::new(allocation.data.len(), true);
+                }
+                Some(std::mem::take(&mut allocation.cells))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn return_cells(&mut self, (space, window): (Space, u64), cells: Cells) {
+        if space == Space::Shared {
+            self.shared_cells = cells;
+        } else if let Some(allocation) = self.window(window) {
+            allocation.cells = cells;
+        }
+    }
+
+    /// Checks that an access is ordered after what it conflicts with, and remembers it.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn ordered(
+        &mut self,
+        warp: &Warp,
+        place: (Space, u64),
+        offsets: &[u64; 32],
+        mask: u32,
+        width: usize,
+        pattern: Pattern,
+        kind: Kind,
+        pc: usize,
+    ) -> Outcome {
+        let Some(mut cells) = self.lend_cells(place, kind) else { return Ok(()) };
+        let access = Access {
+            order: &warp.order,
+            now: self.now,
+            launch: self.launch_epoch,
+            pc,
+            kind,
+            whole_barriers: self.kernel.whole_barriers,
         };
-        Fault::new(Check::Uninitialised, bad, format!("read of {width} bytes {why}")).at(name)
+        let lists = &mut self.lists;
+        let fine = pattern == Pattern::Contiguous
+            && kind.plain()
+            && cells.contiguous(offsets[0] as usize, width, &access, lists);
+        let outcome = if fine {
+            Ok(())
+        } else {
+            let uniform = pattern == Pattern::Uniform;
+            cells.scattered(offsets, mask, uniform, width, &access, lists, |_, _, _| false)
+        };
+        self.return_cells(place, cells);
+        match outcome {
+            Ok(()) => Ok(()),
+            Err((lanes, other)) => Err(self.race(warp, place, lanes, width, kind, pc, other)),
+        }
+    }
+
+    /// The same for a weak store, which may store what is there already.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn ordered_store(
+        &mut self,
+        warp: &Warp,
+        op: &Op,
+        place: (Space, u64),
+        offsets: &[u64; 32],
+        mask: u32,
+        pattern: Pattern,
+        pc: usize,
+    ) -> Outcome {
+        let kind = Kind::Write;
+        let width = usize::from(op.size) * usize::from(op.count);
+        let Some(mut cells) = self.lend_cells(place, kind) else { return Ok(()) };
+        let access = Access {
+            order: &warp.order,
+            now: self.now,
+            launch: self.launch_epoch,
+            pc,
+            kind,
+            whole_barriers: self.kernel.whole_barriers,
+        };
+        if pattern == Pattern::Contiguous
+            && cells.contiguous(offsets[0] as usize, width, &access, &mut self.lists)
+        {
+            self.return_cells(place, cells);
+            return Ok(());
+        }
+        let mut lists = std::mem::take(&mut self.lists);
+        let memory: &[u8] = match place.0 {
+            Space::Shared => &self.shared,
+            _ => self.window(place.1).map_or(&[], |allocation| &allocation.data),
+        };
+        let stored = |lane: usize, byte: usize| stored_byte(&warp.registers, op, lane, byte);
+        let harmless = |lane: usize, at: usize, same: Option<u32>| {
+            let size = if width < 4 { 1 } else { 4 };
+            let end = (at - at % size + size).min(offsets[lane] as usize + width);
+            let twin = same.map(|lanes| lanes.trailing_zeros() as usize).filter(|&twin| {
+                let start = offsets[twin & 31] as usize;
+                mask >> twin & 1 != 0 && start <= at && end <= start + width
+            });
+            (at..end).all(|byte| {
+                let mine = stored(lane, byte - offsets[lane] as usize);
+                match twin {
+                    Some(twin) => mine == stored(twin, byte - offsets[twin] as usize),
+                    None => memory.get(byte) == Some(&mine),
+                }
+            })
+        };
+        let uniform = pattern == Pattern::Uniform;
+        let outcome = cells.scattered(offsets, mask, uniform, width, &access, &mut lists, harmless);
+        self.lists = lists;
+        self.return_cells(place, cells);
+        match outcome {
+            Ok(()) => Ok(()),
+            Err((lanes, other)) => Err(self.race(warp, place, lanes, width, kind, pc, other)),
+        }
+    }
+
+    /// The same for rows of 16 bytes that a whole warp reads or writes together.
+    fn ordered_rows(
+        &mut self,
+        warp: &Warp,
+        offsets: &[u64; 32],
+        rows: u32,
+        kind: Kind,
+        pc: usize,
+    ) -> Outcome {
+        let place = (Space::Shared, 0);
+        let Some(mut cells) = self.lend_cells(place, kind) else { return Ok(()) };
+        let access = Access {
+            order: &warp.order,
+            now: self.now,
+            launch: self.launch_epoch,
+            pc,
+            kind,
+            whole_barriers: self.kernel.whole_barriers,
+        };
+        let outcome = lanes(rows)
+            .try_for_each(|lane| cells.row(offsets[lane] as usize, 16, &access, &mut self.lists));
+        self.return_cells(place, cells);
+        outcome.map_err(|(lanes, other)| self.race(warp, place, lanes, 16, kind, pc, other))
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments)]
+    fn race(
+        &mut self,
+        warp: &Warp,
+        (space, window): (Space, u64),
+        lanes: u32,
+        width: usize,
+        kind: Kind,
+        pc: usize,
+        other: Other,
+    ) -> Box<Fault> {
+        let name = self.name_of(space, window, other.offset as u64);
+        let verb = kind.verb();
+        let theirs = other.action();
+        let within = other.block == warp.order.block && other.warp == warp.index;
+        let (check, message) = if other.in_flight {
+            let whose = if within && other.lanes & lanes != 0 { "this thread" } else { "another" };
+            let message = format!(
+                "{verb} of {width} bytes that an asynchronous copy of {whose} is still writing: \
+                 it has not been waited for"
+            );
+            (Check::AsyncHazard, message)
+        } else if kind == Kind::CopyWrite || other.asynchronous {
+            let message = format!(
+                "{verb} of {width} bytes that nothing orders after the {theirs} of another thread"
+            );
+            (Check::AsyncHazard, message)
+        } else if kind == Kind::ConstantRead {
+            let message = format!(
+                "{verb} of {width} bytes, which this launch writes, through the path for data that \
+                 no thread writes (ld.global.nc)"
+            );
+            (Check::Race, message)
+        } else if within && other.place == Some(pc) && other.wrote && kind == Kind::Write {
+            let message = format!("two lanes write different values to the same {width} bytes");
+            (Check::Race, message)
+        } else {
+            let between = if within {
+                "no bar.warp.sync or barrier"
+            } else if other.block == warp.order.block {
+                "no barrier"
+            } else {
+                "no fence and atomic"
+            };
+            let message = format!(
+                "{verb} of {width} bytes races with the {theirs} of another thread: {between} \
+                 orders them"
+            );
+            (Check::Race, message)
+        };
+        Fault::new(check, lanes, message).at(name).against(other)
+    }
+
+    /// What strong accesses publish and observe.
+    #[allow(clippy::too_many_arguments)]
+    #[cold]
+    #[inline(never)]
+    fn synchronise(
+        &mut self,
+        warp: &mut Warp,
+        (space, window): (Space, u64),
+        offsets: &[u64; 32],
+        mask: u32,
+        order: u8,
+        reads: bool,
+        writes: bool,
+    ) {
+        let window = match space {
+            Space::Shared => u64::MAX - u64::from(warp.order.block),
+            Space::Local | Space::Param => return,
+            _ => window,
+        };
+        let acquire = reads && order & ACQUIRE != 0;
+        let release = writes && order & RELEASE != 0;
+        let how = Strength { scope: scope(order), acquire, release };
+        for lane in lanes(mask) {
+            let place = (window, offsets[lane]);
+            if reads {
+                self.publications.observe(place, &mut warp.order, lane, warp.live, how);
+            }
+            if writes {
+                let (live, now) = (warp.live, self.now);
+                self.publications.publish(place, &warp.order, lane, live, how, reads, now);
+            }
+        }
+        if release {
+            self.tick();
+        }
     }
 
     /// Checks that what is read has been written.
@@ -504,8 +752,8 @@ impl Machine<'_> {
         &mut self,
         warp: &mut Warp,
         op: &Op,
+        pc: usize,
         mask: u32,
-        batch: u32,
     ) -> Outcome {
         let lead = mask & mask.wrapping_neg();
         let mut address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
@@ -514,11 +762,26 @@ impl Machine<'_> {
             this.bound::<CHECK>(warp, space, window, offsets, mask, width, width, "read")?;
             let pattern = pattern(offsets, mask, width);
             if CHECK {
+                let kind = match op.order {
+                    0 => Kind::Read,
+                    order if order & NON_COHERENT != 0 => Kind::ConstantRead,
+                    order if order & STRONG != 0 => Kind::StrongRead(scope(order)),
+                    _ => Kind::Read,
+                };
+                let place = (space, window);
+                let outcome =
+                    this.ordered(warp, place, offsets, mask, width as usize, pattern, kind, pc);
+                if let Err(fault) = outcome {
+                    suspect(warp, place, offsets, fault, pc)?;
+                }
                 this.written(warp, space, window, offsets, mask, width as usize, pattern)?;
+                if op.order & STRONG != 0 {
+                    this.synchronise(warp, place, offsets, mask, op.order, true, false);
+                }
             }
             if COUNT {
                 this.count_load(
-                    op.space, space, window, offsets, mask, width, pattern, batch, lead,
+                    op.space, space, window, offsets, mask, width, pattern, op.batch, lead,
                 );
             }
             // The registers are lent out while the place may be the warp's own local memory.
@@ -654,6 +917,7 @@ impl Machine<'_> {
         &mut self,
         warp: &mut Warp,
         op: &Op,
+        pc: usize,
         mask: u32,
     ) -> Outcome {
         let mut address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
@@ -666,6 +930,14 @@ impl Machine<'_> {
             let pattern = pattern(offsets, mask, width);
             if CHECK {
                 this.mark(warp, space, window, offsets, mask, width as usize, pattern)?;
+                let place = (space, window);
+                if op.order & STRONG != 0 {
+                    let kind = Kind::StrongWrite(scope(op.order));
+                    this.ordered(warp, place, offsets, mask, width as usize, pattern, kind, pc)?;
+                    this.synchronise(warp, place, offsets, mask, op.order, false, true);
+                } else {
+                    this.ordered_store(warp, op, place, offsets, mask, pattern, pc)?;
+                }
             }
             if COUNT {
                 this.count_store(space, window, offsets, mask, width, pattern);
@@ -682,6 +954,7 @@ impl Machine<'_> {
         &mut self,
         warp: &mut Warp,
         op: &Op,
+        pc: usize,
         mask: u32,
     ) -> Outcome {
         let mut address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
@@ -693,15 +966,12 @@ impl Machine<'_> {
             }
             this.bound::<CHECK>(warp, space, window, offsets, mask, width, width, "atomic update")?;
             if CHECK {
-                this.written(
-                    warp,
-                    space,
-                    window,
-                    offsets,
-                    mask,
-                    width as usize,
-                    Pattern::Scattered,
-                )?;
+                let (place, scattered) = ((space, window), Pattern::Scattered);
+                let kind = Kind::Atomic(scope(op.order));
+                this.ordered(warp, place, offsets, mask, width as usize, scattered, kind, pc)?;
+                this.written(warp, space, window, offsets, mask, width as usize, scattered)?;
+                this.synchronise(warp, place, offsets, mask, op.order, true, true);
+                excuse(warp, place, offsets, mask);
             }
             if COUNT {
                 let pattern = pattern(offsets, mask, width);
@@ -757,6 +1027,7 @@ impl Machine<'_> {
         &mut self,
         warp: &mut Warp,
         op: &Op,
+        pc: usize,
         mask: u32,
     ) -> Outcome {
         let width = u64::from(op.size);
@@ -796,6 +1067,9 @@ impl Machine<'_> {
         let to_pattern = pattern(&to, mask, width);
         if CHECK {
             self.mark(warp, Space::Shared, 0, &to, mask, width as usize, to_pattern)?;
+            let place = (Space::Shared, 0);
+            let kind = Kind::CopyWrite;
+            self.ordered(warp, place, &to, mask, width as usize, to_pattern, kind, pc)?;
             match to_pattern {
                 Pattern::Contiguous => {
                     self.shared_shadow.unset_range(to[0] as usize, 32 * width as usize);
@@ -821,6 +1095,7 @@ impl Machine<'_> {
             to: to.map(|offset| offset as u32),
             bytes: [0; 32],
             data: [[0; 16]; 32],
+            landed: self.land_early,
         };
         // Lanes usually copy the same number of bytes; those that copy fewer are bounded by theirs.
         let lead = reading & reading.wrapping_neg();
@@ -844,6 +1119,8 @@ impl Machine<'_> {
                     this.bound::<CHECK>(warp, space, window, offsets, mask, read, width, verb)?;
                     let pattern = pattern(offsets, mask, read);
                     if CHECK {
+                        let (place, kind) = ((space, window), Kind::Read);
+                        this.ordered(warp, place, offsets, mask, read as usize, pattern, kind, pc)?;
                         this.written(warp, space, window, offsets, mask, read as usize, pattern)?;
                     }
                     if COUNT {
@@ -876,6 +1153,13 @@ impl Machine<'_> {
         if COUNT {
             warp.bytes_in_flight += copy.bytes.iter().map(|&bytes| u64::from(bytes)).sum::<u64>();
         }
+        if copy.landed {
+            for lane in lanes(mask) {
+                let at = copy.to[lane] as usize;
+                let size = copy.size as usize;
+                self.shared[at..at + size].copy_from_slice(&copy.data[lane][..size]);
+            }
+        }
         warp.copies.push(copy);
         Ok(())
     }
@@ -906,15 +1190,30 @@ impl Machine<'_> {
                 continue;
             }
             let size = copy.size as usize;
+            if CHECK {
+                let access = Access {
+                    order: &warp.order,
+                    now: self.now,
+                    launch: self.launch_epoch,
+                    pc: 0,
+                    kind: Kind::CopyWrite,
+                    whole_barriers: self.kernel.whole_barriers,
+                };
+                for lane in lanes(due) {
+                    self.shared_cells.land(copy.to[lane] as usize, size, lane, &access);
+                }
+            }
             let contiguous = due == FULL
                 && (0..32).all(|lane| copy.to[lane] == copy.to[0] + (lane * size) as u32);
             for lane in lanes(due) {
                 let at = copy.to[lane] as usize;
-                let target = &mut self.shared[at..at + size];
-                if size == 16 {
-                    target.copy_from_slice(&copy.data[lane]);
-                } else {
-                    target.copy_from_slice(&copy.data[lane][..size]);
+                if !copy.landed {
+                    let target = &mut self.shared[at..at + size];
+                    if size == 16 {
+                        target.copy_from_slice(&copy.data[lane]);
+                    } else {
+                        target.copy_from_slice(&copy.data[lane][..size]);
+                    }
                 }
                 if CHECK && !contiguous {
                     self.shared_shadow.set(at, size);
@@ -942,12 +1241,14 @@ impl Machine<'_> {
         &mut self,
         warp: &mut Warp,
         op: &Op,
+        pc: usize,
     ) -> Outcome {
         let count = op.count as usize;
         let mut offsets = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
         let rows = if count == 4 { FULL } else { (1u32 << (8 * count)) - 1 };
         self.bound::<CHECK>(warp, Space::Shared, 0, &mut offsets, rows, 16, 16, "matrix read")?;
         if CHECK {
+            self.ordered_rows(warp, &offsets, rows, Kind::Read, pc)?;
             let fine = lanes(rows).all(|lane| self.shared_shadow.has(offsets[lane] as usize, 16));
             if !fine {
                 return Err(self.unwritten(warp, Space::Shared, 0, &offsets, rows, 16));
@@ -988,6 +1289,7 @@ impl Machine<'_> {
         &mut self,
         warp: &mut Warp,
         op: &Op,
+        pc: usize,
     ) -> Outcome {
         let count = op.count as usize;
         let mut offsets = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
@@ -995,6 +1297,7 @@ impl Machine<'_> {
         self.bound::<CHECK>(warp, Space::Shared, 0, &mut offsets, rows, 16, 16, "matrix write")?;
         if CHECK {
             self.mark(warp, Space::Shared, 0, &offsets, rows, 16, Pattern::Scattered)?;
+            self.ordered_rows(warp, &offsets, rows, Kind::Write, pc)?;
         }
         if COUNT {
             self.counters.shared_store.requests += 1;
@@ -1030,6 +1333,56 @@ fn word<const N: usize>(data: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&data[at..at + N]);
     out
+}
+
+/// Sets a race of a read with atomics aside; another one proves the first.
+#[cold]
+#[inline(never)]
+fn suspect(
+    warp: &mut Warp,
+    (space, window): (Space, u64),
+    offsets: &[u64; 32],
+    fault: Box<Fault>,
+    pc: usize,
+) -> Outcome {
+    let guess = fault.check == Check::Race
+        && fault.other.is_some_and(|other| other.strong && other.wrote)
+        && warp.suspect.is_none();
+    if !guess {
+        return Err(fault);
+    }
+    let lanes = fault.lanes;
+    let offsets = *offsets;
+    warp.suspect = Some(Box::new(Suspect { pc, lanes, space, window, offsets, fault }));
+    Ok(())
+}
+
+/// Lanes that update what they read atomically were guessing.
+#[inline(always)]
+fn excuse(warp: &mut Warp, place: (Space, u64), offsets: &[u64; 32], mask: u32) {
+    let Some(suspect) = &mut warp.suspect else { return };
+    if (suspect.space, suspect.window) == place {
+        let same = lanes_where(mask, |lane| suspect.offsets[lane] == offsets[lane]);
+        suspect.lanes &= !same;
+    }
+    if suspect.lanes == 0 {
+        warp.suspect = None;
+    }
+}
+
+fn scope(order: u8) -> Scope {
+    if order & DEVICE_SCOPE != 0 { Scope::Device } else { Scope::Block }
+}
+
+/// One byte of what a lane stores.
+fn stored_byte(registers: &Registers, op: &Op, lane: usize, byte: usize) -> u8 {
+    let slot = op.s[1 + byte / usize::from(op.size)];
+    let within = byte % usize::from(op.size);
+    if op.flags & WIDE_DATA != 0 {
+        registers.read::<u64>(slot)[lane].to_le_bytes()[within]
+    } else {
+        registers.read::<u32>(slot)[lane].to_le_bytes()[within & 3]
+    }
 }
 
 /// Memory to registers.

@@ -12,8 +12,10 @@ use crate::link::{Linker, SpecialRegister, Value};
 use crate::matrix;
 use crate::memory::{LOCAL_BASE, PARAMETER_BASE, SHARED_BASE, WINDOW_BITS};
 use crate::moves;
-use crate::op::{ALIGNED, Class, Code, SIGNED, UNGUARDED, WIDE_ADDRESS, WIDE_DATA};
-use crate::op::{Exec, Op, nothing};
+use crate::op::{
+    ACQUIRE, ALIGNED, Class, Code, DEVICE_SCOPE, Exec, NON_COHERENT, Op, RELEASE, SIGNED, STRONG,
+    UNGUARDED, WIDE_ADDRESS, WIDE_DATA, nothing,
+};
 use crate::syntax::{Found, Instruction, Operand, Place, Space, Type};
 
 mod hopper;
@@ -54,6 +56,7 @@ pub(crate) fn blank(code: Code) -> Op {
         size: 0,
         count: 0,
         flags: 0,
+        order: 0,
         batch: 0,
     }
 }
@@ -169,6 +172,29 @@ pub(crate) const MEMORY_HINTS: [&str; 33] = [
     "sc",
 ];
 
+/// How an access with these modifiers orders others. One without a scope reaches `wide`.
+fn ordering(words: &[&str], wide: bool) -> u8 {
+    let has = |word: &str| words.contains(&word);
+    let strong = ["volatile", "relaxed", "acquire", "release", "acq_rel", "sc", "mmio"];
+    let mut order = 0;
+    if strong.iter().any(|word| has(word)) {
+        order |= STRONG;
+    }
+    if has("gpu") || has("gl") || has("sys") || wide && !has("cta") && !has("cluster") {
+        order |= DEVICE_SCOPE;
+    }
+    if has("acquire") || has("acq_rel") || has("sc") {
+        order |= ACQUIRE;
+    }
+    if has("release") || has("acq_rel") || has("sc") {
+        order |= RELEASE;
+    }
+    if has("nc") {
+        order |= NON_COHERENT;
+    }
+    order
+}
+
 impl<'t> At<'_, 't> {
     fn decode(&mut self) -> Decoded<()> {
         if let Some((name, negated)) = self.i.guard {
@@ -260,8 +286,13 @@ impl<'t> At<'_, 't> {
                 Ok(())
             }
             "membar" | "fence" => {
+                let mut op = blank(Code::Fence);
+                if m.left.iter().any(|word| *word == "proxy" || word.starts_with("proxy::")) {
+                    op.code = Code::Nothing;
+                }
+                op.order = ordering(&m.left, true);
                 m.left.clear();
-                self.push(blank(Code::Nothing), Class::Synchronise, vec![], vec![]);
+                self.push(op, Class::Synchronise, vec![], vec![]);
                 Ok(())
             }
             "nanosleep" | "pmevent" => {
@@ -1289,6 +1320,7 @@ impl<'t> At<'_, 't> {
     }
 
     fn load(&mut self, m: &mut Modifiers<'t>) -> Decoded<()> {
+        let order = ordering(&m.left, true);
         self.hints(m);
         let space = self.space(m)?;
         let count = self.vector_length(m);
@@ -1335,6 +1367,7 @@ impl<'t> At<'_, 't> {
             return Ok(());
         }
         let mut op = blank(Code::Load);
+        op.order = order;
         op.imm = offset;
         op.space = space;
         op.size = ty.bytes() as u8;
@@ -1347,6 +1380,7 @@ impl<'t> At<'_, 't> {
     }
 
     fn store(&mut self, m: &mut Modifiers<'t>) -> Decoded<()> {
+        let order = ordering(&m.left, true);
         self.hints(m);
         let space = self.space(m)?;
         let count = self.vector_length(m);
@@ -1369,6 +1403,7 @@ impl<'t> At<'_, 't> {
             s.push(self.value(element, wide)?);
         }
         let mut op = blank(Code::Store);
+        op.order = order;
         op.imm = offset;
         op.space = space;
         op.size = ty.bytes() as u8;
@@ -1379,6 +1414,7 @@ impl<'t> At<'_, 't> {
     }
 
     fn atomic(&mut self, base: &str, m: &mut Modifiers<'t>) -> Decoded<()> {
+        let order = STRONG | ordering(&m.left, true);
         self.hints(m);
         let space = self.space(m)?;
         let elements = match m.any(&["v2", "v4", "v8"]) {
@@ -1421,6 +1457,7 @@ impl<'t> At<'_, 't> {
                 s.push(self.value(source[element], wide)?);
             }
             let mut op = blank(Code::Atomic);
+            op.order = order;
             op.imm = offset + element as i64 * i64::from(ty.bytes());
             op.space = space;
             op.size = ty.bytes() as u8;

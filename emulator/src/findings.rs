@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::races::Other;
+
 /// The checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -12,9 +14,11 @@ pub enum Check {
     OutOfBounds,
     /// An address that is not a multiple of the access size.
     Misaligned,
-    /// A read of bytes that nothing has written, or whose asynchronous copy has not landed.
+    /// A read of bytes that nothing has written.
     Uninitialised,
-    /// An asynchronous operation whose memory or registers are used before it is waited for.
+    /// Two accesses to the same bytes, one of them a write, that nothing orders.
+    Race,
+    /// An asynchronous operation whose memory or registers are used before it was waited for.
     AsyncHazard,
     /// A barrier that some threads can no longer reach.
     BarrierDivergence,
@@ -34,6 +38,7 @@ impl fmt::Display for Check {
             Self::OutOfBounds => "out-of-bounds",
             Self::Misaligned => "misaligned",
             Self::Uninitialised => "uninitialised",
+            Self::Race => "race",
             Self::AsyncHazard => "async-hazard",
             Self::BarrierDivergence => "barrier-divergence",
             Self::ShuffleDivergence => "shuffle-divergence",
@@ -56,6 +61,62 @@ pub struct SourceLine {
 impl fmt::Display for SourceLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// The other side of a race.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Party {
+    /// What it did: `read`, `write`, `atomic update`, `asynchronous write`.
+    pub action: String,
+    /// Its PTX instruction, and the line of that; empty and 0 where they are not known.
+    pub instruction: String,
+    /// Its line in the PTX text.
+    pub ptx_line: u32,
+    /// The CUDA line it came from.
+    pub source: Option<SourceLine>,
+    /// The calls that inlined it, innermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inlined_at: Vec<SourceLine>,
+    /// Block index.
+    pub block: [u32; 3],
+    /// Warp of the block.
+    pub warp: u32,
+    /// Lanes of the warp.
+    pub lanes: Vec<u32>,
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the {}", self.action)?;
+        if !self.instruction.is_empty() {
+            write!(f, " `{}` (PTX line {}", self.instruction, self.ptx_line)?;
+            if let Some(source) = &self.source {
+                write!(f, ", {}:{}", source.file, source.line)?;
+            }
+            for call in &self.inlined_at {
+                write!(f, ", inlined at {call}")?;
+            }
+            write!(f, ")")?;
+        }
+        let [x, y, z] = self.block;
+        write!(f, " by block ({x}, {y}, {z}), warp {}", self.warp)?;
+        write_lanes(f, &self.lanes)
+    }
+}
+
+fn write_lanes(f: &mut fmt::Formatter<'_>, lanes: &[u32]) -> fmt::Result {
+    match lanes {
+        [] => Ok(()),
+        [lane] => write!(f, ", lane {lane}"),
+        lanes if lanes.len() == 32 => write!(f, ", all lanes"),
+        lanes => {
+            write!(f, ", lanes ")?;
+            for (at, lane) in lanes.iter().enumerate() {
+                write!(f, "{}{lane}", if at == 0 { "" } else { ", " })?;
+            }
+            Ok(())
+        }
     }
 }
 
@@ -86,6 +147,9 @@ pub struct Finding {
     pub lanes: Vec<u32>,
     /// `buffer + offset` of the first of them, for memory accesses.
     pub address: Option<String>,
+    /// The other access of a race.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other: Option<Box<Party>>,
 }
 
 impl fmt::Display for Finding {
@@ -103,17 +167,10 @@ impl fmt::Display for Finding {
         }
         let [x, y, z] = self.block;
         write!(f, ") of kernel `{}`, block ({x}, {y}, {z}), warp {}", self.kernel, self.warp)?;
-        match self.lanes.as_slice() {
-            [] => Ok(()),
-            [lane] => write!(f, ", lane {lane}"),
-            lanes if lanes.len() == 32 => write!(f, ", all lanes"),
-            lanes => {
-                write!(f, ", lanes ")?;
-                for (at, lane) in lanes.iter().enumerate() {
-                    write!(f, "{}{lane}", if at == 0 { "" } else { ", " })?;
-                }
-                Ok(())
-            }
+        write_lanes(f, &self.lanes)?;
+        match &self.other {
+            Some(other) => write!(f, "; the other side is {other}"),
+            None => Ok(()),
         }
     }
 }
@@ -125,17 +182,24 @@ pub(crate) struct Fault {
     pub message: String,
     pub lanes: u32,
     pub address: Option<String>,
+    pub other: Option<Other>,
 }
 
 impl Fault {
     #[cold]
     pub(crate) fn new(check: Check, lanes: u32, message: impl Into<String>) -> Box<Self> {
-        Box::new(Self { check, message: message.into(), lanes, address: None })
+        Box::new(Self { check, message: message.into(), lanes, address: None, other: None })
     }
 
     #[cold]
     pub(crate) fn at(mut self: Box<Self>, address: String) -> Box<Self> {
         self.address = Some(address);
+        self
+    }
+
+    #[cold]
+    pub(crate) fn against(mut self: Box<Self>, other: Other) -> Box<Self> {
+        self.other = Some(other);
         self
     }
 }

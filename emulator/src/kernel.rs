@@ -9,6 +9,7 @@ use crate::link::{self, SpecialRegister};
 use crate::memory::{MODULE_BASE, WINDOW_BITS};
 use crate::op::{Code, Note, Op, UNGUARDED};
 use crate::parse;
+use crate::provenance::StoresThrough;
 use crate::syntax::{Space, Variable};
 
 /// A parameter of a kernel, as the launch must fill it.
@@ -63,6 +64,10 @@ pub struct Kernel {
     pub(crate) dynamic_base: u32,
     pub(crate) max_threads: Option<u32>,
     pub(crate) files: HashMap<u32, String>,
+    /// Which parameter loads are pointers that it may store through.
+    pub(crate) stores_through: StoresThrough,
+    /// Its only barriers between warps are those of the whole block.
+    pub(crate) whole_barriers: bool,
 }
 
 impl std::fmt::Debug for Kernel {

@@ -3,14 +3,11 @@
 
 use std::collections::HashMap;
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::counters::{BufferTraffic, Counters};
 use crate::error::LaunchError;
-use crate::findings::{Check, Fault, Finding, lane_list};
+use crate::findings::{Check, Fault, Finding, Party, lane_list};
 use crate::hopper::Hopper;
 use crate::kernel::{Kernel, Module};
 use crate::lanes::wide_is_available;
@@ -18,13 +15,17 @@ use crate::link::SpecialRegister;
 use crate::machine::{Barrier, Executed, Group, Machine, State, Stopped, Warp};
 use crate::memory::Memory;
 use crate::op::{ALIGNED, Class, Code};
+use crate::order::Publications;
+use crate::races::{Cells, Lists, Other};
+use crate::schedule::Schedule;
 use crate::shadow::Shadow;
 use crate::tensor_cores::MatrixModel;
 
 /// Shared memory of one block, as on sm_90.
 const MOST_SHARED: u64 = 227 * 1024;
-/// Instructions a warp may run before the next one has a turn.
-const WARP_SLICE: u64 = 50_000;
+/// Blocks that may run at the same time, and the bytes they may hold together.
+const MOST_RESIDENTS: usize = 1024;
+const MOST_RESIDENT_BYTES: usize = 64 << 20;
 
 /// One kernel argument.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,7 +89,8 @@ pub struct Options {
     pub counters: bool,
     /// Count executions of each instruction, in [`Report::executed`]; needs `counters`.
     pub lines: bool,
-    /// 0 runs warps in order; any other value picks a schedule, the same for the same seed.
+    /// 0 runs blocks one after another and their warps in turns; any other value picks a
+    /// schedule, the same for the same seed.
     pub seed: u64,
     /// How sums of matrix products are added.
     pub matrix: MatrixModel,
@@ -160,7 +162,9 @@ pub(crate) fn launch_on(
     {
         return Err(LaunchError::BlockSelection { index, blocks });
     }
-    memory.prepare(module);
+    memory.prepare(module, kernel, &parameters);
+    let (launch_epoch, first_list) = (memory.epoch, memory.first_list);
+    let schedule = Schedule::new(options.seed);
     let mut variables = memory.modules.remove(&module.id).unwrap_or_default();
     let mut run = Run {
         machine: Machine {
@@ -171,6 +175,12 @@ pub(crate) fn launch_on(
             shared: Vec::new(),
             shared_shadow: Shadow::default(),
             shared_valid: None,
+            shared_cells: Cells::default(),
+            lists: Lists::new(first_list),
+            publications: Publications::default(),
+            now: launch_epoch + 1,
+            launch_epoch,
+            land_early: schedule.land_early,
             no_shadow: Shadow::default(),
             counters: Counters::default(),
             executed: vec![Executed::default(); kernel.code.len()],
@@ -187,7 +197,8 @@ pub(crate) fn launch_on(
         options,
         wide,
         warps: Vec::new(),
-        rng: ChaCha8Rng::seed_from_u64(options.seed),
+        schedule,
+        started: Vec::new(),
     };
     run.prepare();
     let finding = match (options.checks, options.counters) {
@@ -219,7 +230,9 @@ pub(crate) fn launch_on(
         false => Vec::new(),
     };
     let printed = std::mem::take(&mut run.machine.printed);
+    let (epoch, first_list) = (run.machine.now, run.machine.lists.end());
     memory.modules.insert(module.id, variables);
+    (memory.epoch, memory.first_list) = (epoch, first_list);
     memory.after_launch();
     Ok(Report { counters, findings: finding.into_iter().collect(), printed, executed })
 }
@@ -309,21 +322,42 @@ struct Run<'a, 'l> {
     launch: &'l Launch<'l>,
     options: &'l Options,
     wide: bool,
+    /// Those of the block that is running.
     warps: Vec<Warp>,
-    rng: ChaCha8Rng,
+    schedule: Schedule,
+    /// Linear index of every block, in the order in which they were started.
+    started: Vec<u64>,
+}
+
+/// A block that is under way: what belongs to it while another one runs.
+struct Resident {
+    id: [u32; 3],
+    warps: Vec<Warp>,
+    shared: Vec<u8>,
+    shadow: Shadow,
+    cells: Cells,
+    barriers: Vec<Barrier>,
+    hopper: Hopper,
+    /// Warps in the order of their turns.
+    order: Vec<usize>,
+    /// Instructions it has run.
+    ticks: u64,
+}
+
+/// How a block's turn ended.
+enum Turn {
+    Finished,
+    Goes,
+    Found(Box<Finding>),
 }
 
 impl Run<'_, '_> {
-    /// Memory and warps, made once and used by every block.
+    /// Which bytes of shared memory belong to variables.
     fn prepare(&mut self) {
         let kernel = self.machine.kernel;
         let dynamic = self.launch.dynamic_shared_bytes;
-        let fixed = kernel.shared.last().map_or(0, |v| v.start + v.bytes);
-        let bytes = if dynamic > 0 { kernel.dynamic_base + dynamic } else { fixed } as usize;
-        self.machine.shared = vec![0; bytes];
-        self.machine.shared_shadow = Shadow::new(bytes);
         if self.options.checks && kernel.shared.len() + usize::from(dynamic > 0) > 1 {
-            let mut valid = Shadow::new(bytes);
+            let mut valid = Shadow::new(self.shared_bytes());
             for variable in &kernel.shared {
                 valid.set_range(variable.start as usize, variable.bytes as usize);
             }
@@ -333,9 +367,22 @@ impl Run<'_, '_> {
             );
             self.machine.shared_valid = Some(valid);
         }
-        let warps = self.machine.threads.div_ceil(32);
-        self.warps = (0..warps).map(|index| Warp::new(index, kernel)).collect();
-        for warp in &mut self.warps {
+    }
+
+    fn shared_bytes(&self) -> usize {
+        let kernel = self.machine.kernel;
+        let dynamic = self.launch.dynamic_shared_bytes;
+        let fixed = kernel.shared.last().map_or(0, |v| v.start + v.bytes);
+        (if dynamic > 0 { kernel.dynamic_base + dynamic } else { fixed }) as usize
+    }
+
+    /// Memory and warps of one block, used again by later ones.
+    fn resident(&self) -> Resident {
+        let kernel = self.machine.kernel;
+        let bytes = self.shared_bytes();
+        let count = self.machine.threads.div_ceil(32);
+        let mut warps: Vec<Warp> = (0..count).map(|index| Warp::new(index, kernel)).collect();
+        for warp in &mut warps {
             for load in &kernel.parameter_loads {
                 let mut bits = [0u8; 8];
                 let source = &self.machine.parameters[load.offset..load.offset + load.bytes];
@@ -352,76 +399,144 @@ impl Run<'_, '_> {
                 }
             }
         }
+        Resident {
+            id: [0; 3],
+            order: (0..warps.len()).collect(),
+            warps,
+            shared: vec![0; bytes],
+            shadow: Shadow::new(bytes),
+            cells: Cells::new(bytes, false),
+            barriers: vec![Barrier::default(); 16],
+            hopper: Hopper::new(self.machine.threads, self.options.seed),
+            ticks: 0,
+        }
     }
 
     fn all<const CHECK: bool, const COUNT: bool>(&mut self, blocks: u64) -> Option<Finding> {
-        match &self.options.blocks {
-            BlockSelection::All => (0..blocks).find_map(|index| self.block::<CHECK, COUNT>(index)),
-            BlockSelection::Only(list) => {
-                list.iter().find_map(|&index| self.block::<CHECK, COUNT>(index))
+        let options = self.options;
+        let mut queue: Box<dyn Iterator<Item = u64>> = match &options.blocks {
+            BlockSelection::All => Box::new(0..blocks),
+            BlockSelection::Only(list) => Box::new(list.iter().copied()),
+        };
+        // Shared memory with its cells, and the registers.
+        let warps = self.machine.threads.div_ceil(32) as usize;
+        let held = 6 * self.shared_bytes() + 16_384 * warps;
+        let most = (MOST_RESIDENT_BYTES / held).clamp(1, MOST_RESIDENTS);
+        let mut wanted = self.schedule.residents.min(most);
+        let mut running: Vec<Resident> = Vec::new();
+        let mut idle: Vec<Resident> = Vec::new();
+        let (mut next, mut unfinished) = (0, 0);
+        loop {
+            while running.len() < wanted {
+                let Some(index) = queue.next() else { break };
+                let mut block = idle.pop().unwrap_or_else(|| self.resident());
+                self.start::<CHECK>(&mut block, index);
+                running.push(block);
+            }
+            if running.is_empty() {
+                return None;
+            }
+            let at = self.schedule.block(running.len(), next);
+            let block = &mut running[at];
+            self.exchange(block);
+            let turn = self.turn::<CHECK, COUNT>(block);
+            self.exchange(block);
+            match turn {
+                Turn::Found(finding) => return Some(*finding),
+                Turn::Finished => {
+                    if CHECK && block.warps.iter().any(|warp| !warp.copies.is_empty()) {
+                        block.cells.forget_flights();
+                    }
+                    idle.push(running.swap_remove(at));
+                    (next, unfinished) = (at, 0);
+                }
+                Turn::Goes => {
+                    next = at + 1;
+                    unfinished += 1;
+                    // Those that run may wait for one that has not been started.
+                    if unfinished >= running.len() {
+                        wanted = wanted.max((2 * running.len()).min(most));
+                        unfinished = 0;
+                    }
+                }
             }
         }
     }
 
-    fn block<const CHECK: bool, const COUNT: bool>(&mut self, index: u64) -> Option<Finding> {
+    /// Brings a block in, or takes it out again.
+    fn exchange(&mut self, block: &mut Resident) {
+        std::mem::swap(&mut self.warps, &mut block.warps);
+        std::mem::swap(&mut self.machine.shared, &mut block.shared);
+        std::mem::swap(&mut self.machine.shared_shadow, &mut block.shadow);
+        std::mem::swap(&mut self.machine.shared_cells, &mut block.cells);
+        std::mem::swap(&mut self.machine.barriers, &mut block.barriers);
+        std::mem::swap(&mut self.machine.hopper, &mut block.hopper);
+    }
+
+    /// A block as it is before its first instruction.
+    fn start<const CHECK: bool>(&mut self, block: &mut Resident, index: u64) {
         let [gx, gy, _] = self.launch.grid.map(u64::from);
-        let id = [(index % gx) as u32, (index / gx % gy) as u32, (index / gx / gy) as u32];
+        block.id = [(index % gx) as u32, (index / gx % gy) as u32, (index / gx / gy) as u32];
         let kernel = self.machine.kernel;
         // What shared memory holds at the start of a block is anything; a pattern shows misuse.
-        self.machine.shared.fill(0xa5);
+        block.shared.fill(0xa5);
         if CHECK {
-            self.machine.shared_shadow.clear();
+            block.shadow.clear();
         }
-        self.machine.barriers.iter_mut().for_each(|barrier| *barrier = Barrier::default());
-        self.machine.barriers_changed = false;
-        self.machine.hopper.start();
+        block.barriers.iter_mut().for_each(|barrier| *barrier = Barrier::default());
+        block.hopper.start();
+        block.ticks = 0;
         self.machine.counters.blocks += 1;
-        self.machine.counters.warps += self.warps.len() as u64;
+        self.machine.counters.warps += block.warps.len() as u64;
+        let serial = self.started.len() as u32;
+        self.started.push(index);
         let threads = self.machine.threads;
-        for warp in &mut self.warps {
+        for warp in &mut block.warps {
             let left = threads - 32 * warp.index;
             let launched = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
-            warp.start(kernel, launched, CHECK);
-            specials(warp, kernel, self.launch, id, &self.machine.shared);
+            warp.start(kernel, launched, CHECK, serial, self.machine.now);
+            specials(warp, kernel, self.launch, block.id, &block.shared);
         }
-        let budget = self.machine.ticks.saturating_add(self.options.instruction_budget);
-        let mut order: Vec<usize> = (0..self.warps.len()).collect();
+        self.machine.tick();
+    }
+
+    /// Runs the block that was brought in, for a while.
+    fn turn<const CHECK: bool, const COUNT: bool>(&mut self, block: &mut Resident) -> Turn {
+        let id = block.id;
+        let began = self.machine.ticks;
+        let until = began.saturating_add(self.schedule.turn());
+        let budget = self.options.instruction_budget.saturating_sub(block.ticks);
+        let found = |finding: Finding| Turn::Found(Box::new(finding));
         loop {
             let mut progress = false;
-            if self.options.seed != 0 {
-                order.shuffle(&mut self.rng);
-            }
-            for &at in &order {
+            self.schedule.arrange(&mut block.order);
+            for at in 0..block.order.len() {
+                let at = block.order[at];
                 if !self.warps[at].ready() {
                     continue;
                 }
                 progress = true;
-                let slice = if self.options.seed == 0 {
-                    WARP_SLICE
-                } else {
-                    1 + (rand::Rng::next_u32(&mut self.rng) & 1023) as u64
-                };
+                let slice = self.schedule.slice();
                 let warp = &mut self.warps[at];
+                warp.rotate |= self.schedule.rotate();
                 if let Err(Stopped { pc, fault }) =
                     self.machine.run::<CHECK, COUNT>(warp, slice, self.wide)
                 {
-                    return Some(self.finding(id, at, pc, *fault));
+                    return found(self.finding(id, at, pc, *fault));
                 }
                 if self.machine.barriers_changed {
                     self.machine.barriers_changed = false;
                     if let Some(finding) = self.open::<CHECK>(id) {
-                        return Some(finding);
+                        return found(finding);
                     }
                 }
-                if self.machine.hopper.changed {
-                    match self.machine.advance::<CHECK>(&mut self.warps, self.wide) {
-                        Ok(_) => {}
-                        Err((at, Stopped { pc, fault })) => {
-                            return Some(self.finding(id, at, pc, *fault));
-                        }
-                    }
+                if self.machine.hopper.changed
+                    && let Err((at, Stopped { pc, fault })) =
+                        self.machine.advance::<CHECK>(&mut self.warps, self.wide)
+                {
+                    return found(self.finding(id, at, pc, *fault));
                 }
-                if self.machine.ticks >= budget {
+                if self.machine.ticks - began >= budget {
                     let warp = &self.warps[at];
                     let (pc, lanes) = warp.groups.first().map_or((0, 0), |g| (g.pc, g.mask));
                     let fault = Fault::new(
@@ -432,13 +547,16 @@ impl Run<'_, '_> {
                             self.options.instruction_budget
                         ),
                     );
-                    return Some(self.finding(id, at, pc as usize, *fault));
+                    return found(self.finding(id, at, pc as usize, *fault));
+                }
+                if self.schedule.first_only() {
+                    break;
                 }
             }
             if self.warps.iter().all(|warp| warp.groups.is_empty()) {
                 return match self.machine.land_all::<CHECK>() {
-                    Ok(()) => None,
-                    Err((at, Stopped { pc, fault })) => Some(self.finding(id, at, pc, *fault)),
+                    Ok(()) => Turn::Finished,
+                    Err((at, Stopped { pc, fault })) => found(self.finding(id, at, pc, *fault)),
                 };
             }
             if !progress {
@@ -446,15 +564,19 @@ impl Run<'_, '_> {
                     Ok(true) => continue,
                     Ok(false) => {}
                     Err((at, Stopped { pc, fault })) => {
-                        return Some(self.finding(id, at, pc, *fault));
+                        return found(self.finding(id, at, pc, *fault));
                     }
                 }
                 match self.let_go::<CHECK>(id) {
                     Ok(true) => continue,
                     Ok(false) if self.machine.time_out(&mut self.warps) => continue,
-                    Ok(false) => return Some(self.stuck(id)),
-                    Err(finding) => return Some(*finding),
+                    Ok(false) => return found(self.stuck(id)),
+                    Err(finding) => return Turn::Found(finding),
                 }
+            }
+            if self.machine.ticks >= until {
+                block.ticks += self.machine.ticks - began;
+                return Turn::Goes;
             }
         }
     }
@@ -466,11 +588,17 @@ impl Run<'_, '_> {
             if barrier.expected == 0 || barrier.counted < barrier.expected {
                 continue;
             }
-            let barrier = std::mem::take(barrier);
+            let mut barrier = std::mem::take(barrier);
             let kernel = self.machine.kernel;
+            let now = self.machine.now;
+            if CHECK && barrier.whole_block {
+                let serial = self.warps.first().map_or(0, |warp| warp.order.block);
+                barrier.order.learn_block(serial, now);
+            }
             for at in 0..self.warps.len() {
                 let warp = &mut self.warps[at];
                 let mut first = None;
+                let mut waited = 0;
                 for g in 0..warp.groups.len() {
                     let group = warp.groups[g];
                     if group.state != State::Barrier(id) {
@@ -486,6 +614,7 @@ impl Run<'_, '_> {
                             _ => warp.registers.put_predicate(op.d[0], any, group.mask),
                         }
                     }
+                    waited |= group.mask;
                     let other = *first.get_or_insert(group.pc);
                     if CHECK && op.flags & ALIGNED != 0 && other != group.pc {
                         let line = kernel.notes[other as usize].line;
@@ -502,7 +631,11 @@ impl Run<'_, '_> {
                     warp.groups[g].state = State::Ready;
                     warp.groups[g].pc += 1;
                 }
+                if CHECK && waited != 0 {
+                    warp.order.after_barrier(waited, warp.live, &barrier.order, now);
+                }
             }
+            self.machine.tick();
         }
         None
     }
@@ -649,6 +782,24 @@ impl Run<'_, '_> {
             warp: warp as u32,
             lanes: lane_list(fault.lanes),
             address: fault.address,
+            other: fault.other.map(|other| Box::new(self.party(other))),
+        }
+    }
+
+    fn party(&self, other: Other) -> Party {
+        let note = other.place.and_then(|place| self.machine.kernel.notes.get(place));
+        let index = self.started.get(other.block as usize).copied().unwrap_or(0);
+        let [gx, gy, _] = self.launch.grid.map(u64::from);
+        let mut places = note.into_iter().flat_map(|note| self.machine.kernel.places(note));
+        Party {
+            action: other.action().to_owned(),
+            instruction: note.map_or(String::new(), |note| note.text.clone()),
+            ptx_line: note.map_or(0, |note| note.line),
+            source: places.next(),
+            inlined_at: places.collect(),
+            block: [(index % gx) as u32, (index / gx % gy) as u32, (index / gx / gy) as u32],
+            warp: other.warp,
+            lanes: lane_list(other.lanes),
         }
     }
 }

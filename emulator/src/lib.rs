@@ -63,10 +63,14 @@ mod memory;
 mod moves;
 pub mod occupancy;
 mod op;
+mod order;
 mod parse;
 mod print;
 pub mod profile;
+mod provenance;
+mod races;
 mod registers;
+mod schedule;
 mod shadow;
 mod syntax;
 mod tensor_cores;
@@ -74,7 +78,7 @@ mod tensor_cores;
 pub use counters::Counters;
 pub use coverage::LineCount;
 pub use error::{LaunchError, LoadError, MemoryError};
-pub use findings::{Check, Finding, SourceLine};
+pub use findings::{Check, Finding, Party, SourceLine};
 pub use forms::{form_of, opcode_forms};
 pub use hopper::tensor_map::{
     OutOfBoundsFill, Swizzle, TENSOR_MAP_BYTES, TensorElement, TensorMap, TensorMapError,

@@ -11,6 +11,7 @@ use crate::decode::{Pending, Target, blank};
 use crate::error::LoadError;
 use crate::kernel::{Kernel, Parameter, ParameterLoad, SharedVariable};
 use crate::op::{Class, Code, Note};
+use crate::provenance::stores_through;
 use crate::syntax::{Found, Instruction, Operand, Space, Tree, Type, Variable};
 
 /// Space left between shared variables, so that running past one is seen. A multiple of the 128
@@ -191,6 +192,8 @@ pub(crate) fn link<'t>(
             class: pending.class,
         })
         .collect();
+    let stores_through =
+        stores_through(&linker.code, &linker.registers, linker.parameter_loads.len());
     let function = &tree.functions[entry];
     let assigned =
         allocate::assign(&linker.code, &targets, &linker.registers, linker.parameter_loads.len())
@@ -219,6 +222,8 @@ pub(crate) fn link<'t>(
         dynamic_base: layout.dynamic_base,
         max_threads: function.max_threads,
         files: tree.files.iter().map(|(&number, name)| (number, name.clone())).collect(),
+        stores_through,
+        whole_barriers: linker.code.iter().all(whole_barrier),
     })
 }
 
@@ -581,6 +586,17 @@ impl<'t> Linker<'t> {
             text: "(end of body)".to_owned(),
             source: None,
         });
+    }
+}
+
+/// Not a barrier of some warps of a block, nor an mbarrier.
+fn whole_barrier(pending: &Pending) -> bool {
+    match pending.op.code {
+        Code::BarrierSync | Code::BarrierReduce => {
+            pending.s.get(1) == Some(&Value::Constant(0, false))
+        }
+        Code::BarrierArrive | Code::Asynchronous | Code::Warpgroup => false,
+        _ => true,
     }
 }
 

@@ -15,7 +15,9 @@ use crate::hopper::Hopper;
 use crate::kernel::Kernel;
 use crate::matrix;
 use crate::memory::Allocation;
-use crate::op::{Code, NEGATED, Op, UNGUARDED, WIDE_DATA};
+use crate::op::{Code, DEVICE_SCOPE, NEGATED, Op, UNGUARDED, WIDE_DATA};
+use crate::order::{Epoch, LAST_EPOCH, Order, Publications, Scope, WarpOrder};
+use crate::races::{Cells, Lists};
 use crate::registers::{FULL, Registers, Word};
 use crate::shadow::Shadow;
 use crate::syntax::Space;
@@ -26,6 +28,17 @@ const GROUP_SLICE: u64 = 2_000;
 
 /// No instruction: the lane has not stored anything.
 const NO_STORE: u32 = u32::MAX;
+
+/// A race that is none if its lanes update the same address atomically next, as the first guess of
+/// a compare-and-swap loop.
+pub(crate) struct Suspect {
+    pub pc: usize,
+    pub lanes: u32,
+    pub space: Space,
+    pub window: u64,
+    pub offsets: [u64; 32],
+    pub fault: Box<Fault>,
+}
 
 /// What a group waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +73,8 @@ pub(crate) struct Copy {
     /// Bytes that were read; the rest of `size` is zero.
     pub bytes: [u8; 32],
     pub data: [[u8; 16]; 32],
+    /// The bytes are in place already: a schedule may let a copy land at once.
+    pub landed: bool,
 }
 
 pub(crate) struct Warp {
@@ -76,8 +91,12 @@ pub(crate) struct Warp {
     pub bytes_in_flight: u64,
     /// Instruction of each lane's latest store or atomic in a checked run; `NO_STORE` before it.
     pub stored: [u32; 32],
+    /// A weak read that races with atomics, unless its lanes go on with an atomic there.
+    pub suspect: Option<Box<Suspect>>,
+    /// What is ordered before what its lanes do.
+    pub order: WarpOrder,
     /// Choose the longest waiting group next.
-    rotate: bool,
+    pub rotate: bool,
     stamp: u64,
 }
 
@@ -104,12 +123,23 @@ impl Warp {
             commits: [0; 32],
             bytes_in_flight: 0,
             stored: [NO_STORE; 32],
+            suspect: None,
+            order: WarpOrder::new(0, index as u8, 0),
             rotate: false,
             stamp: 0,
         }
     }
 
-    pub(crate) fn start(&mut self, kernel: &Kernel, launched: u32, check: bool) {
+    pub(crate) fn start(
+        &mut self,
+        kernel: &Kernel,
+        launched: u32,
+        check: bool,
+        serial: u32,
+        now: Epoch,
+    ) {
+        self.order = WarpOrder::new(serial, self.index as u8, now);
+        self.suspect = None;
         self.registers.clear_from(kernel.first_register);
         self.registers.predicates[crate::allocate::TRUE_PREDICATE as usize] = FULL;
         self.groups.clear();
@@ -178,6 +208,8 @@ pub(crate) struct Barrier {
     pub any: bool,
     /// It was named with the threads of the whole block.
     pub whole_block: bool,
+    /// What those that have arrived know.
+    pub order: Order,
 }
 
 /// Executed warp instructions and threads, by operation.
@@ -195,6 +227,14 @@ pub(crate) struct Machine<'a> {
     pub shared: Vec<u8>,
     pub shared_shadow: Shadow,
     pub shared_valid: Option<Shadow>,
+    pub shared_cells: Cells,
+    pub lists: Lists,
+    pub publications: Publications,
+    /// The present epoch, and that before the launch.
+    pub now: Epoch,
+    pub launch_epoch: Epoch,
+    /// Asynchronous copies put their bytes in place at once.
+    pub land_early: bool,
     pub no_shadow: Shadow,
     pub counters: Counters,
     pub executed: Vec<Executed>,
@@ -378,6 +418,9 @@ impl Machine<'_> {
                         continue 'groups;
                     }
                     Code::Exit => {
+                        if CHECK {
+                            proven(warp)?;
+                        }
                         warp.live &= !m;
                         act &= !m;
                         // Lanes that wait for those that left may go on.
@@ -401,20 +444,20 @@ impl Machine<'_> {
                         let fault = Fault::new(Check::Trap, m, why);
                         return Err(Stopped { pc, fault });
                     }
-                    Code::Load => run!(self.load::<CHECK, COUNT>(warp, op, m, op.batch)),
+                    Code::Load => run!(self.load::<CHECK, COUNT>(warp, op, pc, m)),
                     Code::Store => {
                         if CHECK && op.space != Space::Local {
                             note_store(warp, pc, m);
                         }
-                        run!(self.store::<CHECK, COUNT>(warp, op, m));
+                        run!(self.store::<CHECK, COUNT>(warp, op, pc, m));
                     }
                     Code::Atomic => {
                         if CHECK {
                             note_store(warp, pc, m);
                         }
-                        run!(self.atomic::<CHECK, COUNT>(warp, op, m));
+                        run!(self.atomic::<CHECK, COUNT>(warp, op, pc, m));
                     }
-                    Code::CopyAsync => run!(self.copy::<CHECK, COUNT>(warp, op, m)),
+                    Code::CopyAsync => run!(self.copy::<CHECK, COUNT>(warp, op, pc, m)),
                     Code::CopyCommit => {
                         for (lane, commits) in warp.commits.iter_mut().enumerate() {
                             *commits += m >> lane & 1;
@@ -425,6 +468,9 @@ impl Machine<'_> {
                     }
                     Code::CopyWaitAll => self.wait::<CHECK, COUNT>(warp, m, 0, true),
                     Code::BarrierSync | Code::BarrierArrive | Code::BarrierReduce => {
+                        if CHECK {
+                            proven(warp)?;
+                        }
                         run!(self.arrive::<CHECK>(warp, op, m));
                         if op.code == Code::BarrierArrive {
                             pc += 1;
@@ -489,10 +535,10 @@ impl Machine<'_> {
                                 Code::Reduce => exchange::reduce(registers, op, together),
                                 Code::Elect => exchange::elect(registers, op, together),
                                 Code::MatrixLoad => {
-                                    run!(self.matrix_load::<CHECK, COUNT>(warp, op));
+                                    run!(self.matrix_load::<CHECK, COUNT>(warp, op, pc));
                                 }
                                 Code::MatrixStore => {
-                                    run!(self.matrix_store::<CHECK, COUNT>(warp, op));
+                                    run!(self.matrix_store::<CHECK, COUNT>(warp, op, pc));
                                 }
                                 Code::MatrixMultiply => {
                                     let list = &kernel.lists[op.imm as usize];
@@ -509,6 +555,12 @@ impl Machine<'_> {
                                         Err(fault) => return Err(Stopped { pc, fault }),
                                     }
                                 }
+                                Code::WarpSync if CHECK => {
+                                    proven(warp)?;
+                                    let all = members & warp.live;
+                                    warp.order.warp_sync(all, warp.live, self.now);
+                                    self.tick();
+                                }
                                 _ => {}
                             }
                         }
@@ -524,6 +576,11 @@ impl Machine<'_> {
                             .unwrap_or(usize::MAX);
                     }
                     Code::ActiveMask => warp.registers.put(op.d[0], &[m; 32], m),
+                    Code::Fence => {
+                        if CHECK {
+                            self.fence(warp, op, m);
+                        }
+                    }
                     Code::Print => run!(self.print(warp, op, m)),
                     Code::Asynchronous => {
                         match self.asynchronous::<CHECK, COUNT>(warp, op, pc, m) {
@@ -551,6 +608,19 @@ impl Machine<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The next epoch: what is done from now on is not part of what was just released.
+    pub(crate) fn tick(&mut self) {
+        self.now = (self.now + 1).min(LAST_EPOCH);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fence(&mut self, warp: &mut Warp, op: &Op, mask: u32) {
+        let scope = if op.order & DEVICE_SCOPE != 0 { Scope::Device } else { Scope::Block };
+        warp.order.fence(mask, warp.live, scope, self.now);
+        self.tick();
     }
 
     /// Lanes of a warp that have exited although they stored something that only code behind
@@ -629,6 +699,16 @@ impl Machine<'_> {
             barrier.all = true;
             barrier.whole_block = count == 0;
         }
+        if CHECK {
+            // What a barrier of the whole block orders is said when it opens.
+            let own = if count == 0 {
+                warp.order.joined(mask)
+            } else {
+                warp.order.release(mask, warp.live, self.now)
+            };
+            barrier.order.join(&own);
+            self.now = (self.now + u32::from(count != 0)).min(LAST_EPOCH);
+        }
         if op.code == Code::BarrierReduce {
             let predicate = warp.registers.predicates[op.s[2] as usize];
             let yes = if op.size != 0 { !predicate } else { predicate } & mask;
@@ -663,6 +743,14 @@ fn same(values: &[u32; 32], value: u32, mask: u32) -> u32 {
         out |= u32::from(values[lane] == value) << lane;
     }
     out & mask
+}
+
+/// Nothing has excused the read that looked like a race: it is one.
+fn proven(warp: &mut Warp) -> Result<(), Stopped> {
+    match warp.suspect.take() {
+        Some(suspect) => Err(Stopped { pc: suspect.pc, fault: suspect.fault }),
+        None => Ok(()),
+    }
 }
 
 /// Remembers where lanes stored last.

@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 
 use crate::error::MemoryError;
-use crate::kernel::Module;
+use crate::kernel::{Kernel, Module};
+use crate::order::Epoch;
+use crate::races::Cells;
 use crate::shadow::Shadow;
 
 /// An address is a window number above these bits and an offset in them.
@@ -41,6 +43,10 @@ pub(crate) struct Allocation {
     /// Bits were set since `whole` was last worked out.
     changed: bool,
     pub traffic: Traffic,
+    /// Who wrote and read what, for races.
+    pub cells: Cells,
+    /// The kernel may write here: reads must be remembered.
+    pub may_write: bool,
 }
 
 impl Allocation {
@@ -63,6 +69,10 @@ pub struct Memory {
     /// Variables of each module that was launched, kept between launches.
     pub(crate) modules: HashMap<u64, Vec<Allocation>>,
     total: usize,
+    /// The last epoch of the launches so far.
+    pub(crate) epoch: Epoch,
+    /// The first number that lists of reads may have in the next launch.
+    pub(crate) first_list: u32,
 }
 
 impl Memory {
@@ -94,6 +104,8 @@ impl Memory {
             whole: bytes == 0,
             changed: false,
             traffic: Traffic::default(),
+            cells: Cells::default(),
+            may_write: true,
         }));
         self.total += bytes;
         Ok((self.allocations.len() as u64) << WINDOW_BITS)
@@ -155,8 +167,13 @@ impl Memory {
         Ok(())
     }
 
-    /// Makes a module's variables, the first time, and forgets the traffic of earlier launches.
-    pub(crate) fn prepare(&mut self, module: &Module) {
+    /// Makes a module's variables, the first time, forgets the traffic of earlier launches, and
+    /// notes which allocations the kernel may write, given its parameters.
+    pub(crate) fn prepare(&mut self, module: &Module, kernel: &Kernel, parameters: &[u8]) {
+        let restart = self.epoch > Epoch::MAX / 2 || self.first_list > u32::MAX / 2;
+        if restart {
+            (self.epoch, self.first_list) = (0, 0);
+        }
         let variables = self.modules.entry(module.id).or_insert_with(|| {
             module
                 .variables
@@ -168,14 +185,34 @@ impl Memory {
                     whole: true,
                     changed: false,
                     traffic: Traffic::default(),
+                    cells: Cells::default(),
+                    may_write: true,
                 })
                 .collect()
         });
         for allocation in self.allocations.iter_mut().flatten().chain(variables.iter_mut()) {
             allocation.traffic = Traffic::default();
+            allocation.may_write = kernel.stores_through.is_none();
+            if restart {
+                allocation.cells = Cells::default();
+            }
             if !allocation.whole && allocation.changed {
                 allocation.changed = false;
                 allocation.whole = allocation.shadow.has_range(0, allocation.data.len());
+            }
+        }
+        variables.iter_mut().for_each(|variable| variable.may_write = true);
+        self.note_written(kernel, parameters);
+    }
+
+    fn note_written(&mut self, kernel: &Kernel, parameters: &[u8]) {
+        for &index in kernel.stores_through.iter().flatten() {
+            let load = &kernel.parameter_loads[index];
+            let mut bits = [0u8; 8];
+            bits[..load.bytes].copy_from_slice(&parameters[load.offset..load.offset + load.bytes]);
+            let window = (u64::from_le_bytes(bits) >> WINDOW_BITS) as usize;
+            if let Some(Some(allocation)) = self.allocations.get_mut(window.wrapping_sub(1)) {
+                allocation.may_write = true;
             }
         }
     }

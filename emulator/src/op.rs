@@ -47,6 +47,7 @@ pub(crate) enum Code {
     MatrixMultiply,
     Clock,
     Print,
+    Fence,
     /// What `hopper` does for each lane.
     Asynchronous,
     /// What it does for whole warps of a warpgroup.
@@ -79,6 +80,15 @@ pub(crate) const WIDE_DATA: u8 = 4;
 /// The instruction is `.aligned`: all lanes of the warp must run it together.
 pub(crate) const ALIGNED: u8 = 8;
 
+/// How an access orders others (`Op::order`). It is strong: volatile, relaxed or more.
+pub(crate) const STRONG: u8 = 1;
+/// Its scope is wider than the block.
+pub(crate) const DEVICE_SCOPE: u8 = 2;
+pub(crate) const ACQUIRE: u8 = 4;
+pub(crate) const RELEASE: u8 = 8;
+/// It reads through the path that is not coherent (`.nc`).
+pub(crate) const NON_COHERENT: u8 = 16;
+
 #[derive(Clone, Copy)]
 pub(crate) struct Op {
     pub exec: Exec,
@@ -94,6 +104,7 @@ pub(crate) struct Op {
     /// Elements of an access.
     pub count: u8,
     pub flags: u8,
+    pub order: u8,
     /// For a global load, the bytes per lane of the batch it belongs to.
     pub batch: u32,
 }

@@ -46,7 +46,7 @@ fn a_missing_wait_is_diagnosed_with_the_line_that_reads_too_early() {
     let source =
         edited(here.path(), "wait_copies<C::STAGES - 2>();", "wait_copies<C::STAGES - 1>();");
     let ran = spanforge(here.path(), ["check", source, "--device", "emulated:h200"]).expect(1);
-    ran.prints("uninitialised").prints("memory.cuh:").prints("lane");
+    ran.prints("async-hazard").prints("memory.cuh:").prints("lane");
 }
 
 #[test]

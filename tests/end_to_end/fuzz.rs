@@ -50,15 +50,14 @@ fn a_fault_is_shrunk_to_a_case_that_check_replays() {
     let here = folder();
     let ran = fuzz_broken_ring(here.path()).expect(1);
     // One token more than the ring's three tiles of 32, or than the two that are read.
-    let ran =
-        ran.prints("FAULT uninitialised").prints("1 rows of 1 requests").prints("memory.cuh:");
+    let ran = ran.prints("FAULT async-hazard").prints("1 rows of 1 requests").prints("memory.cuh:");
     let file = case_file(here.path());
     let ran = ran.prints(&format!("replay it with: spanforge check ./{file}"));
     assert!(ran.out.contains("selecting 97 tokens"), "{}", ran.out);
     // The case has all it needs with it.
     let elsewhere = folder();
     fs::rename(here.path().join(&file), elsewhere.path().join("case.json")).unwrap();
-    spanforge(elsewhere.path(), ["check", "case.json"]).expect(1).prints("uninitialised");
+    spanforge(elsewhere.path(), ["check", "case.json"]).expect(1).prints("async-hazard");
     // Mended: the same case for the kernel as the tool renders it.
     let path = elsewhere.path().join("case.json");
     let mut case: serde_json::Value =
@@ -75,7 +74,7 @@ fn the_ledger_tolerates_a_known_fault_and_is_loud_about_a_mended_one() {
     let file = case_file(here.path());
     let entry = |reason: &str| {
         format!(
-            r#"{{"kernel": "f16-d128-*", "kind": "uninitialised", "reason": "{reason}", "case": "{file}"}}"#
+            r#"{{"kernel": "f16-d128-*", "kind": "async-hazard", "reason": "{reason}", "case": "{file}"}}"#
         )
     };
     fs::write(here.path().join("ledger.jsonl"), entry("being mended")).unwrap();

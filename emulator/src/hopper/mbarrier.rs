@@ -10,6 +10,7 @@ use crate::findings::{Check, Fault};
 use crate::hopper::{ARRIVE_DROP, Action, EXPECT, NO_COMPLETE, NO_INCREMENT, Parked, lanes};
 use crate::machine::{Machine, Warp};
 use crate::op::Op;
+use crate::order::Order;
 
 /// Bound of every count of an mbarrier.
 const MOST: i64 = (1 << 20) - 1;
@@ -28,6 +29,9 @@ pub(crate) struct Mbarrier {
     waited: Option<usize>,
     /// It changed since parked lanes last looked.
     pub(super) stirred: bool,
+    /// What those that arrived in this phase know, and those of all phases that are over.
+    arriving: Order,
+    arrived: Order,
 }
 
 /// The arrivals that were pending when an arrival returned this state.
@@ -38,7 +42,17 @@ pub(super) fn pending_count(state: u64) -> u32 {
 impl Mbarrier {
     fn new(expected: u32, made: usize) -> Self {
         let pending = expected;
-        Self { expected, pending, bytes: 0, phase: 0, made, waited: None, stirred: true }
+        Self {
+            expected,
+            pending,
+            bytes: 0,
+            phase: 0,
+            made,
+            waited: None,
+            stirred: true,
+            arriving: Order::default(),
+            arrived: Order::default(),
+        }
     }
 
     /// The 8 bytes, which are also the state that an arrival returns.
@@ -54,6 +68,7 @@ impl Mbarrier {
         if self.pending == 0 && self.bytes == 0 {
             self.phase += 1;
             self.pending = self.expected;
+            self.arrived.join(&std::mem::take(&mut self.arriving));
         }
     }
 
@@ -195,7 +210,9 @@ impl Machine<'_> {
             let bytes = i64::from(warp.registers.read::<u32>(list[3])[lane]);
             let how = op.size;
             let state = &mut states[lane];
+            let order = CHECK.then(|| warp.order.release(mask, warp.live, self.now));
             self.change_barrier(at, lane, |barrier| {
+                order.iter().for_each(|order| barrier.arriving.join(order));
                 *state = barrier.word();
                 if how & EXPECT != 0 {
                     barrier.expect(bytes)?;
@@ -203,6 +220,7 @@ impl Machine<'_> {
                 barrier.arrive(count, how)
             })?;
         }
+        self.tick();
         warp.registers.put(list[0], &states, mask);
         Ok(())
     }
@@ -297,12 +315,18 @@ impl Machine<'_> {
         self.hopper.copy_arrivals = later;
         let any = !due.is_empty();
         for (at, index, mask) in due {
+            let mut order = None;
             if let Some(warp) = warps.get_mut(index as usize) {
                 self.wait::<CHECK, false>(warp, mask, 0, true);
+                order = CHECK.then(|| warp.order.release(mask, warp.live, self.now));
+                self.tick();
             }
             for lane in lanes(mask) {
                 // What is wrong with the count is found where the barrier is used.
-                let _ = self.change_barrier(at, lane, |barrier| barrier.arrive(1, 0));
+                let _ = self.change_barrier(at, lane, |barrier| {
+                    order.iter().for_each(|order| barrier.arriving.join(order));
+                    barrier.arrive(1, 0)
+                });
             }
         }
         any
@@ -319,9 +343,11 @@ impl Machine<'_> {
     ) -> Parked {
         let by_parity = Action::of(op) == Action::WaitParity;
         let mut done = 0u32;
+        let mut places = [u32::MAX; 32];
         for lane in lanes(mask) {
             let address = self.address_at(warp, op, list, 1, lane);
             let at = self.barrier_at::<CHECK>(address, lane)?;
+            places[lane] = at;
             let fault = |message: String| {
                 Err(Fault::new(Check::InvalidArgument, 1 << lane, message)
                     .at(describe_shared(self.kernel, u64::from(at))))
@@ -345,6 +371,15 @@ impl Machine<'_> {
             done |= u32::from(complete) << lane;
         }
         warp.registers.put_predicate(list[0], u32::MAX, done);
+        let mut left = if CHECK { done } else { 0 };
+        while left != 0 {
+            let at = places[left.trailing_zeros() as usize];
+            let these = lanes(left).filter(|&l| places[l] == at).fold(0, |all, l| all | 1 << l);
+            left &= !these;
+            if let Some(barrier) = self.hopper.barriers.get(&at) {
+                warp.order.meet(these, warp.live, &barrier.arrived);
+            }
+        }
         if COUNT && done != mask {
             // It is counted when it has its answer.
             let executed = &mut self.executed[pc];

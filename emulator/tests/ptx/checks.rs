@@ -98,8 +98,10 @@ fn asynchronous_copies_land_when_waited_for() {
     }
     for wait in ["", "cp.async.wait_group 1;", "bar.sync 0;"] {
         let ran = run(&copying(wait), buffers(), 32);
-        assert_eq!(finding(&ran).check, Check::Uninitialised, "{wait}");
-        assert!(finding(&ran).message.contains("has not waited"), "{}", finding(&ran));
+        assert_eq!(finding(&ran).check, Check::AsyncHazard, "{wait}");
+        assert!(finding(&ran).message.contains("not been waited for"), "{}", finding(&ran));
+        let other = finding(&ran).other.as_ref().expect("the copy");
+        assert!(other.instruction.starts_with("cp.async.cg"), "{other}");
     }
     // Groups are each lane's own: only odd lanes commit a second, empty group, so only their
     // first one is due.
@@ -130,14 +132,15 @@ fn barrier_that_some_threads_skip() {
     // Threads 0 to 39 go around the barrier and store what only code behind it stores.
     let module = kernel(
         1,
-        "setp.lt.u32 %q0, %t, 40; @%q0 bra SKIP; bar.sync 0; SKIP: st.global.u32 [%p0], %t; ret;",
+        "setp.lt.u32 %q0, %t, 40; mad.wide.u32 %l0, %t, 4, %p0; @%q0 bra SKIP; bar.sync 0;
+         SKIP: st.global.u32 [%l0], %t; ret;",
     );
-    let ran = run(&module, vec![Buffer::Blank(4)], 96);
+    let ran = run(&module, vec![Buffer::Blank(384)], 96);
     assert_eq!(finding(&ran).check, Check::BarrierDivergence);
     assert_eq!(finding(&ran).instruction, "bar.sync 0;");
     // Without checks, threads that have left are not waited for, as on hardware.
     let off = Options { checks: false, ..Options::default() };
-    run_with(&module, vec![Buffer::Blank(4)], 1, 96, 0, &off).clean();
+    run_with(&module, vec![Buffer::Blank(384)], 1, 96, 0, &off).clean();
 }
 
 #[test]

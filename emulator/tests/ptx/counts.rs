@@ -75,7 +75,7 @@ fn matrix_loads_count_each_matrix() {
             4,
         ),
     ] {
-        let fill = "mov.u32 %r3, 0; FILL: shl.b32 %r4, %t, 2; add.u32 %r4, %r4, %r3; add.u32 %r4, %r4, %r20; st.shared.u32 [%r4], 0; add.u32 %r3, %r3, 128; setp.lt.u32 %q0, %r3, 8192; @%q0 bra FILL;";
+        let fill = "mov.u32 %r3, 0; FILL: shl.b32 %r4, %t, 2; add.u32 %r4, %r4, %r3; add.u32 %r4, %r4, %r20; st.shared.u32 [%r4], 0; add.u32 %r3, %r3, 128; setp.lt.u32 %q0, %r3, 8192; @%q0 bra FILL; bar.warp.sync -1;";
         let ran = counted(&format!(
             "{fill} {address} and.b32 %r1, %r1, 4095; add.u32 %r1, %r1, %r20; ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%r5, %r6, %r7, %r8}}, [%r1];"
         ));

@@ -8,5 +8,6 @@ mod hopper;
 mod integers;
 mod kernels;
 mod loading;
+mod races;
 mod regressions;
 mod warps;

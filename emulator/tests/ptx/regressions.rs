@@ -96,7 +96,7 @@ fn gross_approximations_have_an_upper_word_only() {
 
 #[test]
 fn atomic_sums_in_global_memory_flush_subnormals() {
-    let text = "ld.param.u64 %l, [pd]; st.global.b32 [%l], %a; red.global.add.f32 [%l], %b; \
+    let text = "ld.param.u64 %l, [pd]; mad.wide.u32 %l, %t, 4, %l; st.global.b32 [%l], %a; red.global.add.f32 [%l], %b; \
                 ld.global.b32 %d, [%l];";
     assert_eq!(one(text, [4; 4], [0x0040_0000, 0x8000_0001, 0]), 0);
 }

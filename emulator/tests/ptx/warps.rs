@@ -33,7 +33,7 @@ fn a_spinning_lane_does_not_starve_the_one_it_waits_for() {
         1,
         "setp.eq.u32 %q0, %t, 0; @!%q0 bra SET;
          SPIN: ld.volatile.global.u32 %r0, [%p0]; setp.eq.u32 %q1, %r0, 0; @%q1 bra SPIN; bra DONE;
-         SET: setp.eq.u32 %q2, %t, 1; @%q2 st.global.u32 [%p0], 7;
+         SET: setp.eq.u32 %q2, %t, 1; @%q2 st.volatile.global.u32 [%p0], 7;
          DONE: ret;",
     );
     run(&module, vec![Buffer::Words(vec![0])], 32).clean();
