@@ -1,4 +1,4 @@
-//! A launch: arguments and limits checked, blocks run one after the other, their warps in turns,
+//! A launch: arguments and limits checked, blocks and their warps run in turns,
 //! what stands still diagnosed. It is long because each way of standing still has its own diagnosis.
 
 use std::collections::HashMap;

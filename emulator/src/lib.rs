@@ -4,7 +4,7 @@
 //! How it works. `lex` and `parse` make a tree of the text; `decode` turns each instruction into
 //! operations with modifiers and types resolved, refusing what it does not know; `link` lays a
 //! kernel and the functions it calls out as one run of code; `allocate` gives registers slots.
-//! At a launch, `launch` runs blocks one after another and their warps in turns, and `machine` is
+//! At a launch, `launch` runs blocks and their warps in the turns that `schedule` gives, and `machine` is
 //! the loop that runs one warp, 32 lanes at a time. Registers are typeless arrays of 32 lanes
 //! (`registers`); constants, special registers and parameters stand in slots of their own, so an
 //! arithmetic instruction is: some arrays in, one array out, blended by the mask of active lanes.
@@ -17,6 +17,10 @@
 //! Lanes that branch apart form groups, each with its own instruction; the lowest runs first and
 //! groups that meet merge. Asynchronous copies land when they are waited for and not before.
 //! Barriers and warp-wide instructions wait for lanes that can still come, and report the rest.
+//!
+//! `order` knows which accesses are ordered before which, and `races` reports those that are not.
+//! `provenance` says which pointers a kernel may store through: memory that is only read cannot
+//! race.
 //!
 //! Checks and counters are const generics of the loop: switched off, they cost nothing.
 //!
