@@ -4,13 +4,10 @@ use super::Kind::*;
 use super::Mutant;
 use super::kernels::*;
 
-const BLOCKS_IN_TURN: &str = "races between blocks by happens-before, or blocks that run interleaved: blocks run one after the other";
-const MEMORY_MODEL: &str =
-    "the PTX memory model (fences with their scopes): emulated memory is sequentially consistent";
-
 const READS_TILE: &[&str] = &["const uint4 u = *static", "const uint2 u = *static"];
 const READS_STATES: &[&str] =
     &["Quad sum = {ml[h].x", "const float2 other = ml[w", "states[w * (C::GROUP"];
+const WRITES_STATES: &[&str] = &["*reinterpret_cast<float4*>(to) ="];
 const READS_OFFSETS: &[&str] = &["const long long from = exists ? offsets[t % 2"];
 const READS_PARTIALS: &[&str] =
     &["const float2 ml = __ldcg", "merge_into(sum, ml.x, ml.y, __ldcg(acc));"];
@@ -446,13 +443,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "__ldcg(a.partial_ml + slot + h);",
     ),
     Mutant::new(
-        "partials-through-l1",
+        "partials-through-constant-path",
         Fence,
         LAST,
         "const float2 ml = __ldcg(a.partial_ml + slot * C::GROUP + h);",
-        "const float2 ml = a.partial_ml[slot * C::GROUP + h];",
-    )
-    .needs(MEMORY_MODEL),
+        "const float2 ml = __ldg(a.partial_ml + slot * C::GROUP + h);",
+    ),
     // finish_piece
     Mutant::new(
         "slot-by-end",
@@ -721,7 +717,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         STAGED,
         "__syncthreads();  // everybody has finished with the tiles: states may take their place",
         "",
-    ),
+    )
+    .shows_at(WRITES_STATES),
     // attend_direct
     Mutant::new(
         "direct-warps-overlap",
@@ -831,7 +828,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "__threadfence();  // this thread's part of the partial state is visible to every block",
         "",
     )
-    .needs(MEMORY_MODEL),
+    .shows_at(READS_PARTIALS),
     Mutant::new(
         "arrival-before-partial",
         Barrier,
@@ -839,7 +836,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "__syncthreads();  // and so is every other thread's of this block",
         "",
     )
-    .needs(BLOCKS_IN_TURN),
+    .shows_at(READS_PARTIALS),
     Mutant::new(
         "sharing-counted-past-end",
         Bound,
@@ -853,16 +850,14 @@ pub(super) const MUTANTS: &[Mutant] = &[
         LAST,
         "a.arrivals + piece.row * a.kv_heads + piece.head;",
         "a.arrivals + piece.row + piece.head;",
-    )
-    .needs(BLOCKS_IN_TURN),
+    ),
     Mutant::new(
         "arrival-not-atomic",
         Fence,
         LAST,
         "const int before = atomicAdd(arrivals, 1);",
         "const int before = (*arrivals)++;",
-    )
-    .needs(BLOCKS_IN_TURN),
+    ),
     Mutant::new(
         "nobody-is-last",
         Arrivals,
@@ -876,8 +871,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         LAST,
         "is_last = before == sharing - 1;",
         "is_last = piece.last;",
-    )
-    .needs(BLOCKS_IN_TURN),
+    ),
     Mutant::new(
         "arrivals-not-reset",
         Arrivals,
@@ -892,7 +886,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "__threadfence();  // what the other blocks made visible before they arrived is seen from here",
         "",
     )
-    .needs(MEMORY_MODEL),
+    .shows_at(READS_PARTIALS),
     Mutant::new(
         "is-last-read-early",
         Barrier,
@@ -958,7 +952,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         &[DIRECT],
         "__syncthreads();  // states and queries are read before the next piece overwrites them",
         "",
-    ),
+    )
+    .shows_at(WRITES_STATES),
     Mutant::new(
         "one-piece-per-block",
         Overlap,

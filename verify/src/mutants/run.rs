@@ -283,7 +283,10 @@ fn search(
         };
         let line = finding.and_then(|finding| {
             let place = finding.source.as_ref()?;
-            let right = leads_there(place) || finding.inlined_at.iter().any(leads_there);
+            // A race has two lines, and it may be either side that is out of order.
+            let other = finding.other.iter().flat_map(|o| o.source.iter().chain(&o.inlined_at));
+            let mut named = std::iter::once(place).chain(&finding.inlined_at).chain(other);
+            let right = named.any(leads_there);
             Some(NamedLine { file: place.file.clone(), line: place.line, right })
         });
         return Ok(Hunt::Caught(Catch {
