@@ -3,13 +3,12 @@
 use super::device_choice::DeviceArgument;
 use super::kernel_choice::{KernelArguments, checked};
 use super::{Outcome, write_json};
-use crate::table::{Table, grouped};
 use crate::{atomic_file, notice};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use fs_err as fs;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use report::{Found, Known, LostCase, Report, print};
 use spanforge_device::launch_file::{compiler_of_files, read_source};
 use spanforge_device::{Basis, CompileError, Compiler, Image, Source};
 use spanforge_kernels::render::spec_of;
@@ -17,19 +16,19 @@ use spanforge_kernels::{KernelShape, KernelSpec, Limits, SearchSpace, render};
 use spanforge_spans::Dtype;
 use spanforge_spans::trace::Preset;
 use spanforge_tuner::search::{Point, Space, strategy};
+use spanforge_verify::Case;
 use spanforge_verify::case::{CaseError, kind, target_of};
-use spanforge_verify::fuzz::{
-    Failure, LineCoverage, Lost, Options, Panicked, Subject, Summary, WORKER_LOST, fuzz,
-};
-use spanforge_verify::fuzz_coverage::{Coverage, ParameterCoverage, parameter_coverage};
+use spanforge_verify::fuzz::{Failure, Lost, Options, Subject, Summary, WORKER_LOST, fuzz};
+use spanforge_verify::fuzz_coverage::parameter_coverage;
 use spanforge_verify::ledger::Ledger;
-use spanforge_verify::{Case, CaseReport};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
+
+mod report;
 
 /// Cases where neither a count nor a time is given.
 const DEFAULT_CASES: u64 = 10_000;
@@ -92,72 +91,6 @@ pub struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Serialize)]
-struct Report {
-    passed: bool,
-    device: String,
-    seed: u64,
-    configurations: Vec<String>,
-    cases: u64,
-    seconds: f64,
-    cases_per_second: f64,
-    /// Whether Ctrl-C ended the run.
-    interrupted: bool,
-    fewest_cases_per_configuration: u64,
-    failures: Vec<Found>,
-    /// Cases with those faults.
-    faulty_cases: u64,
-    /// Cases whose worker was lost, the first few.
-    lost: Vec<LostCase>,
-    lost_count: u64,
-    ledger: Vec<Known>,
-    panics: Vec<Panicked>,
-    panic_count: u64,
-    edges: Coverage,
-    lines: LineCoverage,
-    parameters: Vec<ParameterCoverage>,
-}
-
-#[derive(Serialize)]
-struct Found {
-    case: u64,
-    configuration: String,
-    kind: String,
-    file: String,
-    replay: String,
-    /// Attempts at making it smaller.
-    attempts: u32,
-    report: CaseReport,
-}
-
-/// A case whose worker was lost.
-#[derive(Serialize)]
-struct LostCase {
-    case: u64,
-    configuration: String,
-    kind: &'static str,
-    /// How the worker ended.
-    how: String,
-    /// Seed of the schedule, and of the problem's tensors.
-    schedule: u64,
-    tensors: u64,
-    file: String,
-    replay: String,
-}
-
-/// An entry of the ledger and what became of it.
-#[derive(Serialize)]
-struct Known {
-    kernel: String,
-    kind: String,
-    reason: String,
-    case: String,
-    /// Cases that it let pass.
-    tolerated: u64,
-    /// Whether its case still fails as the entry says.
-    stands: bool,
 }
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
@@ -547,114 +480,4 @@ fn write_lost(
         file,
         replay,
     })
-}
-
-/// Lines of device code, with runs of those that were not reached.
-fn lines_in_words(lines: &LineCoverage) -> String {
-    let mut text = format!("lines {} of {}", lines.reached, lines.with_code);
-    let mut before: Option<&str> = None;
-    for line in &lines.not_reached {
-        text.push_str(match before {
-            None => ", not reached: ",
-            Some(file) if file == line.file => ",",
-            Some(_) => "; ",
-        });
-        match before {
-            Some(file) if file == line.file => text.push_str(&line.line.to_string()),
-            _ => text.push_str(&line.to_string()),
-        }
-        before = Some(&line.file);
-    }
-    text
-}
-
-fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
-    let count = report.configurations.len();
-    writeln!(
-        out,
-        "{} cases in {:.1} s ({:.0} cases/s) on {}, {count} configuration{} with at least {} each{}\n",
-        grouped(report.cases),
-        report.seconds,
-        report.cases_per_second,
-        report.device,
-        if count == 1 { "" } else { "s" },
-        report.fewest_cases_per_configuration,
-        if report.interrupted { "; ended by Ctrl-C" } else { "" }
-    )?;
-    let mut edges = Table::new(&["edge of the problem space", "cases"], &[1]);
-    for (name, cases) in &report.edges.edges {
-        edges.row([(*name).to_owned(), grouped(*cases)]);
-    }
-    edges.write(out, "")?;
-    writeln!(out)?;
-    let mut parameters = Table::new(&["parameter", "values met", "not met"], &[]);
-    for parameter in &report.parameters {
-        let words = |values: &[String]| values.join(" ");
-        parameters.row([
-            parameter.name.to_owned(),
-            words(&parameter.met),
-            words(&parameter.missed),
-        ]);
-    }
-    parameters.write(out, "")?;
-    let (met, all) = report.edges.met();
-    writeln!(out, "\n{met} of {all} edges met")?;
-    if report.lines.with_code > 0 {
-        writeln!(out, "{}", lines_in_words(&report.lines))?;
-    }
-
-    for known in &report.ledger {
-        if known.stands {
-            writeln!(
-                out,
-                "tolerated {} times: {} in {} ({})",
-                known.tolerated, known.kind, known.kernel, known.reason
-            )?;
-        } else {
-            writeln!(
-                out,
-                "\nFIXED? {} no longer fails with {}: take the entry out of the ledger and keep the \
-                 case among the regressions (it was tolerated because: {})",
-                known.case, known.kind, known.reason
-            )?;
-        }
-    }
-    for lost in &report.lost {
-        writeln!(
-            out,
-            "\nLOST worker in case {} of {}: {}\n  schedule {}, tensors {}",
-            lost.case, lost.configuration, lost.how, lost.schedule, lost.tensors
-        )?;
-        writeln!(out, "replay it with: {}", lost.replay)?;
-    }
-    if report.lost_count > report.lost.len() as u64 {
-        writeln!(out, "{} workers lost in all, each in one case", grouped(report.lost_count))?;
-    }
-    for panicked in &report.panics {
-        writeln!(
-            out,
-            "\nPANIC of the tool itself in case {} of {}: {}",
-            panicked.case, panicked.kernel, panicked.message
-        )?;
-    }
-    if report.panic_count > report.panics.len() as u64 {
-        writeln!(out, "{} panics in all", report.panic_count)?;
-    }
-    for found in &report.failures {
-        writeln!(out, "\nFAULT {} in case {} of {}", found.kind, found.case, found.configuration)?;
-        writeln!(out, "  smallest case: {}", found.report.problem)?;
-        if let Some(fault) = &found.report.fault {
-            for line in fault.to_string().lines() {
-                writeln!(out, "  {line}")?;
-            }
-        }
-        writeln!(out, "replay it with: {}", found.replay)?;
-    }
-    if report.faulty_cases > report.failures.len() as u64 {
-        writeln!(out, "{} cases failed in all", grouped(report.faulty_cases))?;
-    }
-    if report.passed {
-        writeln!(out, "no fault")?;
-    }
-    Ok(())
 }
