@@ -45,6 +45,27 @@ pub enum Mode {
     Up,
 }
 
+impl Mode {
+    /// What rounding makes of a magnitude whose last `digits`, at least one, are dropped.
+    fn drop(self, negative: bool, magnitude: u128, digits: i32) -> u128 {
+        let (kept, half, rest) = if digits > 127 {
+            (0, false, magnitude != 0)
+        } else {
+            let below = magnitude & ((1 << digits) - 1);
+            let half = 1u128 << (digits - 1);
+            (magnitude >> digits, below & half != 0, below & (half - 1) != 0)
+        };
+        let up = match self {
+            Mode::Nearest => half && (rest || kept & 1 == 1),
+            Mode::Away => half,
+            Mode::Zero => false,
+            Mode::Down => negative && (half || rest),
+            Mode::Up => !negative && (half || rest),
+        };
+        kept + u128::from(up)
+    }
+}
+
 /// A number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Number {
@@ -142,23 +163,10 @@ impl Format {
         let last =
             (exponent + length - self.precision as i32).max(self.least - self.fraction() as i32);
         let drop = last - exponent;
-        let (kept, half, rest) = if drop <= 0 {
-            (magnitude << -drop, false, false)
-        } else if drop > 127 {
-            (0, false, true)
-        } else {
-            let below = magnitude & ((1 << drop) - 1);
-            let half = 1u128 << (drop - 1);
-            (magnitude >> drop, below & half != 0, below & (half - 1) != 0)
-        };
-        let up = match mode {
-            Mode::Nearest => half && (rest || kept & 1 == 1),
-            Mode::Away => half,
-            Mode::Zero => false,
-            Mode::Down => negative && (half || rest),
-            Mode::Up => !negative && (half || rest),
-        };
-        let kept = (kept + u128::from(up)) as u64;
+        let kept = match drop {
+            ..=0 => magnitude << -drop,
+            _ => mode.drop(negative, magnitude, drop),
+        } as u64;
         // The field counts from the least exponent; a carry into it, or out of the subnormals, is
         // what adding the digits does.
         let above = (last + self.fraction() as i32 - self.least) as u64;
@@ -355,21 +363,7 @@ impl Number {
             return self;
         }
         let drop = -exponent;
-        let (kept, half, rest) = if drop > 127 {
-            (0, false, magnitude != 0)
-        } else {
-            let below = magnitude & ((1u128 << drop) - 1);
-            let half = 1u128 << (drop - 1);
-            (magnitude >> drop, below & half != 0, below & (half - 1) != 0)
-        };
-        let up = match mode {
-            Mode::Nearest => half && (rest || kept & 1 == 1),
-            Mode::Away => half,
-            Mode::Zero => false,
-            Mode::Down => negative && (half || rest),
-            Mode::Up => !negative && (half || rest),
-        };
-        Finite { negative, magnitude: kept + u128::from(up), exponent: 0 }
+        Finite { negative, magnitude: mode.drop(negative, magnitude, drop), exponent: 0 }
     }
 
     /// An integer's value, held to `least..=most`; `None` for NaN.

@@ -1,4 +1,4 @@
-//! Integers, bits and moves, stated in 128-bit arithmetic.
+//! Integers, bits and moves, stated in 128-bit arithmetic. Long because it is a table.
 
 use super::row::{Expected, Kind, Register, Row};
 

@@ -2,10 +2,11 @@
 //! make sure that the kernel without the bug passes where the bug was found.
 
 use super::{Kind, Mutant, PlantError, Planted, plant};
+use crate::case::target_of;
 use crate::check::{CaseReport, Fault, VerifyError, check_seeds};
 use serde::{Deserialize, Serialize};
 use spanforge_device::{
-    CompileError, Compiler, Device, DeviceError, EmulatedOptions, Image, Source, Target,
+    CompileError, Compiler, Device, DeviceError, EmulatedOptions, Image, Source,
 };
 use spanforge_emulator::SourceLine;
 use spanforge_kernels::configuration::IdError;
@@ -151,10 +152,6 @@ fn devices() -> Result<Vec<Box<dyn Device>>, DeviceError> {
         .collect()
 }
 
-fn target(device: &dyn Device) -> Target {
-    Target::Cubin(device.properties().architecture.clone())
-}
-
 /// Checks the unchanged kernel `id` on `cases` problems under every schedule in turn. `Some` is a
 /// false alarm.
 pub fn baseline(
@@ -167,7 +164,7 @@ pub fn baseline(
     let spec: KernelSpec = id.parse()?;
     let rendered = render(&spec)?;
     let source = Source::new(rendered.name, rendered.text);
-    let image = compiler.compile(&source, &target(devices[0].as_ref()))?;
+    let image = compiler.compile(&source, &target_of(devices[0].as_ref()))?;
     let mut decoders = Vec::new();
     for device in &devices {
         decoders.push(Decoder::load(device.as_ref(), &image, spec).map_err(VerifyError::from)?);
@@ -222,7 +219,7 @@ pub fn hunt(
         let spec: KernelSpec = catch.kernel.parse()?;
         let rendered = render(&spec)?;
         let source = Source::new(rendered.name, rendered.text);
-        let image = compiler.compile(&source, &target(devices[index].as_ref()))?;
+        let image = compiler.compile(&source, &target_of(devices[index].as_ref()))?;
         let decoder =
             Decoder::load(devices[index].as_ref(), &image, spec).map_err(VerifyError::from)?;
         let control = check_seeds(&decoder, [catch.seed])?;
@@ -242,7 +239,7 @@ fn search(
 ) -> Result<Hunt, HuntError> {
     let mut images: Vec<Image> = Vec::new();
     for (_, _, planted) in kernels {
-        images.push(compiler.compile(&planted.source, &target(devices[0].as_ref()))?);
+        images.push(compiler.compile(&planted.source, &target_of(devices[0].as_ref()))?);
     }
     // By kernel, then by schedule.
     let mut decoders = Vec::new();
