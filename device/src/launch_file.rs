@@ -29,6 +29,8 @@
 //! `file` where `bytes` is left out. It begins with the bytes of `file`; what they do not cover is
 //! set to the byte `fill`, or uninitialised where there is no `fill`. A file longer than `bytes` is
 //! an error. Paths are relative to the launch file.
+//!
+//! The file is long because it holds the format, its errors, and the run that gives them meaning.
 
 use crate::compiler::{Architecture, Compiler, Source, Target};
 use crate::error::{CompileError, NvrtcError};

@@ -7,6 +7,7 @@ use crate::arithmetic::{self, FTZ, NAN, PERMUTES, RELU, SAT};
 use crate::arithmetic::{VIDEO_COMPARISON, VIDEO_FOUR, VIDEO_SATURATE, VIDEO_SIGNED, VIDEO_SUM};
 use crate::convert::{self, WHOLE};
 use crate::error::LoadError;
+use crate::hopper::Action;
 use crate::lanes::{COMBINE, lane, test};
 use crate::link::{Linker, SpecialRegister, Value};
 use crate::matrix;
@@ -57,6 +58,7 @@ pub(crate) fn blank(code: Code) -> Op {
         count: 0,
         flags: 0,
         order: 0,
+        action: Action::Nothing,
         batch: 0,
     }
 }

@@ -90,19 +90,29 @@ impl fmt::Display for Party {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the {}", self.action)?;
         if !self.instruction.is_empty() {
-            write!(f, " `{}` (PTX line {}", self.instruction, self.ptx_line)?;
-            if let Some(source) = &self.source {
-                write!(f, ", {}:{}", source.file, source.line)?;
-            }
-            for call in &self.inlined_at {
-                write!(f, ", inlined at {call}")?;
-            }
-            write!(f, ")")?;
+            write!(f, " `{}`", self.instruction)?;
+            write_place(f, self.ptx_line, self.source.as_ref(), &self.inlined_at)?;
         }
         let [x, y, z] = self.block;
         write!(f, " by block ({x}, {y}, {z}), warp {}", self.warp)?;
         write_lanes(f, &self.lanes)
     }
+}
+
+fn write_place(
+    f: &mut fmt::Formatter<'_>,
+    ptx_line: u32,
+    source: Option<&SourceLine>,
+    inlined_at: &[SourceLine],
+) -> fmt::Result {
+    write!(f, " (PTX line {ptx_line}")?;
+    if let Some(source) = source {
+        write!(f, ", {source}")?;
+    }
+    for call in inlined_at {
+        write!(f, ", inlined at {call}")?;
+    }
+    write!(f, ")")
 }
 
 fn write_lanes(f: &mut fmt::Formatter<'_>, lanes: &[u32]) -> fmt::Result {
@@ -158,15 +168,10 @@ impl fmt::Display for Finding {
         if let Some(address) = &self.address {
             write!(f, " at {address}")?;
         }
-        write!(f, ", in `{}` (PTX line {}", self.instruction, self.ptx_line)?;
-        if let Some(source) = &self.source {
-            write!(f, ", {source}")?;
-        }
-        for call in &self.inlined_at {
-            write!(f, ", inlined at {call}")?;
-        }
+        write!(f, ", in `{}`", self.instruction)?;
+        write_place(f, self.ptx_line, self.source.as_ref(), &self.inlined_at)?;
         let [x, y, z] = self.block;
-        write!(f, ") of kernel `{}`, block ({x}, {y}, {z}), warp {}", self.kernel, self.warp)?;
+        write!(f, " of kernel `{}`, block ({x}, {y}, {z}), warp {}", self.kernel, self.warp)?;
         write_lanes(f, &self.lanes)?;
         match &self.other {
             Some(other) => write!(f, "; the other side is {other}"),

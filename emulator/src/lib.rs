@@ -18,7 +18,7 @@
 //! groups that meet merge. Asynchronous copies land when they are waited for and not before.
 //! Barriers and warp-wide instructions wait for lanes that can still come, and report the rest.
 //!
-//! `order` knows which accesses are ordered before which, and `races` reports those that are not.
+//! `order` knows which accesses are ordered before which, `races` finds those that are not, and `hazards` words them.
 //! `provenance` says which pointers a kernel may store through: memory that is only read cannot
 //! race.
 //!
@@ -54,6 +54,7 @@ mod error;
 mod exchange;
 mod findings;
 mod forms;
+mod hazards;
 mod hopper;
 mod kernel;
 mod lanes;

@@ -3,6 +3,8 @@
 //! Functions are not inlined: each has one copy of its registers and of its parameters, which
 //! suffices because recursion is refused, and a call stores the return address in a register of
 //! the callee, lane by lane.
+//!
+//! The file is long because laying out code, parameters and variables share the linker's maps.
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -4,6 +4,8 @@
 //! instruction runs; groups that meet are merged, which makes lanes reconverge after a branch.
 //! A group that keeps running backwards while others wait is set aside after a slice, so that
 //! lanes that spin do not starve the lane they wait for.
+//!
+//! The file is long because the loop is one match over all codes, compiled eight times.
 
 use std::collections::HashMap;
 

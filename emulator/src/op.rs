@@ -1,5 +1,6 @@
 //! The decoded instruction: everything the execution loop needs, names resolved to slots.
 
+use crate::hopper::Action;
 use crate::registers::Registers;
 use crate::syntax::{Place, Space};
 
@@ -105,6 +106,8 @@ pub(crate) struct Op {
     pub count: u8,
     pub flags: u8,
     pub order: u8,
+    /// What `hopper` does, for its codes.
+    pub action: Action,
     /// For a global load, the bytes per lane of the batch it belongs to.
     pub batch: u32,
 }

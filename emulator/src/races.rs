@@ -16,6 +16,11 @@
 use crate::order::{ALL, Epoch, Party, Scope, WarpOrder};
 use crate::registers::FULL;
 
+mod page;
+
+pub(crate) use page::Lists;
+use page::{LANE_OF, Page};
+
 /// Bytes of memory that one page of cells covers.
 const PAGE: usize = 1024;
 
@@ -31,7 +36,6 @@ const SOME: u32 = LANES | 1;
 const WARP_SHIFT: u32 = 6;
 const STRONG: u32 = 1 << 11;
 const IN_BLOCK: u32 = 1 << 12;
-const ASYNC: u32 = 1 << 13;
 /// The last read is that of several warps, which the cell lists.
 const WARPS: u32 = 1 << 14;
 const PLACE_SHIFT: u32 = 15;
@@ -86,125 +90,11 @@ impl Kind {
     fn bits(self) -> u32 {
         let scoped = |scope| STRONG | if scope == Scope::Block { IN_BLOCK } else { 0 };
         match self {
-            Self::Read | Self::ConstantRead | Self::Write => 0,
+            Self::Read | Self::ConstantRead | Self::Write | Self::CopyWrite => 0,
             Self::StrongRead(scope) | Self::StrongWrite(scope) | Self::Atomic(scope) => {
                 scoped(scope)
             }
-            Self::CopyWrite => ASYNC,
         }
-    }
-}
-
-/// The cells of one page.
-#[derive(Clone, Debug)]
-struct Page {
-    /// log2 of the bytes of a cell: 2 or 0.
-    shift: u32,
-    write: Box<[Epoch]>,
-    writer: Box<[u32]>,
-    read: Box<[Epoch]>,
-    reader: Box<[u32]>,
-    /// Lanes of the last read, where there are some.
-    lanes: Box<[u32]>,
-    /// Blocks of the last write and read; empty for shared memory, which has one.
-    write_block: Box<[u32]>,
-    read_block: Box<[u32]>,
-}
-
-impl Page {
-    fn new(shift: u32, blocks: bool) -> Self {
-        let cells = || vec![0; PAGE >> shift].into_boxed_slice();
-        let of_blocks = || if blocks { cells() } else { Box::default() };
-        Self {
-            shift,
-            write: cells(),
-            writer: cells(),
-            read: cells(),
-            reader: cells(),
-            lanes: cells(),
-            write_block: of_blocks(),
-            read_block: of_blocks(),
-        }
-    }
-
-    /// Cells of one byte, each with what the cell of four knew.
-    fn split(&mut self, lists: &mut Lists) {
-        let finer = |coarse: &[u32]| coarse.iter().flat_map(|&value| [value; 4]).collect();
-        self.write = finer(&self.write);
-        self.writer = finer(&self.writer);
-        self.read = finer(&self.read);
-        self.reader = finer(&self.reader);
-        self.lanes = finer(&self.lanes);
-        self.write_block = finer(&self.write_block);
-        self.read_block = finer(&self.read_block);
-        self.shift = 0;
-        // A list belongs to one cell.
-        for cell in 0..PAGE {
-            if self.read[cell] == LISTED && !lists.has(self.reader[cell]) {
-                self.read[cell] = 0;
-            } else if cell % 4 != 0 && self.read[cell] == LISTED {
-                self.reader[cell] = lists.copy(self.reader[cell]);
-            }
-        }
-    }
-}
-
-/// One entry of a list of reads and atomics.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    block: u32,
-    epoch: Epoch,
-    /// Lanes of the warp.
-    lanes: u32,
-    /// Tag without its lane.
-    tag: u32,
-    /// It also wrote.
-    wrote: bool,
-}
-
-/// Lists of reads of one launch, reused. Numbers of earlier launches, which cells still hold, are
-/// below the first.
-#[derive(Debug, Default)]
-pub(crate) struct Lists {
-    first: u32,
-    lists: Vec<Vec<Entry>>,
-    free: Vec<u32>,
-}
-
-impl Lists {
-    pub(crate) fn new(first: u32) -> Self {
-        Self { first, ..Self::default() }
-    }
-
-    /// The first number of the next launch.
-    pub(crate) fn end(&self) -> u32 {
-        self.first + self.lists.len() as u32
-    }
-
-    fn has(&self, list: u32) -> bool {
-        list >= self.first
-    }
-
-    fn at(&mut self, list: u32) -> &mut Vec<Entry> {
-        &mut self.lists[(list - self.first) as usize]
-    }
-
-    fn make(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
-            self.lists.push(Vec::new());
-            self.end() - 1
-        })
-    }
-
-    fn copy(&mut self, from: u32) -> u32 {
-        let to = self.make();
-        *self.at(to) = self.at(from).clone();
-        to
-    }
-
-    fn release(&mut self, list: u32) {
-        self.at(list).clear();
-        self.free.push(list);
     }
 }
 
@@ -227,7 +117,6 @@ pub(crate) struct Other {
     pub warp: u32,
     pub lanes: u32,
     pub wrote: bool,
-    pub asynchronous: bool,
     pub strong: bool,
     pub in_flight: bool,
     /// First byte, from the start of the memory.
@@ -237,7 +126,7 @@ pub(crate) struct Other {
 impl Other {
     /// What it did.
     pub(crate) fn action(&self) -> &'static str {
-        match (self.asynchronous, self.strong, self.wrote) {
+        match (self.in_flight, self.strong, self.wrote) {
             (true, ..) => "asynchronous copy",
             (_, true, true) => "atomic or strong write",
             (_, true, false) => "strong read",
@@ -305,21 +194,6 @@ impl Access<'_> {
 fn lanes_of(tag: u32) -> u32 {
     if tag & LANES != 0 { FULL } else { 1 << (tag & 31) }
 }
-
-/// Lane of each cell of a warp's contiguous access, for 1, 2 and 4 cells a lane.
-static LANE_OF: [[u32; 128]; 3] = {
-    let mut out = [[0; 128]; 3];
-    let mut shift = 0;
-    while shift < 3 {
-        let mut cell = 0;
-        while cell < 128 {
-            out[shift][cell] = (cell as u32 >> shift) & 31;
-            cell += 1;
-        }
-        shift += 1;
-    }
-    out
-};
 
 impl Cells {
     pub(crate) fn new(bytes: usize, blocks: bool) -> Self {
@@ -415,7 +289,7 @@ impl Cells {
                         && other.block == access.order.block
                         && other.warp == u32::from(access.order.warp))
                     .then_some(other.lanes);
-                    let plain = access.kind == Kind::Write && other.wrote && !other.asynchronous;
+                    let plain = access.kind == Kind::Write && other.wrote && !other.in_flight;
                     if !plain || !harmless(lane, at, same) {
                         // The other lanes that meet the same fault are named with it.
                         match &mut first {
@@ -457,16 +331,14 @@ impl Cells {
     }
 
     /// An asynchronous write of one lane lands: from now on it is a write of its thread.
-    pub(crate) fn land(&mut self, start: usize, width: usize, lane: usize, access: &Access<'_>) {
+    pub(crate) fn land(&mut self, start: usize, width: usize, thread: (u8, usize), now: Epoch) {
+        let own = u32::from(thread.0) << WARP_SHIFT | thread.1 as u32;
         let mut at = start;
         while at < start + width {
             let Some(page) = self.pages[at / PAGE].as_mut() else { return };
             let cell = (at % PAGE) >> page.shift;
-            let writer = page.writer[cell];
-            let own = u32::from(access.order.warp) << WARP_SHIFT | lane as u32;
-            if page.write[cell] == IN_FLIGHT && writer & (WARP | LANE) == own {
-                page.write[cell] = access.now;
-                page.writer[cell] = writer & !ASYNC;
+            if page.write[cell] == IN_FLIGHT && page.writer[cell] & (WARP | LANE) == own {
+                page.write[cell] = now;
             }
             at += 1 << page.shift;
         }
@@ -482,385 +354,4 @@ impl Cells {
             }
         }
     }
-}
-
-impl Page {
-    /// Whether an access to neighbouring cells is ordered after everything that they hold, by the
-    /// block's or the warp's order or because the same threads did it.
-    #[inline(always)]
-    fn agrees(&self, first: usize, lane: &[u32], access: &Access<'_>) -> bool {
-        let range = first..first + lane.len();
-        let tag = access.tag();
-        let writes = access.kind.writes();
-        let order = access.order;
-        let floors = (access.launch, order.block_floor, order.warp_floor);
-        let mut fine = one_side(
-            &self.write[range.clone()],
-            &self.writer[range.clone()],
-            self.write_block.get(range.clone()),
-            lane,
-            tag,
-            order.block,
-            floors,
-        );
-        // A read replaces the last one where that is ordered before it; a write must be ordered
-        // after it.
-        fine &= one_side(
-            &self.read[range.clone()],
-            &self.reader[range.clone()],
-            self.read_block.get(range),
-            lane,
-            tag,
-            order.block,
-            floors,
-        );
-        let _ = writes;
-        fine
-    }
-
-    #[inline(always)]
-    fn record(&mut self, first: usize, lane: &[u32], access: &Access<'_>) {
-        let range = first..first + lane.len();
-        let tag = access.tag();
-        let (epochs, tags, blocks) = if access.kind.writes() {
-            self.read[range.clone()].fill(0);
-            (&mut self.write, &mut self.writer, &mut self.write_block)
-        } else {
-            (&mut self.read, &mut self.reader, &mut self.read_block)
-        };
-        let epoch = if access.kind == Kind::CopyWrite { IN_FLIGHT } else { access.now };
-        epochs[range.clone()].fill(epoch);
-        for (cell, lane) in tags[range.clone()].iter_mut().zip(lane) {
-            *cell = tag | lane;
-        }
-        if let Some(blocks) = blocks.get_mut(range) {
-            blocks.fill(access.order.block);
-        }
-    }
-
-    /// Adds a warp to those that have read a cell of shared memory since the last barrier. Says
-    /// whether it may.
-    fn join_readers(&mut self, cell: usize, access: &Access<'_>) -> bool {
-        let (epoch, theirs) = (self.read[cell], self.reader[cell]);
-        let alone = self.read_block.is_empty();
-        if !access.whole_barriers || !alone || epoch == LISTED || theirs & STRONG != 0 {
-            return false;
-        }
-        let before = match theirs & WARPS {
-            0 => 1 << ((theirs & WARP) >> WARP_SHIFT),
-            _ => self.lanes[cell],
-        };
-        self.lanes[cell] = before | 1 << access.order.warp;
-        self.reader[cell] = access.tag() | LANES | WARPS;
-        true
-    }
-
-    /// Lanes of the last read.
-    fn readers(&self, cell: usize) -> u32 {
-        let tag = self.reader[cell];
-        if tag & (LANE | WARPS) == SOME { self.lanes[cell] } else { lanes_of(tag) }
-    }
-
-    /// One plain access of one lane, where the order of its block or warp decides. Says whether it
-    /// did, and was recorded.
-    #[inline(always)]
-    fn at_once(&mut self, cell: usize, lane: usize, access: &Access<'_>) -> bool {
-        let order = access.order;
-        let tag = access.tag() | lane as u32;
-        let before = |epoch: Epoch, theirs: u32, blocks: &[u32]| {
-            let own = blocks.get(cell).is_none_or(|&block| block == order.block);
-            let same = theirs ^ tag;
-            epoch <= access.launch
-                || own
-                    && (epoch <= order.block_floor
-                        || same & THREAD == 0 && epoch < LISTED
-                        || same & SAME_WARP == 0 && epoch <= order.warp_floor)
-        };
-        if !access.kind.plain() || !before(self.write[cell], self.writer[cell], &self.write_block) {
-            return false;
-        }
-        let (epoch, theirs) = (self.read[cell], self.reader[cell]);
-        let fine = before(epoch, theirs, &self.read_block);
-        if access.kind.writes() {
-            if fine {
-                let epoch = if access.kind == Kind::CopyWrite { IN_FLIGHT } else { access.now };
-                self.write[cell] = epoch;
-                self.writer[cell] = tag;
-                self.read[cell] = 0;
-                if let Some(block) = self.write_block.get_mut(cell) {
-                    *block = order.block;
-                }
-            }
-            return fine;
-        }
-        let own = self.read_block.get(cell).is_none_or(|&block| block == order.block);
-        if fine {
-            self.reader[cell] = tag;
-        } else if own && epoch == access.now && (theirs ^ tag) & SAME_WARP == 0 {
-            // Several lanes read it between two synchronisations.
-            self.lanes[cell] = self.readers(cell) | 1 << lane;
-            self.reader[cell] = tag & !LANE | SOME;
-        } else if !self.join_readers(cell, access) {
-            return false;
-        }
-        self.read[cell] = access.now;
-        if let Some(block) = self.read_block.get_mut(cell) {
-            *block = order.block;
-        }
-        true
-    }
-
-    fn block_of(blocks: &[u32], cell: usize, own: u32) -> u32 {
-        blocks.get(cell).copied().unwrap_or(own)
-    }
-
-    /// One access to one cell, by one lane or a whole warp.
-    fn touch(
-        &mut self,
-        cell: usize,
-        lane: usize,
-        lanes: u32,
-        access: &Access<'_>,
-        lists: &mut Lists,
-    ) -> Result<(), Other> {
-        let own = access.order.block;
-        let all = |block: u32, tag: u32, them: u32, epoch: Epoch| {
-            if lanes == FULL {
-                // All lanes know the same; what one of them did is not ordered for the others.
-                let one = them.count_ones() == 1;
-                let other = if one { (them.trailing_zeros() as usize + 1) % 32 } else { lane };
-                access.ordered(other, block, tag, them, epoch)
-            } else {
-                access.ordered(lane, block, tag, them, epoch)
-            }
-        };
-        let (epoch, tag) = (self.write[cell], self.writer[cell]);
-        // Strong writes are in the list as well.
-        if epoch != 0 && (tag & STRONG == 0 || access.kind == Kind::ConstantRead) {
-            let block = Self::block_of(&self.write_block, cell, own);
-            let them = lanes_of(tag);
-            let fine = if access.kind == Kind::ConstantRead {
-                epoch <= access.launch
-            } else {
-                access.both_strong(block, tag) || all(block, tag, them, epoch)
-            };
-            if !fine {
-                return Err(other(block, tag, them, true, epoch));
-            }
-        }
-        let strong = access.kind.bits() & STRONG != 0;
-        if self.read[cell] == LISTED && !lists.has(self.reader[cell]) {
-            self.read[cell] = 0;
-        }
-        match self.read[cell] {
-            0 => {}
-            LISTED => {
-                // Shared memory that earlier blocks used holds their accesses too: what they did is
-                // older than this block, whose first epoch is behind its floor.
-                let shared = self.read_block.is_empty();
-                let list = lists.at(self.reader[cell]);
-                if access.kind == Kind::Read {
-                    // Mostly the warp has read it before in this epoch, and nobody has written it.
-                    let mine = |entry: &Entry| {
-                        entry.epoch == access.now
-                            && entry.lanes & lanes == lanes
-                            && entry.block == own
-                            && (entry.tag >> WARP_SHIFT) & 0x1f == u32::from(access.order.warp)
-                    };
-                    if list.iter().all(|entry| !entry.wrote) && list.iter().any(mine) {
-                        return Ok(());
-                    }
-                }
-                // A strong access saw the strong writes before it. Whoever is ordered after it
-                // comes after these too, at this address.
-                let mut seen = false;
-                for entry in list.iter().rev() {
-                    let entry = Entry { block: if shared { own } else { entry.block }, ..*entry };
-                    let theirs = entry.tag & STRONG != 0;
-                    let ordered = all(entry.block, entry.tag, entry.lanes, entry.epoch);
-                    // Compare-and-swap loops read their first guess without an atomic.
-                    let guess = matches!(access.kind, Kind::Atomic(_)) && !entry.wrote;
-                    if !access.kind.writes() && !entry.wrote || guess || seen && theirs {
-                        seen |= theirs && ordered;
-                        continue;
-                    }
-                    seen |= theirs && ordered;
-                    let fine = ordered || strong && access.both_strong(entry.block, entry.tag);
-                    if !fine {
-                        let Entry { block, tag, lanes, wrote, epoch } = entry;
-                        return Err(other(block, tag, lanes, wrote, epoch));
-                    }
-                }
-            }
-            epoch if access.kind.writes() && !matches!(access.kind, Kind::Atomic(_)) => {
-                let tag = self.reader[cell];
-                let block = Self::block_of(&self.read_block, cell, own);
-                if tag & WARPS != 0 {
-                    let warps = (0..32u32).filter(|warp| self.lanes[cell] >> warp & 1 != 0);
-                    let mut tags = warps.map(|warp| tag & !(WARP | WARPS) | warp << WARP_SHIFT);
-                    if let Some(tag) = tags.find(|&tag| !all(block, tag, FULL, epoch)) {
-                        return Err(other(block, tag, FULL, false, epoch));
-                    }
-                    self.replace(cell, lanes, access, lists);
-                    return Ok(());
-                }
-                let them = self.readers(cell);
-                if !(access.both_strong(block, tag) || all(block, tag, them, epoch)) {
-                    return Err(other(block, tag, them, false, epoch));
-                }
-            }
-            _ => {}
-        }
-        self.replace(cell, lanes, access, lists);
-        Ok(())
-    }
-
-    /// Puts an access into its cell.
-    fn replace(&mut self, cell: usize, lanes: u32, access: &Access<'_>, lists: &mut Lists) {
-        let lane_bits = if lanes == FULL { LANES } else { lanes.trailing_zeros() };
-        let tag = access.tag() | lane_bits;
-        let own = access.order.block;
-        let strong = access.kind.bits() & STRONG != 0;
-        if access.kind.writes() {
-            self.write[cell] = if access.kind == Kind::CopyWrite { IN_FLIGHT } else { access.now };
-            self.writer[cell] = tag;
-            if let Some(block) = self.write_block.get_mut(cell) {
-                *block = own;
-            }
-            if !strong {
-                // All earlier accesses are ordered before this one, which stands for them.
-                if self.read[cell] == LISTED {
-                    lists.release(self.reader[cell]);
-                }
-                self.read[cell] = 0;
-                return;
-            }
-        }
-        let entry = Entry {
-            block: own,
-            epoch: access.now,
-            lanes,
-            tag: access.tag(),
-            wrote: access.kind.writes(),
-        };
-        if self.read[cell] != LISTED {
-            let (epoch, before) = (self.read[cell], self.reader[cell]);
-            let block = Self::block_of(&self.read_block, cell, own);
-            let them = self.readers(cell);
-            let mine = lanes.trailing_zeros() as usize;
-            let one = before & WARPS == 0;
-            let old = epoch == 0
-                || one
-                    && lanes.count_ones() == 1
-                    && access.ordered(mine, block, before, them, epoch)
-                || lanes == FULL
-                    && (epoch <= access.launch
-                        || block == own
-                            && (epoch <= access.order.block_floor
-                                || one && before & WARP == tag & WARP));
-            if old && !strong {
-                self.read[cell] = access.now;
-                self.reader[cell] = tag;
-                if let Some(block) = self.read_block.get_mut(cell) {
-                    *block = own;
-                }
-                return;
-            }
-            if !old && access.kind == Kind::Read && self.join_readers(cell, access) {
-                self.read[cell] = access.now;
-                return;
-            }
-            let list = lists.make();
-            if !old {
-                let tag = before & !LANE;
-                let entry = Entry { block, epoch, lanes: them, tag, wrote: false };
-                lists.at(list).push(entry);
-            }
-            self.read[cell] = LISTED;
-            self.reader[cell] = list;
-        }
-        let list = lists.at(self.reader[cell]);
-        let same = |e: &Entry| {
-            e.block == own && (e.tag ^ tag) & (WARP | STRONG) == 0 && e.wrote == entry.wrote
-        };
-        // Of one warp, the latest accesses are kept: of the same lanes, or all of one epoch.
-        let mut entry = entry;
-        let shared = self.read_block.is_empty();
-        let floor = access.order.block_floor;
-        list.retain(|e| {
-            // This one stands for what is ordered before it.
-            if e.epoch <= access.launch || (shared || e.block == own) && e.epoch <= floor {
-                return false;
-            }
-            let merge = same(e) && (e.epoch == entry.epoch || e.lanes & !lanes == 0);
-            if merge && e.epoch == entry.epoch {
-                entry.lanes |= e.lanes;
-            }
-            !merge
-        });
-        if list.len() == MOST_LISTED {
-            list.remove(0);
-        }
-        if list.is_empty() && !strong && lanes.count_ones() == 1 {
-            lists.release(self.reader[cell]);
-            self.read[cell] = access.now;
-            self.reader[cell] = tag;
-            if let Some(block) = self.read_block.get_mut(cell) {
-                *block = own;
-            }
-            return;
-        }
-        list.push(entry);
-    }
-}
-
-fn other(block: u32, tag: u32, lanes: u32, wrote: bool, epoch: Epoch) -> Other {
-    let place = (tag >> PLACE_SHIFT) as usize;
-    Other {
-        place: (place < MOST_PLACES).then_some(place),
-        block,
-        warp: (tag & WARP) >> WARP_SHIFT,
-        lanes,
-        wrote,
-        asynchronous: tag & ASYNC != 0,
-        strong: tag & STRONG != 0,
-        in_flight: epoch == IN_FLIGHT,
-        offset: 0,
-    }
-}
-
-/// Whether each of some cells was last touched early enough, or by the thread that touches it now.
-#[inline(always)]
-fn one_side(
-    epochs: &[Epoch],
-    tags: &[u32],
-    blocks: Option<&[u32]>,
-    lane: &[u32],
-    tag: u32,
-    block: u32,
-    (launch, block_floor, warp_floor): (Epoch, Epoch, Epoch),
-) -> bool {
-    let count = lane.len();
-    let mut bad = 0u32;
-    let ordered = |cell: usize| {
-        let (epoch, before) = (epochs[cell], tags[cell] ^ tag);
-        (epoch <= block_floor)
-            | ((before ^ lane[cell]) & THREAD == 0) & (epoch < LISTED)
-            | (before & SAME_WARP == 0) & (epoch <= warp_floor)
-    };
-    match blocks {
-        Some(blocks) if !blocks.is_empty() || count == 0 => {
-            let blocks = &blocks[..count];
-            for cell in 0..count {
-                let own = blocks[cell] == block;
-                bad |= u32::from(!((epochs[cell] <= launch) | (own & ordered(cell))));
-            }
-        }
-        _ => {
-            for cell in 0..count {
-                bad |= u32::from(!ordered(cell));
-            }
-        }
-    }
-    bad == 0
 }

@@ -29,7 +29,7 @@ impl<'t> At<'_, 't> {
                 | Action::WarpgroupMultiply
         );
         let mut op = blank(if warpgroup { Code::Warpgroup } else { Code::Asynchronous });
-        op.count = action as u8;
+        op.action = action;
         edit(&mut op);
         self.push(op, class, d, s);
     }

@@ -1,10 +1,10 @@
 //! Bulk copies (PTX ISA 9.7.9.25 to 9.7.9.27): `cp.async.bulk`, `cp.reduce.async.bulk`, their tensor
-//! forms and prefetches. Each is issued by one thread, checked then, and moved when it lands.
+//! forms and prefetches. Each is issued by one thread, checked then, and moved when it lands. One file,
+//! though long, so that issue and landing stand side by side.
 
-use crate::access::{Outcome, describe_shared};
+use crate::access::{Outcome, describe_shared, lanes};
 use crate::atomic;
 use crate::findings::{Check, Fault};
-use crate::hopper::lanes;
 use crate::hopper::tensor_map::{OutOfBoundsFill, Swizzle, TENSOR_MAP_BYTES, TensorMap};
 use crate::machine::{Machine, Stopped, Warp};
 use crate::memory::{PARAMETER_BASE, WINDOW_BITS, WINDOW_MASK};

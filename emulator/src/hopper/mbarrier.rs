@@ -5,9 +5,9 @@
 //! undefined is a finding: use before `init` or after `inval`, a second `init`, counts outside
 //! 1 to 2^20 - 1, more arrivals than a phase still waits for, a tx-count outside +-(2^20 - 1).
 
-use crate::access::{Outcome, describe_shared};
+use crate::access::{Outcome, describe_shared, lanes};
 use crate::findings::{Check, Fault};
-use crate::hopper::{ARRIVE_DROP, Action, EXPECT, NO_COMPLETE, NO_INCREMENT, Parked, lanes};
+use crate::hopper::{ARRIVE_DROP, Action, EXPECT, NO_COMPLETE, NO_INCREMENT, Parked};
 use crate::machine::{Machine, Warp};
 use crate::op::Op;
 use crate::order::Order;
@@ -299,7 +299,7 @@ impl Machine<'_> {
             warps.iter().any(|warp| {
                 warp.groups.iter().any(|group| {
                     let op = &kernel.code[group.pc as usize];
-                    let wait = matches!(Action::of(op), Action::WaitState | Action::WaitParity);
+                    let wait = matches!(op.action, Action::WaitState | Action::WaitParity);
                     let parked = group.state == crate::machine::State::Asynchronous;
                     parked
                         && wait
@@ -341,7 +341,7 @@ impl Machine<'_> {
         pc: usize,
         mask: u32,
     ) -> Parked {
-        let by_parity = Action::of(op) == Action::WaitParity;
+        let by_parity = op.action == Action::WaitParity;
         let mut done = 0u32;
         let mut places = [u32::MAX; 32];
         for lane in lanes(mask) {

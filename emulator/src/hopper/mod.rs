@@ -23,7 +23,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::access::{Outcome, describe_shared};
+use crate::access::{Outcome, describe_shared, lanes};
 use crate::findings::{Check, Fault};
 use crate::machine::{Machine, State, Stopped, Warp};
 use crate::memory::{SHARED_BASE, WINDOW_BITS, WINDOW_MASK};
@@ -44,10 +44,11 @@ use wgmma::Queue;
 /// failed waits, if at all, to far more than this before they give up.
 const MOST_TIMEOUTS: u32 = 256;
 
-/// What an operation of this room does. `Op::count` holds it, `Op::imm` the list of its operands.
+/// What an operation of this room does. `Op::action` holds it, `Op::imm` the list of its operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub(crate) enum Action {
+    /// It is not of this room.
+    Nothing,
     /// List: address, count.
     Init,
     /// List: address.
@@ -80,34 +81,6 @@ pub(crate) enum Action {
     WarpgroupWait,
     /// List: accumulators, A registers or descriptor, B descriptor, scale of D.
     WarpgroupMultiply,
-}
-
-impl Action {
-    pub(crate) fn of(op: &Op) -> Self {
-        use Action::*;
-        const ALL: [Action; 19] = [
-            Init,
-            Invalidate,
-            Arrive,
-            ExpectBytes,
-            CompleteBytes,
-            WaitState,
-            WaitParity,
-            PendingCount,
-            CopyArrive,
-            Bulk,
-            BulkCommit,
-            BulkWait,
-            ClusterArrive,
-            ClusterWait,
-            MapShared,
-            WarpgroupFence,
-            WarpgroupCommit,
-            WarpgroupWait,
-            WarpgroupMultiply,
-        ];
-        ALL[usize::from(op.count) % ALL.len()]
-    }
 }
 
 /// In `Op::size` of an arrival: it also leaves the barrier for good.
@@ -181,10 +154,6 @@ impl Hopper {
     }
 }
 
-fn lanes(mask: u32) -> impl Iterator<Item = usize> {
-    (0..32).filter(move |lane| mask >> lane & 1 != 0)
-}
-
 /// The lanes that have to wait where they are.
 pub(crate) type Parked = Result<u32, Box<Fault>>;
 
@@ -200,7 +169,8 @@ impl Machine<'_> {
         mask: u32,
     ) -> Parked {
         let list = &self.kernel.lists[op.imm as usize];
-        match Action::of(op) {
+        match op.action {
+            Action::Nothing => {}
             Action::Init => self.initialise::<CHECK>(warp, op, list, pc, mask)?,
             Action::Invalidate => self.invalidate::<CHECK>(warp, op, list, mask)?,
             Action::Arrive => self.arrive_at::<CHECK>(warp, op, list, mask)?,
@@ -377,7 +347,7 @@ impl Machine<'_> {
                     continue;
                 }
                 let op = &kernel.code[group.pc as usize];
-                let ready = match Action::of(op) {
+                let ready = match op.action {
                     Action::WaitState | Action::WaitParity => {
                         // It looks again where something happened at its barrier.
                         let list = &kernel.lists[op.imm as usize];
@@ -422,7 +392,7 @@ impl Machine<'_> {
                 let group = warp.groups[at];
                 let op = &kernel.code[group.pc as usize];
                 if group.state != State::Asynchronous
-                    || !matches!(Action::of(op), Action::WaitState | Action::WaitParity)
+                    || !matches!(op.action, Action::WaitState | Action::WaitParity)
                 {
                     continue;
                 }
@@ -448,7 +418,7 @@ impl Machine<'_> {
             Action::WarpgroupWait => 1,
             _ => 2,
         };
-        let action = |group: &crate::machine::Group| Action::of(&kernel.code[group.pc as usize]);
+        let action = |group: &crate::machine::Group| kernel.code[group.pc as usize].action;
         let (at, group) = parked.min_by_key(|(_, group)| rank(action(group)))?;
         let fault = match action(&group) {
             Action::WaitState | Action::WaitParity => {

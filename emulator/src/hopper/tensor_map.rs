@@ -4,7 +4,7 @@
 //! The bits of a GPU's own `CUtensorMap` are opaque, so this is a structure of the emulator's with
 //! the meaning, and with the conditions, of `cuTensorMapEncodeTiled` (CUDA driver API, "Tensor Map
 //! Object Management"). A kernel takes it as a `const __grid_constant__` parameter of 128 bytes,
-//! aligned to 64. Without interleaving; im2col maps do not exist here.
+//! aligned to 64. Without interleaving; im2col maps do not exist here. Half of the file is its tests.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

@@ -8,6 +8,8 @@
 //!
 //! Sums are as in `matrix`: products are exact in f32 and added in f32 in the order of k, or as a model
 //! of hardware adds (`tensor_cores`). Integers are exact.
+//!
+//! The file is long because the queue, the checks of it and the product belong to one moment.
 
 use crate::access::describe_shared;
 use crate::findings::{Check, Fault};
@@ -228,7 +230,7 @@ impl Machine<'_> {
             return fault(Check::InvalidArgument, message);
         }
         let index = warp.index as usize;
-        match Action::of(op) {
+        match op.action {
             Action::WarpgroupFence => {
                 let queue = &mut self.hopper.queues[index];
                 queue.touched.clear();
@@ -437,7 +439,7 @@ impl Machine<'_> {
             let waits = |warp: &Warp| {
                 let at = warp.groups.iter().position(|group| {
                     let op = &kernel.code[group.pc as usize];
-                    group.state == State::Asynchronous && Action::of(op) == Action::WarpgroupWait
+                    group.state == State::Asynchronous && op.action == Action::WarpgroupWait
                 })?;
                 Some((at, warp.groups[at].pc as usize))
             };
