@@ -14,8 +14,8 @@ use crate::matrix;
 use crate::memory::{LOCAL_BASE, PARAMETER_BASE, SHARED_BASE, WINDOW_BITS};
 use crate::moves;
 use crate::op::{
-    ACQUIRE, ALIGNED, Class, Code, DEVICE_SCOPE, Exec, NON_COHERENT, Op, RELEASE, SIGNED, STRONG,
-    UNGUARDED, WIDE_ADDRESS, WIDE_DATA, nothing,
+    ACQUIRE, ALIGNED, ASYNC_PROXY, Class, Code, DEVICE_SCOPE, Exec, NON_COHERENT, Op, RELEASE,
+    SIGNED, STRONG, UNGUARDED, WIDE_ADDRESS, WIDE_DATA, nothing,
 };
 use crate::syntax::{Found, Instruction, Operand, Place, Space, Type};
 
@@ -289,10 +289,14 @@ impl<'t> At<'_, 't> {
             }
             "membar" | "fence" => {
                 let mut op = blank(Code::Fence);
-                if m.left.iter().any(|word| *word == "proxy" || word.starts_with("proxy::")) {
-                    op.code = Code::Nothing;
-                }
                 op.order = ordering(&m.left, true);
+                if m.left.iter().any(|word| *word == "proxy" || word.starts_with("proxy::")) {
+                    if m.left.contains(&"async") {
+                        op.order = ASYNC_PROXY;
+                    } else {
+                        op.code = Code::Nothing;
+                    }
+                }
                 m.left.clear();
                 self.push(op, Class::Synchronise, vec![], vec![]);
                 Ok(())

@@ -10,6 +10,7 @@ use crate::order::{LAST_EPOCH, Scope, Strength};
 use crate::races::{Access, Cells, Kind, Lists, Other};
 use crate::registers::Registers;
 use crate::syntax::Space;
+use std::ops::Range;
 
 impl Machine<'_> {
     /// The cells of a space, lent out; `None` where accesses to it cannot race.
@@ -160,6 +161,41 @@ impl Machine<'_> {
         })
     }
 
+    /// The same for ranges of shared or global memory that one lane accesses; those of asynchronous
+    /// operations last until `completed`. What is not kept is only compared with writes. `bytes` is
+    /// the size of the whole, for the report.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn ordered_ranges(
+        &mut self,
+        warp: &Warp,
+        place: (Space, u64),
+        lane: usize,
+        bytes: usize,
+        mut ranges: impl Iterator<Item = Range<usize>>,
+        keep: bool,
+        kind: Kind,
+        pc: usize,
+    ) -> Outcome {
+        self.conflict(warp, place, bytes, kind, pc, |_, cells, access, lists| {
+            ranges.try_for_each(|range| cells.range(range, lane, keep, access, lists))
+        })
+    }
+
+    /// The agent of a warp has done an access: threads that learn of this epoch come after it.
+    pub(crate) fn completed(
+        &mut self,
+        place: (Space, u64),
+        agent: (u8, u8),
+        ranges: impl Iterator<Item = Range<usize>>,
+        wrote: bool,
+    ) {
+        let Some(mut cells) = self.lend_cells(place, Kind::Read) else { return };
+        for range in ranges {
+            cells.complete(range, agent, wrote, self.now, &mut self.lists);
+        }
+        self.return_cells(place, cells);
+    }
+
     #[cold]
     #[inline(never)]
     #[allow(clippy::too_many_arguments)]
@@ -178,13 +214,30 @@ impl Machine<'_> {
         let theirs = other.action();
         let within = other.block == warp.order.block && other.warp == warp.index;
         let (check, message) = if other.in_flight {
-            let whose = if within && other.lanes & lanes != 0 { "this thread" } else { "another" };
+            let verbs = if other.wrote { "writing" } else { "reading" };
+            let what = match (other.agent, within && other.lanes & lanes != 0) {
+                (true, _) => "asynchronous operation",
+                (_, true) => "asynchronous copy of this thread",
+                (_, false) => "asynchronous copy of another",
+            };
             let message = format!(
-                "{verb} of {width} bytes that an asynchronous copy of {whose} is still writing: \
-                 it has not been waited for"
+                "{verb} of {width} bytes that an {what} is still {verbs}: it has not been waited \
+                 for"
             );
             (Check::AsyncHazard, message)
-        } else if kind == Kind::CopyWrite {
+        } else if other.unfenced {
+            let message = format!(
+                "{verb} of {width} bytes that a thread has written: there is no fence.proxy.async \
+                 between them, without which the write may be seen too late"
+            );
+            (Check::AsyncHazard, message)
+        } else if other.agent {
+            let message = format!(
+                "{verb} of {width} bytes that nothing orders after an {theirs}: this thread has \
+                 neither waited for it nor met one that has"
+            );
+            (Check::AsyncHazard, message)
+        } else if kind.asynchronous() {
             let message = format!(
                 "{verb} of {width} bytes that nothing orders after the {theirs} of another thread"
             );

@@ -444,7 +444,8 @@ impl Run<'_, '_> {
             match turn {
                 Turn::Found(finding) => return Some(*finding),
                 Turn::Finished => {
-                    if CHECK && block.warps.iter().any(|warp| !warp.copies.is_empty()) {
+                    let copies = block.warps.iter().any(|warp| !warp.copies.is_empty());
+                    if CHECK && (copies || block.hopper.flew) {
                         block.cells.forget_flights();
                     }
                     idle.push(running.swap_remove(at));

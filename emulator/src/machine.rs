@@ -17,7 +17,7 @@ use crate::hopper::Hopper;
 use crate::kernel::Kernel;
 use crate::matrix;
 use crate::memory::Allocation;
-use crate::op::{Code, DEVICE_SCOPE, NEGATED, Op, UNGUARDED, WIDE_DATA};
+use crate::op::{ASYNC_PROXY, Code, DEVICE_SCOPE, NEGATED, Op, UNGUARDED, WIDE_DATA};
 use crate::order::{Epoch, LAST_EPOCH, Order, Publications, Scope, WarpOrder};
 use crate::races::{Cells, Lists};
 use crate::registers::{FULL, Registers, Word};
@@ -620,8 +620,12 @@ impl Machine<'_> {
     #[cold]
     #[inline(never)]
     fn fence(&mut self, warp: &mut Warp, op: &Op, mask: u32) {
-        let scope = if op.order & DEVICE_SCOPE != 0 { Scope::Device } else { Scope::Block };
-        warp.order.fence(mask, warp.live, scope, self.now);
+        if op.order & ASYNC_PROXY != 0 {
+            warp.order.fence_proxy(mask, warp.live, self.now);
+        } else {
+            let scope = if op.order & DEVICE_SCOPE != 0 { Scope::Device } else { Scope::Block };
+            warp.order.fence(mask, warp.live, scope, self.now);
+        }
         self.tick();
     }
 

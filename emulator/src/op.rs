@@ -87,6 +87,8 @@ pub(crate) const STRONG: u8 = 1;
 pub(crate) const DEVICE_SCOPE: u8 = 2;
 pub(crate) const ACQUIRE: u8 = 4;
 pub(crate) const RELEASE: u8 = 8;
+/// A fence between accesses of threads and those of asynchronous operations.
+pub(crate) const ASYNC_PROXY: u8 = 16;
 /// It reads through the path that is not coherent (`.nc`).
 pub(crate) const NON_COHERENT: u8 = 16;
 

@@ -159,12 +159,15 @@ pub(crate) struct Order {
     released: [Rc<Clock>; 2],
     /// What its next fence acquires, by the reach that fence needs: set by strong reads.
     pending: [Rc<Clock>; 2],
+    /// What an asynchronous operation that it starts comes after: set by `fence.proxy.async`.
+    pub fenced: Rc<Clock>,
 }
 
 impl Order {
     /// Learns all that another thread knows.
     pub(crate) fn join(&mut self, other: &Self) {
         join_shared(&mut self.clock, &other.clock);
+        join_shared(&mut self.fenced, &other.fenced);
         for at in 0..2 {
             join_shared(&mut self.released[at], &other.released[at]);
             join_shared(&mut self.pending[at], &other.pending[at]);
@@ -202,6 +205,8 @@ pub(crate) struct WarpOrder {
     lanes: Lanes,
     pub block: u32,
     pub warp: u8,
+    /// When its block began.
+    pub started: Epoch,
     /// Up to here, everything the block did is ordered before what any lane does next.
     pub block_floor: Epoch,
     /// Up to here, everything the warp did is.
@@ -212,7 +217,7 @@ impl WarpOrder {
     /// A warp of a block that starts: everything its block did before (nothing) is ordered.
     pub(crate) fn new(block: u32, warp: u8, now: Epoch) -> Self {
         let lanes = Lanes::Same(Order::default());
-        Self { lanes, block, warp, block_floor: now, warp_floor: now }
+        Self { lanes, block, warp, started: now, block_floor: now, warp_floor: now }
     }
 
     pub(crate) fn of(&self, lane: usize) -> &Order {
@@ -330,6 +335,17 @@ impl WarpOrder {
                 own.released[reach] = Rc::clone(&order.clock);
             }
         });
+    }
+
+    /// `fence.proxy.async` of the lanes of a mask: asynchronous operations come after all they know.
+    pub(crate) fn fence_proxy(&mut self, mask: u32, live: u32, now: Epoch) {
+        let order = self.release(mask, live, now);
+        self.change(mask, live, |own| join_shared(&mut own.fenced, &order.clock));
+    }
+
+    /// The lanes of a mask have waited for an agent.
+    pub(crate) fn waited_for(&mut self, mask: u32, live: u32, agent: Party, now: Epoch) {
+        self.change(mask, live, |own| own.learn(agent, now));
     }
 
     /// The lanes of a mask learn what others said at an mbarrier.

@@ -8,13 +8,15 @@
 //!
 //! Reads that are not ordered among themselves are all remembered, in lists beside the cells, so
 //! that a write must be ordered after each of them. Atomics stand in these lists too, as they do
-//! not order each other. A write of an asynchronous copy that has not been waited for has the
-//! epoch `IN_FLIGHT`, which is never ordered before anything.
+//! not order each other. An asynchronous access that has not been waited for has the epoch
+//! `IN_FLIGHT`, which is never ordered before anything. Those that no thread makes (bulk copies,
+//! `wgmma`) belong to an agent, which is ordered before the threads that waited for it only.
 //!
 //! Two stores of the same value race harmlessly and are not reported.
 
 use crate::order::{ALL, Epoch, Party, Scope, WarpOrder};
 use crate::registers::FULL;
+use std::ops::Range;
 
 mod page;
 
@@ -29,22 +31,24 @@ const IN_FLIGHT: Epoch = Epoch::MAX;
 /// The epoch of reads that are kept in a list; the tag is its number.
 const LISTED: Epoch = Epoch::MAX - 1;
 
-// A tag: lane (all of them: bit 5; some, which the cell lists: and bit 0), warp, kind of access,
-// instruction.
+// A tag: lane (all of them: bit 5; some, which the cell lists: and bit 0) or number of an agent,
+// warp, kind of access, instruction.
 const LANES: u32 = 1 << 5;
 const SOME: u32 = LANES | 1;
 const WARP_SHIFT: u32 = 6;
 const STRONG: u32 = 1 << 11;
 const IN_BLOCK: u32 = 1 << 12;
+/// It is an agent's.
+const AGENT: u32 = 1 << 13;
 /// The last read is that of several warps, which the cell lists.
 const WARPS: u32 = 1 << 14;
 const PLACE_SHIFT: u32 = 15;
 const LANE: u32 = 0x3f;
 const WARP: u32 = 0x1f << WARP_SHIFT;
 /// What must agree for two accesses to be of one thread, in program order.
-const THREAD: u32 = LANE | WARP | STRONG | WARPS;
+const THREAD: u32 = LANE | WARP | STRONG | AGENT | WARPS;
 /// What must agree for two accesses to be of one warp.
-const SAME_WARP: u32 = WARP | STRONG | WARPS;
+const SAME_WARP: u32 = WARP | STRONG | AGENT | WARPS;
 const MOST_PLACES: usize = (1 << (32 - PLACE_SHIFT)) - 1;
 
 /// Unordered reads and atomics that are remembered for one cell; the oldest are forgotten.
@@ -62,16 +66,23 @@ pub(crate) enum Kind {
     StrongRead(Scope),
     StrongWrite(Scope),
     Atomic(Scope),
-    /// An asynchronous copy's write, when it is issued.
+    /// The write of a `cp.async`, when it is issued.
     CopyWrite,
+    /// What the agent with this number reads and writes from when a bulk copy or a `wgmma` is issued.
+    AgentRead(u8),
+    AgentWrite(u8),
 }
 
 impl Kind {
     pub(crate) fn writes(self) -> bool {
-        matches!(self, Self::Write | Self::StrongWrite(_) | Self::Atomic(_) | Self::CopyWrite)
+        match self {
+            Self::Write | Self::StrongWrite(_) | Self::Atomic(_) => true,
+            Self::CopyWrite | Self::AgentWrite(_) => true,
+            Self::Read | Self::ConstantRead | Self::StrongRead(_) | Self::AgentRead(_) => false,
+        }
     }
 
-    /// Neither strong nor through the path that is not coherent.
+    /// Neither strong, nor through the path that is not coherent, nor an agent's.
     pub(crate) fn plain(self) -> bool {
         matches!(self, Self::Read | Self::Write | Self::CopyWrite)
     }
@@ -83,7 +94,20 @@ impl Kind {
             Self::StrongRead(_) => "volatile or relaxed read",
             Self::StrongWrite(_) => "volatile or relaxed write",
             Self::Atomic(_) => "atomic update",
-            Self::CopyWrite => "asynchronous write",
+            Self::CopyWrite | Self::AgentWrite(_) => "asynchronous write",
+            Self::AgentRead(_) => "asynchronous read",
+        }
+    }
+
+    /// It lasts until it is waited for.
+    pub(crate) fn asynchronous(self) -> bool {
+        matches!(self, Self::CopyWrite | Self::AgentRead(_) | Self::AgentWrite(_))
+    }
+
+    fn agent(self) -> Option<u8> {
+        match self {
+            Self::AgentRead(number) | Self::AgentWrite(number) => Some(number & 31),
+            _ => None,
         }
     }
 
@@ -91,6 +115,7 @@ impl Kind {
         let scoped = |scope| STRONG | if scope == Scope::Block { IN_BLOCK } else { 0 };
         match self {
             Self::Read | Self::ConstantRead | Self::Write | Self::CopyWrite => 0,
+            Self::AgentRead(_) | Self::AgentWrite(_) => AGENT,
             Self::StrongRead(scope) | Self::StrongWrite(scope) | Self::Atomic(scope) => {
                 scoped(scope)
             }
@@ -115,10 +140,16 @@ pub(crate) struct Other {
     pub place: Option<usize>,
     pub block: u32,
     pub warp: u32,
+    /// None where it is not a thread's.
     pub lanes: u32,
     pub wrote: bool,
     pub strong: bool,
+    /// It has not been waited for.
     pub in_flight: bool,
+    /// It is an agent's.
+    pub agent: bool,
+    /// It is ordered before, but no fence of the asynchronous proxy lies between.
+    pub unfenced: bool,
     /// First byte, from the start of the memory.
     pub offset: usize,
 }
@@ -126,8 +157,9 @@ pub(crate) struct Other {
 impl Other {
     /// What it did.
     pub(crate) fn action(&self) -> &'static str {
-        match (self.in_flight, self.strong, self.wrote) {
-            (true, ..) => "asynchronous copy",
+        match (self.in_flight || self.agent, self.strong, self.wrote) {
+            (true, _, true) => "asynchronous copy",
+            (true, _, false) => "asynchronous read",
             (_, true, true) => "atomic or strong write",
             (_, true, false) => "strong read",
             (_, false, true) => "write",
@@ -156,6 +188,16 @@ impl Access<'_> {
         u32::from(self.order.warp) << WARP_SHIFT | self.kind.bits() | place << PLACE_SHIFT
     }
 
+    /// When it is over, as far as is known.
+    fn epoch(&self) -> Epoch {
+        if self.kind.asynchronous() { IN_FLIGHT } else { self.now }
+    }
+
+    /// The lanes, or the number of the agent as one, that its cell gets.
+    fn whose(&self, lanes: u32) -> u32 {
+        self.kind.agent().map_or(lanes, |number| 1 << number)
+    }
+
     /// Whether what `lanes` of a warp did in an epoch is ordered before what `lane` does now.
     fn ordered(&self, lane: usize, block: u32, tag: u32, lanes: u32, epoch: Epoch) -> bool {
         if epoch <= self.launch {
@@ -170,11 +212,15 @@ impl Access<'_> {
             if epoch <= order.block_floor {
                 return true;
             }
-            if warp == order.warp && (epoch <= order.warp_floor || lanes == 1 << lane) {
+            let own = warp == order.warp && tag & AGENT == 0;
+            if own && (epoch <= order.warp_floor || lanes == 1 << lane) {
                 return true;
             }
         }
         let clock = &order.of(lane).clock;
+        if tag & AGENT != 0 {
+            return clock.covers(agent(block, warp, lanes.trailing_zeros() as u8), epoch);
+        }
         if lanes == FULL && clock.covers(Party { block, warp, lane: ALL }, epoch) {
             return true;
         }
@@ -184,11 +230,29 @@ impl Access<'_> {
             .all(|lane| clock.covers(Party { block, warp, lane }, epoch))
     }
 
+    /// Whether a fence of the asynchronous proxy lies between what a thread wrote, which is ordered
+    /// before, and what `lane` starts now.
+    fn fenced(&self, lane: usize, block: u32, tag: u32, epoch: Epoch) -> bool {
+        let old = epoch <= self.launch || epoch <= self.order.started;
+        let lane_of = match lanes_of(tag) {
+            FULL => ALL,
+            one => one.trailing_zeros() as u8,
+        };
+        let warp = ((tag & WARP) >> WARP_SHIFT) as u8;
+        let party = Party { block, warp, lane: lane_of };
+        old || tag & AGENT != 0 || self.order.of(lane).fenced.covers(party, epoch)
+    }
+
     /// Strong accesses whose scopes include both threads do not race.
     fn both_strong(&self, block: u32, tag: u32) -> bool {
         let bits = self.kind.bits();
         bits & tag & STRONG != 0 && (block == self.order.block || (bits | tag) & IN_BLOCK == 0)
     }
+}
+
+/// The agent of a warp with a number.
+pub(crate) fn agent(block: u32, warp: u8, number: u8) -> Party {
+    Party { block, warp: 0x80 | warp, lane: number & 31 }
 }
 
 fn lanes_of(tag: u32) -> u32 {
@@ -289,7 +353,8 @@ impl Cells {
                         && other.block == access.order.block
                         && other.warp == u32::from(access.order.warp))
                     .then_some(other.lanes);
-                    let plain = access.kind == Kind::Write && other.wrote && !other.in_flight;
+                    let done = other.wrote && !other.in_flight && !other.agent;
+                    let plain = access.kind == Kind::Write && done;
                     if !plain || !harmless(lane, at, same) {
                         // The other lanes that meet the same fault are named with it.
                         match &mut first {
@@ -326,6 +391,49 @@ impl Cells {
         Ok(())
     }
 
+    /// One lane starts an asynchronous access to a range. If it does not `keep` it, it only makes
+    /// sure that the writes before are ordered.
+    pub(crate) fn range(
+        &mut self,
+        range: Range<usize>,
+        lane: usize,
+        keep: bool,
+        access: &Access<'_>,
+        lists: &mut Lists,
+    ) -> Result<(), (u32, Other)> {
+        let mut at = range.start;
+        while at < range.end {
+            let page = self.page(at, if (range.end - at) < 4 { 1 } else { 4 }, lists);
+            let cell = (at % PAGE) >> page.shift;
+            let outcome = if keep {
+                page.touch(cell, lane, 1 << lane, access, lists)
+            } else {
+                page.after_write(cell, lane, 1 << lane, access)
+            };
+            outcome.map_err(|other| (1 << lane, Other { offset: at, ..other }))?;
+            at += 1 << page.shift;
+        }
+        Ok(())
+    }
+
+    /// An agent has done one access to a range: whoever learns of this epoch comes after it.
+    pub(crate) fn complete(
+        &mut self,
+        range: Range<usize>,
+        (warp, number): (u8, u8),
+        wrote: bool,
+        now: Epoch,
+        lists: &mut Lists,
+    ) {
+        let own = u32::from(warp) << WARP_SHIFT | AGENT;
+        let mut at = range.start;
+        while at < range.end {
+            let Some(page) = self.pages[at / PAGE].as_mut() else { return };
+            page.complete((at % PAGE) >> page.shift, own, number & 31, wrote, now, lists);
+            at += 1 << page.shift;
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.pages.is_empty()
     }
@@ -337,17 +445,17 @@ impl Cells {
         while at < start + width {
             let Some(page) = self.pages[at / PAGE].as_mut() else { return };
             let cell = (at % PAGE) >> page.shift;
-            if page.write[cell] == IN_FLIGHT && page.writer[cell] & (WARP | LANE) == own {
+            if page.write[cell] == IN_FLIGHT && page.writer[cell] & (WARP | LANE | AGENT) == own {
                 page.write[cell] = now;
             }
             at += 1 << page.shift;
         }
     }
 
-    /// Copies that were never waited for end with their block.
+    /// What was never waited for ends with its block.
     pub(crate) fn forget_flights(&mut self) {
         for page in self.pages.iter_mut().flatten() {
-            for epoch in &mut page.write {
+            for epoch in page.write.iter_mut().chain(&mut page.read) {
                 if *epoch == IN_FLIGHT {
                     *epoch = 0;
                 }

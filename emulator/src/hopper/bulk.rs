@@ -9,7 +9,10 @@ use crate::hopper::tensor_map::{OutOfBoundsFill, Swizzle, TENSOR_MAP_BYTES, Tens
 use crate::machine::{Machine, Stopped, Warp};
 use crate::memory::{PARAMETER_BASE, WINDOW_BITS, WINDOW_MASK};
 use crate::op::Op;
+use crate::order::Scope;
+use crate::races::{Kind, agent};
 use crate::syntax::Space;
+use std::ops::Range;
 
 /// What a bulk copy does, as `Op::d` holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +86,17 @@ struct Move {
     bytes: u32,
 }
 
-/// A copy between its issue and its landing.
+/// How far a copy has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Progress {
+    Issued,
+    /// The bytes have been read and are yet to be written.
+    Read(Vec<u8>),
+    /// A schedule may let it land before anybody waits; a checked run keeps it until somebody does.
+    Landed,
+}
+
+/// A copy between its issue and the first wait that sees it landed.
 #[derive(Clone, Debug)]
 pub(crate) struct Flight {
     warp: u32,
@@ -96,35 +109,140 @@ pub(crate) struct Flight {
     signal: Signal,
     moves: Vec<Move>,
     reduce: Option<(u8, u8)>,
-    /// The bytes, once they have been read and are yet to be written.
-    read: Option<Vec<u8>>,
+    progress: Progress,
+    /// Phase of its mbarrier that it landed in.
+    phase: u64,
+    /// Its thread has waited until its sources were read.
+    reads_waited_for: bool,
 }
 
 impl Flight {
-    /// Whether it writes into this range of shared memory.
+    /// Whether it still writes into this range of shared memory.
     pub(crate) fn writes_shared(&self, offset: u64, bytes: u64) -> bool {
         let (start, end) = (u64::from(self.start), u64::from(self.start) + u64::from(self.bytes));
-        self.writes && offset < end && start < offset + bytes
+        self.writes && self.progress != Progress::Landed && offset < end && start < offset + bytes
+    }
+
+    /// Number of the agent of its warp that reads and writes for it: one for each thing that can be
+    /// waited for.
+    fn agent(&self) -> u8 {
+        match self.signal {
+            Signal::Barrier(at) => (at / 8) as u8 & 31,
+            Signal::Group { thread, .. } => (thread % 32) as u8,
+        }
+    }
+
+    /// Ranges of shared memory at this end of its moves.
+    fn near(&self) -> impl Iterator<Item = Range<usize>> {
+        self.moves.iter().map(|part| part.shared as usize..(part.shared + part.bytes) as usize)
+    }
+
+    /// Ranges of shared memory at the other end.
+    fn far_shared(&self) -> impl Iterator<Item = Range<usize>> {
+        self.moves.iter().filter_map(|part| match part.end {
+            End::Shared(from) => Some(from as usize..(from + part.bytes) as usize),
+            _ => None,
+        })
+    }
+
+    /// Windows and ranges of global memory at the other end.
+    fn far_global(&self) -> impl Iterator<Item = (u64, Range<usize>)> {
+        self.moves.iter().filter_map(|part| match part.end {
+            End::Global { window, offset } => {
+                Some((window, offset as usize..offset as usize + part.bytes as usize))
+            }
+            _ => None,
+        })
     }
 }
 
 impl Machine<'_> {
     /// The first moment of an asynchronous copy: from here on its memory must be left alone.
-    fn issue<const CHECK: bool>(&mut self, flight: Flight) -> Outcome {
-        if CHECK && flight.writes {
-            self.shared_shadow.unset_range(flight.start as usize, flight.bytes as usize);
+    fn issue<const CHECK: bool>(&mut self, warp: &Warp, mut flight: Flight) -> Outcome {
+        if CHECK {
+            self.occupy(warp, &flight)?;
+            self.hopper.flew = true;
+            if flight.writes {
+                self.shared_shadow.unset_range(flight.start as usize, flight.bytes as usize);
+            }
         }
         if self.hopper.lands_at_once() {
-            return self.land::<CHECK>(flight);
+            self.land::<CHECK>(&mut flight)?;
         }
-        self.hopper.flights.push(flight);
+        if CHECK || flight.progress != Progress::Landed {
+            self.hopper.flights.push(flight);
+        }
         Ok(())
     }
 
+    /// What a copy reads and writes must be ordered after what others did there.
+    fn occupy(&mut self, warp: &Warp, flight: &Flight) -> Outcome {
+        let (lane, pc, bytes) = (flight.lane, flight.pc, flight.bytes as usize);
+        let (reads, writes) = (Kind::AgentRead(flight.agent()), Kind::AgentWrite(flight.agent()));
+        let near = if flight.writes { writes } else { reads };
+        let shared = (Space::Shared, 0);
+        self.ordered_ranges(warp, shared, lane, bytes, flight.far_shared(), true, reads, pc)?;
+        self.ordered_ranges(warp, shared, lane, bytes, flight.near(), true, near, pc)?;
+        let far = match (flight.writes, flight.reduce) {
+            // Global memory that is read while a copy is under way is taken to be read at once.
+            (true, _) => Kind::Read,
+            (false, Some(_)) => Kind::Atomic(Scope::Device),
+            (false, None) => writes,
+        };
+        for (window, range) in flight.far_global() {
+            let (place, ranges) = ((Space::Global, window), std::iter::once(range));
+            self.ordered_ranges(warp, place, lane, bytes, ranges, true, far, pc)?;
+        }
+        Ok(())
+    }
+
+    /// What a copy read is free again; with `writes`, what it wrote is there.
+    fn vacate(&mut self, flight: &mut Flight, writes: bool) {
+        let agent = (flight.warp as u8, flight.agent());
+        let shared = (Space::Shared, 0);
+        if !std::mem::replace(&mut flight.reads_waited_for, true) {
+            self.completed(shared, agent, flight.far_shared(), false);
+            if !flight.writes {
+                self.completed(shared, agent, flight.near(), false);
+            }
+        }
+        if writes && flight.writes {
+            self.completed(shared, agent, flight.near(), true);
+        } else if writes {
+            for (window, range) in flight.far_global() {
+                self.completed((Space::Global, window), agent, std::iter::once(range), true);
+            }
+        }
+    }
+
+    /// Threads that see a phase of this mbarrier over see its copies landed.
+    pub(super) fn see_landed(&mut self, block: u32, at: u32) {
+        let Some(phase) = self.hopper.barriers.get(&at).map(|barrier| barrier.phase) else {
+            return;
+        };
+        let over = |flight: &mut Flight| {
+            flight.signal == Signal::Barrier(at)
+                && flight.progress == Progress::Landed
+                && flight.phase < phase
+        };
+        let landed: Vec<Flight> = self.hopper.flights.extract_if(.., over).collect();
+        if landed.is_empty() {
+            return;
+        }
+        self.tick();
+        for mut flight in landed {
+            self.vacate(&mut flight, true);
+            let party = agent(block, flight.warp as u8, flight.agent());
+            if let Some(barrier) = self.hopper.barriers.get_mut(&at) {
+                barrier.arrived.learn(party, self.now);
+            }
+        }
+    }
+
     /// The last moment: its bytes are moved and its signal is given.
-    fn land<const CHECK: bool>(&mut self, mut flight: Flight) -> Outcome {
-        self.read_sources(&mut flight);
-        let data = flight.read.take().unwrap_or_default();
+    fn land<const CHECK: bool>(&mut self, flight: &mut Flight) -> Outcome {
+        let data = self.read_sources(flight);
+        flight.progress = Progress::Landed;
         let mut from = 0;
         for &Move { shared, end, bytes } in &flight.moves {
             let part = &data[from..from + bytes as usize];
@@ -148,21 +266,24 @@ impl Machine<'_> {
             self.shared_shadow.set_range(flight.start as usize, flight.bytes as usize);
         }
         match flight.signal {
-            Signal::Barrier(at) => self
-                .complete_bytes(at, flight.lane, i64::from(flight.bytes))
-                .map_err(|mut fault| {
-                    let note = &self.kernel.notes[flight.pc];
-                    fault.message += &format!("; it was issued on PTX line {}", note.line);
-                    fault
-                }),
+            Signal::Barrier(at) => {
+                flight.phase = self.hopper.barriers.get(&at).map_or(0, |barrier| barrier.phase);
+                self.complete_bytes(at, flight.lane, i64::from(flight.bytes)).map_err(
+                    |mut fault| {
+                        let note = &self.kernel.notes[flight.pc];
+                        fault.message += &format!("; it was issued on PTX line {}", note.line);
+                        fault
+                    },
+                )
+            }
             Signal::Group { .. } => Ok(()),
         }
     }
 
-    /// Reads what a copy moves, if that has not been done.
-    fn read_sources(&mut self, flight: &mut Flight) {
-        if flight.read.is_some() {
-            return;
+    /// The bytes that a copy moves, read now if they have not been.
+    fn read_sources(&mut self, flight: &mut Flight) -> Vec<u8> {
+        if let Progress::Read(data) = &mut flight.progress {
+            return std::mem::take(data);
         }
         let mut data = Vec::with_capacity(flight.bytes as usize);
         for &Move { shared, end, bytes } in &flight.moves {
@@ -188,7 +309,7 @@ impl Machine<'_> {
                 }
             }
         }
-        flight.read = Some(data);
+        data
     }
 
     /// Lands the copies that a phase of this mbarrier waits for, in the order of issue. Where
@@ -199,12 +320,15 @@ impl Machine<'_> {
             _ => return Ok(()),
         };
         while self.hopper.barriers.get(&at).is_some_and(|barrier| barrier.phase == phase) {
-            let flights = &mut self.hopper.flights;
-            let Some(first) = flights.iter().position(|f| f.signal == Signal::Barrier(at)) else {
-                break;
+            let due = |flight: &Flight| {
+                flight.signal == Signal::Barrier(at) && flight.progress != Progress::Landed
             };
-            let flight = flights.remove(first);
-            self.land::<CHECK>(flight)?;
+            let Some(first) = self.hopper.flights.iter().position(due) else { break };
+            let mut flight = self.hopper.flights.remove(first);
+            self.land::<CHECK>(&mut flight)?;
+            if CHECK {
+                self.hopper.flights.insert(first, flight);
+            }
         }
         Ok(())
     }
@@ -213,7 +337,7 @@ impl Machine<'_> {
     /// with `reads` have been read.
     pub(super) fn bulk_wait<const CHECK: bool>(
         &mut self,
-        warp: u32,
+        warp: &mut Warp,
         mask: u32,
         groups: u32,
         reads: bool,
@@ -221,24 +345,32 @@ impl Machine<'_> {
         if self.hopper.flights.is_empty() {
             return Ok(());
         }
+        self.tick();
         let mut flights = std::mem::take(&mut self.hopper.flights);
         let mut left = Vec::with_capacity(flights.len());
         for mut flight in flights.drain(..) {
             let due = match flight.signal {
                 Signal::Group { thread, number } => {
-                    let mine = thread / 32 == warp as usize && mask >> (thread % 32) & 1 != 0;
+                    let mine = thread / 32 == warp.index as usize && mask >> (thread % 32) & 1 != 0;
                     mine && number + groups < self.hopper.bulk_commits[thread]
                 }
                 Signal::Barrier(_) => false,
             };
-            if due && !reads {
-                self.land::<CHECK>(flight)?;
-                continue;
-            }
             if due {
-                self.read_sources(&mut flight);
+                if !reads && flight.progress != Progress::Landed {
+                    self.land::<CHECK>(&mut flight)?;
+                } else if flight.progress == Progress::Issued {
+                    flight.progress = Progress::Read(self.read_sources(&mut flight));
+                }
+                if CHECK {
+                    self.vacate(&mut flight, !reads);
+                    let party = agent(warp.order.block, warp.order.warp, flight.agent());
+                    warp.order.waited_for(1 << flight.lane, warp.live, party, self.now);
+                }
             }
-            left.push(flight);
+            if !due || reads {
+                left.push(flight);
+            }
         }
         self.hopper.flights = left;
         Ok(())
@@ -247,16 +379,22 @@ impl Machine<'_> {
     /// The block has ended: what is under way lands. Shared memory that a copy still reads is gone
     /// by then on hardware.
     pub(crate) fn land_all<const CHECK: bool>(&mut self) -> Result<(), (usize, Stopped)> {
-        for flight in std::mem::take(&mut self.hopper.flights) {
+        for mut flight in std::mem::take(&mut self.hopper.flights) {
             let (warp, pc) = (flight.warp as usize, flight.pc);
-            if CHECK && !flight.writes && flight.read.is_none() {
+            if CHECK && !flight.writes && !flight.reads_waited_for {
                 let why = "the block ends while this copy may still read its shared memory: the \
                            thread has not waited for it with cp.async.bulk.wait_group";
                 let fault = Fault::new(Check::AsyncHazard, 1 << flight.lane, why)
                     .at(describe_shared(self.kernel, u64::from(flight.start)));
                 return Err((warp, Stopped { pc, fault }));
             }
-            self.land::<CHECK>(flight).map_err(|fault| (warp, Stopped { pc, fault }))?;
+            if flight.progress != Progress::Landed {
+                self.land::<CHECK>(&mut flight).map_err(|fault| (warp, Stopped { pc, fault }))?;
+            }
+            if CHECK {
+                // Later launches come after it; nobody in this one does.
+                self.vacate(&mut flight, true);
+            }
         }
         Ok(())
     }
@@ -306,9 +444,11 @@ impl Machine<'_> {
                 let thread = 32 * warp.index as usize + lane;
                 Signal::Group { thread, number: self.hopper.bulk_commits[thread] }
             } else {
-                Signal::Barrier(self.barrier_at::<CHECK>(barrier, lane)?)
+                let at = self.barrier_at::<CHECK>(barrier, lane)?;
+                self.order_barrier::<CHECK>(warp, at, lane, Kind::Atomic(Scope::Block), pc)?;
+                Signal::Barrier(at)
             };
-            self.issue::<CHECK>(Flight {
+            let flight = Flight {
                 warp: warp.index,
                 lane,
                 pc,
@@ -318,8 +458,11 @@ impl Machine<'_> {
                 signal,
                 moves,
                 reduce: bulk.reduce,
-                read: None,
-            })?;
+                progress: Progress::Issued,
+                phase: 0,
+                reads_waited_for: false,
+            };
+            self.issue::<CHECK>(warp, flight)?;
         }
         Ok(())
     }

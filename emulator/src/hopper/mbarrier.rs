@@ -10,7 +10,9 @@ use crate::findings::{Check, Fault};
 use crate::hopper::{ARRIVE_DROP, Action, EXPECT, NO_COMPLETE, NO_INCREMENT, Parked};
 use crate::machine::{Machine, Warp};
 use crate::op::Op;
-use crate::order::Order;
+use crate::order::{Order, Scope};
+use crate::races::Kind;
+use crate::syntax::Space;
 
 /// Bound of every count of an mbarrier.
 const MOST: i64 = (1 << 20) - 1;
@@ -31,7 +33,7 @@ pub(crate) struct Mbarrier {
     pub(super) stirred: bool,
     /// What those that arrived in this phase know, and those of all phases that are over.
     arriving: Order,
-    arrived: Order,
+    pub(super) arrived: Order,
 }
 
 /// The arrivals that were pending when an arrival returned this state.
@@ -126,6 +128,23 @@ impl Machine<'_> {
         Ok(at)
     }
 
+    /// Whoever uses a barrier comes after its `init`, and its `init` and `inval` after those who used
+    /// its bytes.
+    pub(super) fn order_barrier<const CHECK: bool>(
+        &mut self,
+        warp: &Warp,
+        at: u32,
+        lane: usize,
+        kind: Kind,
+        pc: usize,
+    ) -> Outcome {
+        if !CHECK {
+            return Ok(());
+        }
+        let range = std::iter::once(at as usize..at as usize + 8);
+        self.ordered_ranges(warp, (Space::Shared, 0), lane, 8, range, true, kind, pc)
+    }
+
     /// Changes a barrier and its bytes.
     pub(super) fn change_barrier(
         &mut self,
@@ -171,6 +190,7 @@ impl Machine<'_> {
             if self.hopper.barriers.contains_key(&at) {
                 return fault("a second mbarrier.init without mbarrier.inval before it".to_owned());
             }
+            self.order_barrier::<CHECK>(warp, at, lane, Kind::Write, pc)?;
             self.hopper.barriers.insert(at, Mbarrier::new(count, pc));
             self.shared_shadow.set(at as usize, 8);
             self.change_barrier(at, lane, |_| Ok(()))?;
@@ -183,11 +203,13 @@ impl Machine<'_> {
         warp: &Warp,
         op: &Op,
         list: &[u16],
+        pc: usize,
         mask: u32,
     ) -> Outcome {
         for lane in lanes(mask) {
             let address = self.address_at(warp, op, list, 0, lane);
             let at = self.barrier_at::<CHECK>(address, lane)?;
+            self.order_barrier::<CHECK>(warp, at, lane, Kind::Write, pc)?;
             self.hopper.barriers.remove(&at);
             self.shared_shadow.unset(at as usize, 8);
         }
@@ -200,12 +222,14 @@ impl Machine<'_> {
         warp: &mut Warp,
         op: &Op,
         list: &[u16],
+        pc: usize,
         mask: u32,
     ) -> Outcome {
         let mut states = [0u64; 32];
         for lane in lanes(mask) {
             let address = self.address_at(warp, op, list, 1, lane);
             let at = self.barrier_at::<CHECK>(address, lane)?;
+            self.order_barrier::<CHECK>(warp, at, lane, Kind::Atomic(Scope::Block), pc)?;
             let count = warp.registers.read::<u32>(list[2])[lane];
             let bytes = i64::from(warp.registers.read::<u32>(list[3])[lane]);
             let how = op.size;
@@ -225,18 +249,20 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// `mbarrier.expect_tx` (`sign` 1) and `mbarrier.complete_tx` (-1).
+    /// `mbarrier.expect_tx` and `mbarrier.complete_tx`.
     pub(super) fn expect_bytes<const CHECK: bool>(
         &mut self,
         warp: &Warp,
         op: &Op,
         list: &[u16],
+        pc: usize,
         mask: u32,
-        sign: i64,
     ) -> Outcome {
+        let sign = if op.action == Action::ExpectBytes { 1 } else { -1 };
         for lane in lanes(mask) {
             let address = self.address_at(warp, op, list, 0, lane);
             let at = self.barrier_at::<CHECK>(address, lane)?;
+            self.order_barrier::<CHECK>(warp, at, lane, Kind::Atomic(Scope::Block), pc)?;
             let bytes = i64::from(warp.registers.read::<u32>(list[1])[lane]);
             if sign > 0 {
                 self.change_barrier(at, lane, |barrier| barrier.expect(bytes))?;
@@ -263,11 +289,13 @@ impl Machine<'_> {
         warp: &Warp,
         op: &Op,
         list: &[u16],
+        pc: usize,
         mask: u32,
     ) -> Outcome {
         for lane in lanes(mask) {
             let address = self.address_at(warp, op, list, 0, lane);
             let at = self.barrier_at::<CHECK>(address, lane)?;
+            self.order_barrier::<CHECK>(warp, at, lane, Kind::Atomic(Scope::Block), pc)?;
             if op.flags & NO_INCREMENT == 0 {
                 self.change_barrier(at, lane, |barrier| {
                     if i64::from(barrier.pending) == MOST {
@@ -347,6 +375,7 @@ impl Machine<'_> {
         for lane in lanes(mask) {
             let address = self.address_at(warp, op, list, 1, lane);
             let at = self.barrier_at::<CHECK>(address, lane)?;
+            self.order_barrier::<CHECK>(warp, at, lane, Kind::StrongRead(Scope::Block), pc)?;
             places[lane] = at;
             let fault = |message: String| {
                 Err(Fault::new(Check::InvalidArgument, 1 << lane, message)
@@ -376,6 +405,7 @@ impl Machine<'_> {
             let at = places[left.trailing_zeros() as usize];
             let these = lanes(left).filter(|&l| places[l] == at).fold(0, |all, l| all | 1 << l);
             left &= !these;
+            self.see_landed(warp.order.block, at);
             if let Some(barrier) = self.hopper.barriers.get(&at) {
                 warp.order.meet(these, warp.live, &barrier.arrived);
             }

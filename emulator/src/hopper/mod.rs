@@ -28,6 +28,7 @@ use crate::findings::{Check, Fault};
 use crate::machine::{Machine, State, Stopped, Warp};
 use crate::memory::{SHARED_BASE, WINDOW_BITS, WINDOW_MASK};
 use crate::op::Op;
+use crate::order::Order;
 use crate::syntax::Space;
 
 mod bulk;
@@ -101,7 +102,8 @@ pub(crate) const NO_INCREMENT: u8 = 1 << 7;
 #[derive(Default)]
 pub(crate) struct Hopper {
     pub(super) barriers: BTreeMap<u32, Mbarrier>,
-    /// Copies that have not landed, in the order of issue.
+    /// Copies that have not landed, in the order of issue; in a checked run, also those that nobody
+    /// has seen landed.
     pub(super) flights: Vec<Flight>,
     /// Arrivals that wait for `cp.async` copies of a warp: barrier, warp, lanes.
     pub(super) copy_arrivals: Vec<(u32, u32, u32)>,
@@ -112,6 +114,10 @@ pub(crate) struct Hopper {
     /// Threads of each warp that have arrived at the cluster barrier and not waited yet, and those
     /// of the phase before that may go on.
     cluster: Vec<[u32; 2]>,
+    /// What those that have arrived at it know, and those of the phases before.
+    cluster_order: [Order; 2],
+    /// A checked run has seen a bulk copy or a product.
+    pub flew: bool,
     /// Something happened that a parked lane may wait for.
     pub changed: bool,
     timeouts: u32,
@@ -138,6 +144,8 @@ impl Hopper {
         self.queues.resize_with(warps, Queue::default);
         self.cluster.clear();
         self.cluster.resize(warps, [0; 2]);
+        self.cluster_order = Default::default();
+        self.flew = false;
         self.changed = false;
         self.timeouts = 0;
     }
@@ -172,10 +180,11 @@ impl Machine<'_> {
         match op.action {
             Action::Nothing => {}
             Action::Init => self.initialise::<CHECK>(warp, op, list, pc, mask)?,
-            Action::Invalidate => self.invalidate::<CHECK>(warp, op, list, mask)?,
-            Action::Arrive => self.arrive_at::<CHECK>(warp, op, list, mask)?,
-            Action::ExpectBytes => self.expect_bytes::<CHECK>(warp, op, list, mask, 1)?,
-            Action::CompleteBytes => self.expect_bytes::<CHECK>(warp, op, list, mask, -1)?,
+            Action::Invalidate => self.invalidate::<CHECK>(warp, op, list, pc, mask)?,
+            Action::Arrive => self.arrive_at::<CHECK>(warp, op, list, pc, mask)?,
+            Action::ExpectBytes | Action::CompleteBytes => {
+                self.expect_bytes::<CHECK>(warp, op, list, pc, mask)?;
+            }
             Action::WaitState | Action::WaitParity => {
                 return self.wait_at::<CHECK, COUNT>(warp, op, list, pc, mask);
             }
@@ -183,7 +192,7 @@ impl Machine<'_> {
                 let state = *warp.registers.read::<u64>(list[1]);
                 warp.registers.put(list[0], &state.map(mbarrier::pending_count), mask);
             }
-            Action::CopyArrive => self.copy_arrive::<CHECK>(warp, op, list, mask)?,
+            Action::CopyArrive => self.copy_arrive::<CHECK>(warp, op, list, pc, mask)?,
             Action::Bulk => self.bulk::<CHECK, COUNT>(warp, op, list, pc, mask)?,
             Action::BulkCommit => {
                 for lane in lanes(mask) {
@@ -191,10 +200,10 @@ impl Machine<'_> {
                 }
             }
             Action::BulkWait => {
-                self.bulk_wait::<CHECK>(warp.index, mask, u32::from(op.d[0]), op.d[1] != 0)?;
+                self.bulk_wait::<CHECK>(warp, mask, u32::from(op.d[0]), op.d[1] != 0)?;
             }
-            Action::ClusterArrive => self.cluster_arrive(warp, mask)?,
-            Action::ClusterWait => return self.cluster_wait(warp, mask),
+            Action::ClusterArrive => self.cluster_arrive::<CHECK>(warp, mask)?,
+            Action::ClusterWait => return self.cluster_wait::<CHECK>(warp, mask),
             Action::MapShared => {
                 let rank = warp.registers.read::<u32>(list[2]);
                 let bad = lanes(mask).fold(0, |bad, lane| bad | u32::from(rank[lane] != 0) << lane);
@@ -286,7 +295,7 @@ impl Machine<'_> {
     }
 
     /// `barrier.cluster.arrive` (PTX ISA 9.7.13.4) in a cluster of one block.
-    fn cluster_arrive(&mut self, warp: &Warp, mask: u32) -> Outcome {
+    fn cluster_arrive<const CHECK: bool>(&mut self, warp: &Warp, mask: u32) -> Outcome {
         let [arrived, open] = &mut self.hopper.cluster[warp.index as usize];
         let twice = *arrived & mask | *open & mask;
         if twice != 0 {
@@ -294,11 +303,15 @@ impl Machine<'_> {
             return Err(Fault::new(Check::InvalidArgument, twice, why));
         }
         *arrived |= mask;
+        if CHECK {
+            self.hopper.cluster_order[0].join(&warp.order.release(mask, warp.live, self.now));
+            self.tick();
+        }
         self.hopper.changed = true;
         Ok(())
     }
 
-    fn cluster_wait(&mut self, warp: &Warp, mask: u32) -> Parked {
+    fn cluster_wait<const CHECK: bool>(&mut self, warp: &mut Warp, mask: u32) -> Parked {
         let [arrived, open] = &mut self.hopper.cluster[warp.index as usize];
         let never = mask & !*arrived & !*open;
         if never != 0 {
@@ -307,6 +320,9 @@ impl Machine<'_> {
         }
         let through = mask & *open;
         *open &= !through;
+        if CHECK && through != 0 {
+            warp.order.meet(through, warp.live, &self.hopper.cluster_order[1]);
+        }
         self.hopper.changed |= through != mask;
         Ok(mask & !through)
     }
@@ -323,6 +339,8 @@ impl Machine<'_> {
             for [arrived, open] in cluster {
                 *open |= std::mem::take(arrived);
             }
+            let [arrived, open] = &mut self.hopper.cluster_order;
+            open.join(&std::mem::take(arrived));
         }
         any && all
     }

@@ -18,9 +18,14 @@ use crate::hopper::{Action, Parked};
 use crate::machine::{Machine, State, Stopped, Warp};
 use crate::math::{b, brain_to_single, f, from_e4m3, from_e5m2, half_to_single, single_to_half};
 use crate::op::Op;
+use crate::races::{Kind, agent};
 use crate::registers::{FULL, Registers};
-use crate::syntax::Type;
+use crate::syntax::{Space, Type};
 use crate::tensor_cores::Sum;
+use std::ops::Range;
+
+/// Number of the agent that reads for the products of a warpgroup, in the name of its first warp.
+const AGENT: u8 = 31;
 
 /// Rows of a product; each warp of the warpgroup has 16.
 const ROWS: usize = 64;
@@ -158,9 +163,25 @@ impl Form {
         }
     }
 
+    /// Bytes of shared memory that a product reads.
+    fn operand_bytes(&self) -> usize {
+        let rows = if self.a_in_registers { self.columns } else { ROWS + self.columns };
+        32 * rows
+    }
+
+    /// The runs of 16 bytes of shared memory that a product reads.
+    fn ranges(&self, words: [u64; 2]) -> impl Iterator<Item = Range<usize>> {
+        let form = *self;
+        let in_shared = if form.a_in_registers { 1..2 } else { 0..2 };
+        in_shared
+            .filter_map(move |at| Some((Descriptor::decode(words[at])?, at == 1)))
+            .flat_map(move |(descriptor, is_b)| form.chunks(descriptor, is_b))
+            .map(|(address, ..)| address as usize..address as usize + 16)
+    }
+
     /// Every run of 16 bytes of an operand: its address, and the outer and first major element.
     fn chunks(
-        &self,
+        self,
         descriptor: Descriptor,
         is_b: bool,
     ) -> impl Iterator<Item = (u64, usize, usize)> {
@@ -269,8 +290,14 @@ impl Machine<'_> {
                     let message = "lanes differ in whether D is added to".to_owned();
                     return fault(Check::InvalidArgument, message);
                 }
-                if CHECK && index.is_multiple_of(4) {
+                if CHECK {
                     self.check_operands(&form, words, pc, mask, false)?;
+                    // Its reads are the warpgroup's, kept once; each warp must come after the writes.
+                    let first = index.is_multiple_of(4);
+                    let (kind, place) = (Kind::AgentRead(AGENT), (Space::Shared, 0));
+                    let (ranges, bytes) = (form.ranges(words), form.operand_bytes());
+                    self.ordered_ranges(warp, place, 0, bytes, ranges, first, kind, pc)?;
+                    self.hopper.flew = true;
                 }
                 let queue = &mut self.hopper.queues[index];
                 let [a, b] = words;
@@ -477,6 +504,11 @@ impl Machine<'_> {
                         .map_err(|fault| (index, Stopped { pc, fault }))?;
                 }
                 self.multiply(four, &form, &kernel.lists[op.imm as usize], &product, wide);
+                if CHECK {
+                    let ranges = form.ranges([product.a, product.b]);
+                    self.tick();
+                    self.completed((Space::Shared, 0), (index as u8, AGENT), ranges, false);
+                }
                 for queue in &mut self.hopper.queues[index..index + 4] {
                     queue.products.remove(0);
                 }
@@ -484,6 +516,10 @@ impl Machine<'_> {
             for (warp, (at, _)) in four.iter_mut().zip(places) {
                 warp.groups[at].state = State::Ready;
                 warp.groups[at].pc += 1;
+                if CHECK && due > 0 {
+                    let party = agent(warp.order.block, index as u8, AGENT);
+                    warp.order.waited_for(FULL, warp.live, party, self.now);
+                }
             }
             self.hopper.timeouts = 0;
             any = true;

@@ -5,7 +5,7 @@
 //! The file is long because these ways must keep the same record.
 
 use super::{
-    Access, IN_FLIGHT, Kind, LANE, LANES, LISTED, MOST_LISTED, MOST_PLACES, Other, PAGE,
+    AGENT, Access, IN_FLIGHT, Kind, LANE, LANES, LISTED, MOST_LISTED, MOST_PLACES, Other, PAGE,
     PLACE_SHIFT, SAME_WARP, SOME, STRONG, THREAD, WARP, WARP_SHIFT, WARPS, lanes_of,
 };
 use crate::order::Epoch;
@@ -181,8 +181,7 @@ impl Page {
         } else {
             (&mut self.read, &mut self.reader, &mut self.read_block)
         };
-        let epoch = if access.kind == Kind::CopyWrite { IN_FLIGHT } else { access.now };
-        epochs[range.clone()].fill(epoch);
+        epochs[range.clone()].fill(access.epoch());
         for (cell, lane) in tags[range.clone()].iter_mut().zip(lane) {
             *cell = tag | lane;
         }
@@ -196,7 +195,7 @@ impl Page {
     fn join_readers(&mut self, cell: usize, access: &Access<'_>) -> bool {
         let (epoch, theirs) = (self.read[cell], self.reader[cell]);
         let alone = self.read_block.is_empty();
-        if !access.whole_barriers || !alone || epoch == LISTED || theirs & STRONG != 0 {
+        if !access.whole_barriers || !alone || epoch >= LISTED || theirs & (STRONG | AGENT) != 0 {
             return false;
         }
         let before = match theirs & WARPS {
@@ -236,8 +235,7 @@ impl Page {
         let fine = before(epoch, theirs, &self.read_block);
         if access.kind.writes() {
             if fine {
-                let epoch = if access.kind == Kind::CopyWrite { IN_FLIGHT } else { access.now };
-                self.write[cell] = epoch;
+                self.write[cell] = access.epoch();
                 self.writer[cell] = tag;
                 self.read[cell] = 0;
                 if let Some(block) = self.write_block.get_mut(cell) {
@@ -267,6 +265,55 @@ impl Page {
         blocks.get(cell).copied().unwrap_or(own)
     }
 
+    /// Whether an access by one lane or a whole warp is ordered after what some lanes did.
+    fn after(
+        access: &Access<'_>,
+        (lane, lanes): (usize, u32),
+        block: u32,
+        tag: u32,
+        them: u32,
+        epoch: Epoch,
+    ) -> bool {
+        // All lanes know the same; what one of them did is not ordered for the others.
+        let one = lanes == FULL && them.count_ones() == 1;
+        let lane = if one { (them.trailing_zeros() as usize + 1) % 32 } else { lane };
+        access.ordered(lane, block, tag, them, epoch)
+    }
+
+    /// Whether an access by one lane or a whole warp comes after the last write.
+    pub(super) fn after_write(
+        &self,
+        cell: usize,
+        lane: usize,
+        lanes: u32,
+        access: &Access<'_>,
+    ) -> Result<(), Other> {
+        let (epoch, tag) = (self.write[cell], self.writer[cell]);
+        if epoch == 0 {
+            return Ok(());
+        }
+        let block = Self::block_of(&self.write_block, cell, access.order.block);
+        let them = lanes_of(tag);
+        let fine = match access.kind {
+            Kind::ConstantRead => epoch <= access.launch,
+            // Strong writes are in the list as well.
+            _ if tag & STRONG != 0 => true,
+            _ => {
+                access.both_strong(block, tag)
+                    || Self::after(access, (lane, lanes), block, tag, them, epoch)
+            }
+        };
+        if !fine {
+            return Err(other(block, tag, them, true, epoch));
+        }
+        let shared = self.write_block.is_empty();
+        let reads = matches!(access.kind, Kind::AgentRead(_));
+        if shared && reads && !access.fenced(lane, block, tag, epoch) {
+            return Err(Other { unfenced: true, ..other(block, tag, them, true, epoch) });
+        }
+        Ok(())
+    }
+
     /// One access to one cell, by one lane or a whole warp.
     pub(super) fn touch(
         &mut self,
@@ -278,29 +325,9 @@ impl Page {
     ) -> Result<(), Other> {
         let own = access.order.block;
         let all = |block: u32, tag: u32, them: u32, epoch: Epoch| {
-            if lanes == FULL {
-                // All lanes know the same; what one of them did is not ordered for the others.
-                let one = them.count_ones() == 1;
-                let other = if one { (them.trailing_zeros() as usize + 1) % 32 } else { lane };
-                access.ordered(other, block, tag, them, epoch)
-            } else {
-                access.ordered(lane, block, tag, them, epoch)
-            }
+            Self::after(access, (lane, lanes), block, tag, them, epoch)
         };
-        let (epoch, tag) = (self.write[cell], self.writer[cell]);
-        // Strong writes are in the list as well.
-        if epoch != 0 && (tag & STRONG == 0 || access.kind == Kind::ConstantRead) {
-            let block = Self::block_of(&self.write_block, cell, own);
-            let them = lanes_of(tag);
-            let fine = if access.kind == Kind::ConstantRead {
-                epoch <= access.launch
-            } else {
-                access.both_strong(block, tag) || all(block, tag, them, epoch)
-            };
-            if !fine {
-                return Err(other(block, tag, them, true, epoch));
-            }
-        }
+        self.after_write(cell, lane, lanes, access)?;
         let strong = access.kind.bits() & STRONG != 0;
         if self.read[cell] == LISTED && !lists.has(self.reader[cell]) {
             self.read[cell] = 0;
@@ -318,7 +345,7 @@ impl Page {
                         entry.epoch == access.now
                             && entry.lanes & lanes == lanes
                             && entry.block == own
-                            && (entry.tag >> WARP_SHIFT) & 0x1f == u32::from(access.order.warp)
+                            && (entry.tag ^ access.tag()) & SAME_WARP == 0
                     };
                     if list.iter().all(|entry| !entry.wrote) && list.iter().any(mine) {
                         return Ok(());
@@ -376,12 +403,23 @@ impl Page {
         access: &Access<'_>,
         lists: &mut Lists,
     ) {
-        let lane_bits = if lanes == FULL { LANES } else { lanes.trailing_zeros() };
+        let whose = access.whose(lanes);
+        let lane_bits = if whose == FULL { LANES } else { whose.trailing_zeros() };
         let tag = access.tag() | lane_bits;
         let own = access.order.block;
         let strong = access.kind.bits() & STRONG != 0;
+        // An atomic does not stand for the plain write before it, which others must come after too.
+        let (written, writer) = (self.write[cell], self.writer[cell]);
+        let keep = access.kind.writes() && strong && writer & STRONG == 0;
+        let plain = (keep && written > access.order.block_floor).then(|| Entry {
+            block: Self::block_of(&self.write_block, cell, own),
+            epoch: written,
+            lanes: lanes_of(writer),
+            tag: writer & !LANE,
+            wrote: true,
+        });
         if access.kind.writes() {
-            self.write[cell] = if access.kind == Kind::CopyWrite { IN_FLIGHT } else { access.now };
+            self.write[cell] = access.epoch();
             self.writer[cell] = tag;
             if let Some(block) = self.write_block.get_mut(cell) {
                 *block = own;
@@ -397,8 +435,8 @@ impl Page {
         }
         let entry = Entry {
             block: own,
-            epoch: access.now,
-            lanes,
+            epoch: access.epoch(),
+            lanes: whose,
             tag: access.tag(),
             wrote: access.kind.writes(),
         };
@@ -416,9 +454,9 @@ impl Page {
                     && (epoch <= access.launch
                         || block == own
                             && (epoch <= access.order.block_floor
-                                || one && before & WARP == tag & WARP));
+                                || one && before & (WARP | AGENT) == tag & WARP));
             if old && !strong {
-                self.read[cell] = access.now;
+                self.read[cell] = access.epoch();
                 self.reader[cell] = tag;
                 if let Some(block) = self.read_block.get_mut(cell) {
                     *block = own;
@@ -439,8 +477,11 @@ impl Page {
             self.reader[cell] = list;
         }
         let list = lists.at(self.reader[cell]);
+        list.extend(plain);
         let same = |e: &Entry| {
-            e.block == own && (e.tag ^ tag) & (WARP | STRONG) == 0 && e.wrote == entry.wrote
+            // Each access of an agent ends for itself.
+            let whose = (e.tag ^ tag) & (WARP | STRONG | AGENT) | tag & AGENT;
+            e.block == own && whose == 0 && e.wrote == entry.wrote
         };
         // Of one warp, the latest accesses are kept: of the same lanes, or all of one epoch.
         let mut entry = entry;
@@ -471,6 +512,36 @@ impl Page {
         }
         list.push(entry);
     }
+
+    /// An access of an agent is over; of several that read, the first.
+    pub(super) fn complete(
+        &mut self,
+        cell: usize,
+        warp: u32,
+        number: u8,
+        wrote: bool,
+        now: Epoch,
+        lists: &mut Lists,
+    ) {
+        let own = |tag: u32| tag & SAME_WARP == warp;
+        if wrote {
+            if self.write[cell] == IN_FLIGHT && own(self.writer[cell]) {
+                self.write[cell] = now;
+            }
+        } else if self.read[cell] == IN_FLIGHT {
+            if own(self.reader[cell]) && self.reader[cell] & LANE == u32::from(number) {
+                self.read[cell] = now;
+            }
+        } else if self.read[cell] == LISTED && lists.has(self.reader[cell]) {
+            let list = lists.at(self.reader[cell]);
+            let reads = |e: &&mut Entry| {
+                e.epoch == IN_FLIGHT && own(e.tag) && e.lanes == 1 << number && !e.wrote
+            };
+            if let Some(entry) = list.iter_mut().find(reads) {
+                entry.epoch = now;
+            }
+        }
+    }
 }
 
 fn other(block: u32, tag: u32, lanes: u32, wrote: bool, epoch: Epoch) -> Other {
@@ -479,10 +550,12 @@ fn other(block: u32, tag: u32, lanes: u32, wrote: bool, epoch: Epoch) -> Other {
         place: (place < MOST_PLACES).then_some(place),
         block,
         warp: (tag & WARP) >> WARP_SHIFT,
-        lanes,
+        lanes: if tag & AGENT != 0 { 0 } else { lanes },
         wrote,
         strong: tag & STRONG != 0,
         in_flight: epoch == IN_FLIGHT,
+        agent: tag & AGENT != 0,
+        unfenced: false,
         offset: 0,
     }
 }

@@ -1,5 +1,6 @@
 //! The emulator against independent arithmetic and hand-written kernels.
 
+mod async_hazards;
 mod checks;
 mod counts;
 mod coverage;

@@ -246,3 +246,20 @@ fn asynchronous_copies_are_ordered_from_issue_to_wait() {
         .replace("and.b32 %r3, %r5, 1", "mov.u32 %r3, 0");
     racy(Check::AsyncHazard, &one, 1, 64);
 }
+
+#[test]
+fn an_atomic_does_not_hide_the_plain_write_before_it() {
+    let counter = |between: &str| {
+        format!(
+            ".shared .align 4 .b8 s[4]; mov.u32 %r0, s; setp.ne.u32 %q0, %t, 0; @%q0 bra ON;
+             st.shared.u32 [%r0], 0; red.shared.add.u32 [%r0], 1; ON: {between}
+             red.shared.add.u32 [%r0], 1; ret;"
+        )
+    };
+    clean(&counter("bar.sync 0;"), 1, 64);
+    let module = kernel(1, &counter(""));
+    for ran in runs(&module, 512, 1, 64) {
+        let finding = ran.report.findings.first().expect("a finding");
+        assert!(matches!(finding.check, Check::Race | Check::Uninitialised), "{finding}");
+    }
+}
