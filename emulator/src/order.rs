@@ -84,10 +84,6 @@ impl Clock {
         self.learn(Party { block, warp: ALL, lane: ALL }, epoch);
     }
 
-    /// Forgets what is known of a warp alone; its own order is kept with it.
-    fn forget_warp(&mut self, block: u32, warp: u8) {
-        self.known.retain(|(party, _)| party.block != block || party.warp != warp);
-    }
 
     /// Learns all that another clock knows.
     pub(crate) fn join(&mut self, other: &Self) {
@@ -180,6 +176,14 @@ impl Order {
 
     pub(crate) fn learn_block(&mut self, block: u32, epoch: Epoch) {
         Rc::make_mut(&mut self.clock).learn_block(block, epoch);
+    }
+
+    /// Forgets what is known of a warp alone; its own order is kept with it.
+    fn forget_warp(&mut self, block: u32, warp: u8) {
+        let own = |party: &Party| (party.block, party.warp) == (block, warp);
+        if self.clock.known.iter().any(|(party, _)| own(party)) {
+            Rc::make_mut(&mut self.clock).known.retain(|(party, _)| !own(party));
+        }
     }
 
     /// Learns what an acquire found.
@@ -286,15 +290,17 @@ impl WarpOrder {
 
     /// The lanes of a mask learn what a barrier of the block collected.
     pub(crate) fn after_barrier(&mut self, mask: u32, live: u32, order: &Order, now: Epoch) {
-        self.change(mask, live, |own| own.join(order));
-        if mask & live == live {
-            // All lanes were at it: they are ordered among themselves, and know the same.
-            let mut same = self.joined(live);
-            Rc::make_mut(&mut same.clock).forget_warp(self.block, self.warp);
-            self.lanes = Lanes::Same(same);
-            self.warp_floor = now;
-            self.block_floor = self.block_floor.max(self.floor_in_clock());
+        if mask & live != live {
+            self.change(mask, live, |own| own.join(order));
+            return;
         }
+        // All lanes were at it: they are ordered among themselves, and know the same. What they knew
+        // went into the barrier, so that its clock is theirs, and all warps share one.
+        let mut same = order.clone();
+        same.forget_warp(self.block, self.warp);
+        self.lanes = Lanes::Same(same);
+        self.warp_floor = now;
+        self.block_floor = self.block_floor.max(self.floor_in_clock());
     }
 
     /// Everything the block did up to `now` is ordered before what this warp does next.
@@ -311,7 +317,7 @@ impl WarpOrder {
         if mask & live == live {
             if !self.uniform() {
                 let mut same = self.joined(live);
-                Rc::make_mut(&mut same.clock).forget_warp(self.block, self.warp);
+                same.forget_warp(self.block, self.warp);
                 self.lanes = Lanes::Same(same);
             }
             self.warp_floor = now;
