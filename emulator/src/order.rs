@@ -84,7 +84,6 @@ impl Clock {
         self.learn(Party { block, warp: ALL, lane: ALL }, epoch);
     }
 
-
     /// Learns all that another clock knows.
     pub(crate) fn join(&mut self, other: &Self) {
         if other.known.is_empty() || self.known == other.known {

@@ -1,9 +1,14 @@
 //! Search over a space of discrete parameters. Nothing here knows what is searched: a point is one
 //! value index per parameter, and a space says how many values there are and which points are valid.
+//!
+//! One strategy a file behind one interface: a strategy proposes points and is told what became of
+//! them. All are seeded and repeatable: the same answers lead to the same proposals.
 
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use std::collections::HashSet;
+mod exhaustive;
+mod random;
+
+pub use exhaustive::Exhaustive;
+pub use random::Random;
 
 /// One value index per parameter.
 pub type Point = Vec<usize>;
@@ -15,6 +20,24 @@ pub trait Space {
 
     /// Whether a point keeps all constraints.
     fn is_valid(&self, point: &[usize]) -> bool;
+
+    /// Whether the values of a parameter are in an order that means something, as sizes are and
+    /// names are not.
+    fn is_ordered(&self, _parameter: usize) -> bool {
+        true
+    }
+}
+
+/// What became of a proposed point.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation<'a> {
+    /// The point.
+    pub point: &'a [usize],
+    /// What is minimised, in any unit but always the same; `None` where the point failed: it did
+    /// not compile, crashed, hung or computed something wrong.
+    pub objective: Option<f64>,
+    /// Seconds that finding this out took, compiling included.
+    pub cost_seconds: f64,
 }
 
 /// Proposes points, each at most once.
@@ -22,8 +45,12 @@ pub trait Strategy: Send {
     /// Name, as records and the command line spell it.
     fn name(&self) -> &'static str;
 
-    /// The next valid point, or `None` when there are no more.
+    /// The next valid point, or `None` when there are no more. It may be asked for several points
+    /// before it is told of the first, where candidates are compiled side by side.
     fn propose(&mut self, space: &dyn Space) -> Option<Point>;
+
+    /// Learns what became of a point, which need not be one that it proposed.
+    fn observe(&mut self, _space: &dyn Space, _evaluation: &Evaluation<'_>) {}
 }
 
 /// The names that [`strategy`] takes.
@@ -35,68 +62,6 @@ pub fn strategy(name: &str, seed: u64) -> Option<Box<dyn Strategy>> {
         "random" => Some(Box::new(Random::new(seed))),
         "exhaustive" => Some(Box::new(Exhaustive::default())),
         _ => None,
-    }
-}
-
-/// Valid points drawn uniformly without replacement.
-pub struct Random {
-    rng: ChaCha8Rng,
-    seen: HashSet<Point>,
-    /// Set when drawing blindly has become hopeless: all valid points not yet proposed.
-    rest: Option<Vec<Point>>,
-}
-
-/// Blind draws for one proposal before the space is enumerated instead.
-const BLIND_DRAWS: usize = 100_000;
-
-impl Random {
-    /// A repeatable sequence.
-    pub fn new(seed: u64) -> Self {
-        Self { rng: ChaCha8Rng::seed_from_u64(seed), seen: HashSet::new(), rest: None }
-    }
-}
-
-impl Strategy for Random {
-    fn name(&self) -> &'static str {
-        "random"
-    }
-
-    fn propose(&mut self, space: &dyn Space) -> Option<Point> {
-        let sizes = space.sizes();
-        if sizes.contains(&0) {
-            return None;
-        }
-        if self.rest.is_none() {
-            for _ in 0..BLIND_DRAWS {
-                let point: Point = sizes.iter().map(|n| self.rng.random_range(0..*n)).collect();
-                if space.is_valid(&point) && self.seen.insert(point.clone()) {
-                    return Some(point);
-                }
-            }
-            let mut rest: Vec<Point> = Points::new(sizes)
-                .filter(|p| space.is_valid(p) && !self.seen.contains(p))
-                .collect();
-            rand::seq::SliceRandom::shuffle(&mut rest[..], &mut self.rng);
-            self.rest = Some(rest);
-        }
-        self.rest.as_mut()?.pop()
-    }
-}
-
-/// Every valid point in lexical order.
-#[derive(Default)]
-pub struct Exhaustive {
-    points: Option<Points>,
-}
-
-impl Strategy for Exhaustive {
-    fn name(&self) -> &'static str {
-        "exhaustive"
-    }
-
-    fn propose(&mut self, space: &dyn Space) -> Option<Point> {
-        let points = self.points.get_or_insert_with(|| Points::new(space.sizes()));
-        points.find(|p| space.is_valid(p))
     }
 }
 
