@@ -1,6 +1,7 @@
 //! The lines of a CUDA source under the names that the compiler gives them: a rendered source is made
 //! of several files, and its `#line` markers say which line of which a line was.
 
+use similar::{Algorithm, DiffTag, capture_diff_slices};
 use std::collections::BTreeMap;
 
 /// A source and the names of its lines.
@@ -8,6 +9,13 @@ use std::collections::BTreeMap;
 pub struct SourceMap {
     /// Per file and line that the markers say, the line of the source, from 1, and its text.
     lines: BTreeMap<(String, u32), (u32, String)>,
+}
+
+/// One line under the name that the compiler gives it.
+struct Line<'m> {
+    file: &'m str,
+    number: u32,
+    text: &'m str,
 }
 
 impl SourceMap {
@@ -44,19 +52,31 @@ impl SourceMap {
         self.lines.iter().map(|((file, line), (_, text))| (file.as_str(), *line, text.as_str()))
     }
 
-    /// The lines that another source has otherwise or not at all, as file and line, in order of the
-    /// source. Lines are compared by their names; a line put in makes all after it in its file others.
+    /// The lines that were changed or put in since `other`, as file and line, in order of the source.
+    /// Where lines were only taken out, the one that now stands in their place is meant.
     pub fn changed_from(&self, other: &Self) -> Vec<(&str, u32)> {
-        let mut changed: Vec<_> = self
-            .lines
-            .iter()
-            .filter(|(place, (_, text))| {
-                other.lines.get(place).is_none_or(|(_, before)| before != text)
-            })
-            .map(|((file, line), (own, _))| (*own, file.as_str(), *line))
-            .collect();
-        changed.sort_unstable();
-        changed.into_iter().map(|(_, file, line)| (file, line)).collect()
+        let (new, old) = (self.in_order(), other.in_order());
+        let before: Vec<&str> = old.iter().map(|line| line.text).collect();
+        let after: Vec<&str> = new.iter().map(|line| line.text).collect();
+        let mut changed = Vec::new();
+        for op in capture_diff_slices(Algorithm::Myers, &before, &after) {
+            let range = op.new_range();
+            match op.tag() {
+                DiffTag::Equal => {}
+                DiffTag::Delete => changed.extend(new.get(range.start).or(new.last())),
+                DiffTag::Insert | DiffTag::Replace => changed.extend(&new[range]),
+            }
+        }
+        changed.into_iter().map(|line| (line.file, line.number)).collect()
+    }
+
+    fn in_order(&self) -> Vec<Line<'_>> {
+        let mut lines: Vec<_> = self.lines.iter().collect();
+        lines.sort_unstable_by_key(|(_, (own, _))| *own);
+        lines
+            .into_iter()
+            .map(|((file, number), (_, text))| Line { file, number: *number, text })
+            .collect()
     }
 }
 
@@ -84,5 +104,18 @@ mod tests {
         let edited = SourceMap::new("mine.cu", &TEXT.replace("three", "3").replace("eight", "8"));
         assert_eq!(edited.changed_from(&map), [("b.cuh", 8), ("a.cu", 3)]);
         assert_eq!(map.changed_from(&map), []);
+    }
+
+    #[test]
+    fn lines_put_in_and_taken_out_leave_the_others_as_they_are() {
+        let map = SourceMap::new("mine.cu", "one\ntwo\nthree\nfour\n");
+        let changed = |text: &str| {
+            let edited = SourceMap::new("mine.cu", text);
+            edited.changed_from(&map).into_iter().map(|(_, line)| line).collect::<Vec<_>>()
+        };
+        assert_eq!(changed("one\nthree\nfour\n"), [2]);
+        assert_eq!(changed("one\ntwo\nnew\nnewer\nthree\nfour\n"), [3, 4]);
+        assert_eq!(changed("one\ntwo\nthree\n"), [3]);
+        assert!(changed("").is_empty());
     }
 }
