@@ -178,6 +178,12 @@ fn bugs_planted_into_the_transpose_are_found() {
             Check::Uninitialised,
         ),
         ("\"cp.async.bulk.wait_group 0;\"", "\"\"", Check::AsyncHazard),
+        (
+            "        fence_async();\n        __syncthreads();",
+            "__syncthreads();",
+            Check::AsyncHazard,
+        ),
+        ("\"cp.async.bulk.wait_group.read 0;\"", "\"\"", Check::AsyncHazard),
         ("expect(bar, sizeof in[0]);", "expect(bar, sizeof in);", Check::Deadlock),
     ] {
         let image = compile("tma_transpose.cu", &[], &[(old, new)]);
@@ -206,6 +212,7 @@ fn bugs_planted_into_the_products_are_found() {
             Check::AsyncHazard,
         ),
         ("\"wgmma.wait_group.sync.aligned 0;\"", "\"\"", Check::AsyncHazard),
+        ("\"wgmma.fence.sync.aligned;\"", "\"\"", Check::AsyncHazard),
     ] {
         let image = compile("wgmma_matmul.cu", &[], &[(old, new)]);
         let found = first_check(|seed| matmul(&image, 3, 6, seed));
