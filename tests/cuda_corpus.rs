@@ -14,6 +14,7 @@ struct Case<'a> {
     block: [u32; 3],
     shared: u32,
     n: i32,
+    seed: u64,
 }
 
 macro_rules! case {
@@ -27,6 +28,7 @@ macro_rules! case {
             block: [32, 1, 1],
             shared: 0,
             n: 32,
+            seed: 0,
         }
     };
 }
@@ -56,8 +58,8 @@ impl Case<'_> {
             dynamic_shared_bytes: self.shared,
             arguments: &arguments,
         };
-        let report =
-            launch(&self.module(), &mut memory, &launched, &Options::default()).expect("a launch");
+        let options = Options { seed: self.seed, ..Options::default() };
+        let report = launch(&self.module(), &mut memory, &launched, &options).expect("a launch");
         let mut y = vec![0; bytes];
         memory.read(to, &mut y).expect("in range");
         (y, report)
@@ -294,4 +296,77 @@ fn noinline() {
         let case = Case { block: [64, 1, 1], options, ..case!("noinline") };
         assert_eq!(floats(&case.run(&bytes(&x, i32::to_le_bytes), 256)), wanted);
     }
+}
+
+/// Numbers between -1 and 1.
+fn fractions(count: usize) -> Vec<f32> {
+    numbers(count, 2001).into_iter().map(|value| (value - 1000) as f32 / 1000.0).collect()
+}
+
+#[test]
+fn layer_norm() {
+    const ROWS: usize = 5;
+    for (seed, threads, n) in [(0, 128, 200), (1, 64, 33), (2, 256, 1000), (3, 32, 1), (4, 96, 95)]
+    {
+        let x = fractions((2 + ROWS) * n);
+        let block = [threads, 1, 1];
+        let case = Case { grid: ROWS as u32, block, n: n as i32, seed, ..case!("layer_norm") };
+        let y = floats(&case.run(&bytes(&x, f32::to_le_bytes), 4 * ROWS * n));
+        let wide: Vec<f64> = x.iter().map(|value| f64::from(*value)).collect();
+        for (row, values) in wide[2 * n..].chunks_exact(n).enumerate() {
+            let mean = values.iter().sum::<f64>() / n as f64;
+            let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64;
+            for (i, value) in values.iter().enumerate() {
+                let wanted = (value - mean) / (variance + 1e-5).sqrt() * wide[i] + wide[n + i];
+                let found = f64::from(y[row * n + i]);
+                // Written so that NaN fails.
+                assert!((found - wanted).abs() <= 1e-5, "({row}, {i}) of {n}: {found}, {wanted}");
+            }
+        }
+    }
+}
+
+#[test]
+fn argmax() {
+    for (seed, threads, n) in [(0, 256, 1000), (1, 1024, 1000), (2, 96, 40), (3, 32, 7), (4, 64, 0)]
+    {
+        // Of few values, so that the largest stands in several places.
+        let x: Vec<f32> = numbers(n, 50).into_iter().map(|value| value as f32 - 49.0).collect();
+        let case = Case { block: [threads, 1, 1], n: n as i32, seed, ..case!("argmax") };
+        let y = case.run(&bytes(&[&x[..], &[9.0]].concat(), f32::to_le_bytes), 8);
+        let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let at = x.iter().position(|value| *value == largest).unwrap_or(n);
+        assert_eq!((floats(&y)[0], ints(&y)[1]), (largest, at as i32));
+    }
+}
+
+#[test]
+fn grid_reduce() {
+    // Whole numbers whose sums are exact in any order.
+    let x: Vec<f32> = numbers(3000, 1000).into_iter().map(|value| value as f32).collect();
+    let sum: f32 = x.iter().sum();
+    for option in ["-DFENCE", "-DRELEASE"] {
+        for (seed, blocks, threads) in [
+            (0, 1, 256),
+            (0, 12, 64),
+            (1, 12, 64),
+            (2, 5, 256),
+            (3, 12, 32),
+            (4, 40, 64),
+            (5, 7, 96),
+        ] {
+            let block = [threads, 1, 1];
+            let options = &[option];
+            let case = Case { grid: blocks, block, options, n: 3000, seed, ..case!("grid_reduce") };
+            let size = 8 + 4 * blocks as usize;
+            let (y, report) = case.report(&bytes(&x, f32::to_le_bytes), &[0; 8], size);
+            assert!(report.findings.is_empty(), "{option} {seed}: {}", report.findings[0]);
+            assert_eq!(floats(&y)[..2], [sum, 0.0], "{option} {seed}");
+        }
+    }
+    // Without the fence, what a block left behind need not be there when it is counted.
+    let text = include_str!("cuda_corpus/grid_reduce.cu").replace("    __threadfence();\n", "");
+    let racy = Case { text: &text, grid: 12, block: [64, 1, 1], n: 3000, ..case!("grid_reduce") };
+    let (_, report) = racy.report(&bytes(&x, f32::to_le_bytes), &[0; 8], 8 + 4 * 12);
+    assert_eq!(report.findings.first().map(|finding| finding.check), Some(Check::Race));
 }

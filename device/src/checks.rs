@@ -1,8 +1,9 @@
 //! What a copy or a launch may ask for, whatever the device: checked before it is tried, so that
 //! both kinds of device refuse the same requests in the same words.
 
-use crate::device::{Buffer, DeviceProperties, Launch};
+use crate::device::{Argument, Buffer, DeviceProperties, Launch};
 use crate::error::DeviceError;
+use spanforge_emulator::TensorMapError;
 use std::ops::Range;
 
 /// Most threads of a block (CUDA C++ programming guide, table of compute capabilities).
@@ -61,7 +62,8 @@ pub(crate) fn check_shape(
     Ok(())
 }
 
-/// Refuses arguments whose number or sizes are not those of the kernel's parameters.
+/// Refuses arguments whose number or sizes are not those of the kernel's parameters, and tensor maps
+/// that nothing can be copied by.
 pub(crate) fn check_arguments(
     launch: &Launch,
     parameter_bytes: impl ExactSizeIterator<Item = usize>,
@@ -76,14 +78,24 @@ pub(crate) fn check_arguments(
             let given = argument.bytes();
             return bad(format!("argument {index} has {given} bytes, the parameter {bytes}"));
         }
+        if let Argument::TensorMap(map) = argument {
+            map.check().map_err(bad_map(launch, index))?;
+        }
     }
     Ok(())
+}
+
+/// The error of a tensor map that is an argument.
+pub(crate) fn bad_map(launch: &Launch, index: usize) -> impl Fn(TensorMapError) -> DeviceError {
+    let kernel = launch.kernel.clone();
+    move |source| DeviceError::BadTensorMap { kernel: kernel.clone(), index, source }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Argument, Basis, ModuleId};
+    use crate::device::{Basis, ModuleId};
+    use spanforge_emulator::{TensorElement, TensorMap};
 
     fn properties() -> DeviceProperties {
         DeviceProperties {
@@ -148,5 +160,23 @@ mod tests {
         assert!(check(&[8]).unwrap_err().to_string().contains("2 argument(s), expected 1"));
         let message = check(&[8, 8]).unwrap_err().to_string();
         assert!(message.contains("argument 1 has 4 bytes, the parameter 8"), "{message}");
+    }
+
+    #[test]
+    fn tensor_maps_are_checked_and_named() {
+        let map = |stride| {
+            let map = TensorMap::new(TensorElement::F16, 0, &[64, 64], &[stride], &[64, 8]);
+            Argument::TensorMap(map.unwrap())
+        };
+        let check = |stride, bytes: usize| {
+            let arguments = vec![Argument::I32(1), map(stride)];
+            let launch = Launch { arguments, ..launch([1; 3], [1; 3], 0) };
+            check_arguments(&launch, [4, bytes].into_iter())
+        };
+        assert!(check(128, 128).is_ok());
+        let message = check(128, 8).unwrap_err().to_string();
+        assert!(message.contains("argument 1 has 128 bytes, the parameter 8"), "{message}");
+        let message = check(100, 128).unwrap_err().to_string();
+        assert!(message.contains("argument 1: tensor map: strides[0] is 100"), "{message}");
     }
 }

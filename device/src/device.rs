@@ -2,8 +2,8 @@
 
 use crate::error::DeviceError;
 use serde::{Deserialize, Serialize};
-use spanforge_emulator::LineCount;
 use spanforge_emulator::counters::Counters;
+use spanforge_emulator::{LineCount, TENSOR_MAP_BYTES, TensorMap};
 use std::collections::BTreeMap;
 
 /// Where a time comes from. A predicted time is never reported as a measured one.
@@ -74,6 +74,9 @@ pub enum Argument {
     F32(f32),
     /// A 64-bit float.
     F64(f64),
+    /// A tensor map, for a parameter `const __grid_constant__ CUtensorMap`. Its address is one of
+    /// this device, as of [`Buffer::at`]; each device makes its own 128 bytes of it.
+    TensorMap(TensorMap),
 }
 
 impl Argument {
@@ -82,19 +85,21 @@ impl Argument {
         match self {
             Self::I32(_) | Self::U32(_) | Self::F32(_) => 4,
             Self::Pointer(_) | Self::I64(_) | Self::U64(_) | Self::F64(_) => 8,
+            Self::TensorMap(_) => TENSOR_MAP_BYTES,
         }
     }
 
-    /// The value's bits, in the low bytes.
-    pub fn bits(&self) -> u64 {
-        match *self {
+    /// The bits of a scalar, in the low bytes; `None` for a tensor map, whose bytes are a device's.
+    pub fn bits(&self) -> Option<u64> {
+        Some(match *self {
             Self::Pointer(value) | Self::U64(value) => value,
             Self::I64(value) => value as u64,
             Self::F64(value) => value.to_bits(),
             Self::I32(value) => u64::from(value as u32),
             Self::U32(value) => u64::from(value),
             Self::F32(value) => u64::from(value.to_bits()),
-        }
+            Self::TensorMap(_) => return None,
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! `emulated:<gpu>`: the emulator as a device, with the memory, limits and timing of a named GPU.
 
-use crate::checks::{check_arguments, check_range, check_shape, unknown};
+use crate::checks::{bad_map, check_arguments, check_range, check_shape, unknown};
 use crate::compiler::Architecture;
 use crate::device::{
     Argument, Basis, Buffer, Device, DeviceProperties, Image, Launch, LaunchReport, ModuleId,
@@ -171,7 +171,7 @@ impl EmulatedDevice {
         };
         check_shape(launch, kernel.static_shared_bytes(), &self.properties)?;
         check_arguments(launch, kernel.parameters().iter().map(|p| p.bytes as usize))?;
-        let arguments: Vec<_> = launch.arguments.iter().map(emulated).collect();
+        let arguments = arguments(launch)?;
         let launch = emulator::Launch {
             kernel: &launch.kernel,
             grid: launch.grid,
@@ -244,15 +244,23 @@ fn sample(blocks: u64, count: u32) -> BlockSelection {
     BlockSelection::Only((0..count).filter_map(|part| middle(part).ok()).collect())
 }
 
-fn emulated(argument: &Argument) -> emulator::Argument {
-    match *argument {
-        Argument::Pointer(value) | Argument::U64(value) => emulator::Argument::U64(value),
-        Argument::I64(value) => emulator::Argument::I64(value),
-        Argument::U32(value) => emulator::Argument::U32(value),
-        Argument::I32(value) => emulator::Argument::I32(value),
-        Argument::F32(value) => emulator::Argument::F32(value),
-        Argument::F64(value) => emulator::Argument::F64(value),
-    }
+/// The arguments as the emulator takes them.
+fn arguments(launch: &Launch) -> Result<Vec<emulator::Argument>, DeviceError> {
+    let emulated = |(index, argument): (usize, &Argument)| {
+        Ok(match argument {
+            Argument::Pointer(value) | Argument::U64(value) => emulator::Argument::U64(*value),
+            Argument::I64(value) => emulator::Argument::I64(*value),
+            Argument::U32(value) => emulator::Argument::U32(*value),
+            Argument::I32(value) => emulator::Argument::I32(*value),
+            Argument::F32(value) => emulator::Argument::F32(*value),
+            Argument::F64(value) => emulator::Argument::F64(*value),
+            Argument::TensorMap(map) => {
+                let bytes = map.encode().map_err(bad_map(launch, index))?;
+                emulator::Argument::Bytes(bytes.to_vec())
+            }
+        })
+    };
+    launch.arguments.iter().enumerate().map(emulated).collect()
 }
 
 impl Device for EmulatedDevice {

@@ -1,7 +1,7 @@
 //! What can go wrong between a kernel's source and its result, each with what to do about it.
 
 use crate::nvrtc::Attempt;
-use spanforge_emulator::Finding;
+use spanforge_emulator::{Finding, TensorMapError};
 use std::io;
 use std::path::PathBuf;
 
@@ -258,6 +258,44 @@ pub enum DeviceError {
         kernel: String,
         /// What is at fault, and what was expected.
         reason: String,
+    },
+    /// A tensor map among the arguments has a value that no device takes.
+    #[error("kernel {kernel} cannot be launched: argument {index}: {source}")]
+    BadTensorMap {
+        /// The kernel.
+        kernel: String,
+        /// Which argument, from 0.
+        index: usize,
+        /// The value at fault, and what was expected.
+        source: TensorMapError,
+    },
+    /// The driver refuses a tensor map whose values are all allowed.
+    #[error(
+        "kernel {kernel} cannot be launched: argument {index}: {device} refuses the tensor map: \
+         {reason}"
+    )]
+    TensorMapRefused {
+        /// The kernel.
+        kernel: String,
+        /// Which argument, from 0.
+        index: usize,
+        /// The device.
+        device: String,
+        /// The driver's own words.
+        reason: String,
+    },
+    /// The GPU has no tensor copies.
+    #[error(
+        "kernel {kernel} cannot be launched: argument {index} is a tensor map, and {device} has no \
+         tensor copies; they came with compute capability 9.0"
+    )]
+    NoTensorMaps {
+        /// The kernel.
+        kernel: String,
+        /// Which argument, from 0.
+        index: usize,
+        /// The device.
+        device: String,
     },
     /// The checks of an emulated device found faults in a kernel.
     #[error("kernel {kernel}: {}", summary(findings))]

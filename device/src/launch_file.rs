@@ -22,7 +22,7 @@
 //! | `grid`, `block` | blocks, and threads of a block, in x, y and z |
 //! | `shared_bytes` | dynamic shared memory of a block; 0 where left out |
 //! | `instruction_budget` | warp instructions a block may run before it counts as hanging; 2^28 where left out |
-//! | `args` | arguments in order: a buffer, or a scalar `i32`, `u32`, `i64`, `u64`, `f32`, `f64` |
+//! | `args` | arguments in order: a buffer, a tensor map, or a scalar `i32`, `u32`, `i64`, `u64`, `f32`, `f64` |
 //! | `outputs` | buffers to write to files once the launch has passed every check |
 //!
 //! A float may be given as `"nan"`, `"inf"` or `"-inf"`. A buffer has `bytes` bytes, or those of its
@@ -30,15 +30,41 @@
 //! set to the byte `fill`, or uninitialised where there is no `fill`. A file longer than `bytes` is
 //! an error. Paths are relative to the launch file.
 //!
-//! The file is long because it holds the format, its errors, and the run that gives them meaning.
+//! A tensor map, for a parameter `const __grid_constant__ CUtensorMap`, is what
+//! `cuTensorMapEncodeTiled` takes; lists begin with the innermost dimension:
+//!
+//! ```json
+//! {"tensor_map": {
+//!   "buffer": {"file": "k.bin"}, "element": "f16", "shape": [64, 192], "strides": [128],
+//!   "tile": [64, 64], "swizzle": "128B"
+//! }}
+//! ```
+//!
+//! | field | meaning |
+//! |---|---|
+//! | `buffer` or `arg` | the buffer that the tensor lies in: its own, described like that of a buffer argument, or that of another argument by its number |
+//! | `offset` | bytes into the buffer where element 0 is; 0 where left out |
+//! | `element` | `u8`, `u16`, `u32`, `i32`, `u64`, `i64`, `f16`, `f32`, `f64`, `bf16` or `tf32` |
+//! | `shape` | elements in each of 1 to 5 dimensions |
+//! | `strides` | bytes from one element to the next in dimensions 1, 2, ...; without gaps where left out |
+//! | `tile` | elements that a copy spans in each dimension (`boxDim`) |
+//! | `element_strides` | every how many elements a copy takes one; 1 where left out |
+//! | `swizzle` | `none`, `32B`, `64B` or `128B`; `none` where left out |
+//! | `fill` | what stands for elements outside: `zero` or `nan`; `zero` where left out |
+//!
+//! An output may name any argument that has a buffer of its own.
+
+mod arguments;
+mod fields;
 
 use crate::compiler::{Architecture, Compiler, Source, Target};
 use crate::error::{CompileError, NvrtcError};
 use crate::nvrtc::Nvrtc;
 use crate::settings::Settings;
+use arguments::{LaunchArgument, Tensor};
+use fields::{Fault, Fields};
 use fs_err as fs;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use spanforge_emulator as emulator;
 use spanforge_emulator::counters::Counters;
 use spanforge_emulator::{Finding, LineCount, Memory, Module, profile};
@@ -116,17 +142,6 @@ pub struct LaunchFile {
 enum Code {
     Source { path: PathBuf, architecture: String, options: Vec<String> },
     Ptx(PathBuf),
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum LaunchArgument {
-    Buffer { bytes: Option<usize>, file: Option<PathBuf>, fill: Option<u8> },
-    I32(i32),
-    U32(u32),
-    I64(i64),
-    U64(u64),
-    F32(f32),
-    F64(f64),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -210,7 +225,8 @@ impl LaunchFile {
         let block = fields.need("block")?;
         let shared_bytes = fields.take("shared_bytes")?.unwrap_or(0);
         let instruction_budget = fields.take("instruction_budget")?.unwrap_or(INSTRUCTION_BUDGET);
-        let arguments = fields.list("args", |value, field| argument(value, field, folder))?;
+        let arguments =
+            fields.list("args", |value, field| LaunchArgument::parse(value, field, folder))?;
         let outputs = fields.list("outputs", |value, field| output(value, field, folder))?;
         fields.finish(&[
             "source",
@@ -225,19 +241,13 @@ impl LaunchFile {
             "args",
             "outputs",
         ])?;
-        for (index, output) in outputs.iter().enumerate() {
-            let field = format!("outputs[{index}].arg");
-            match arguments.get(output.argument) {
-                Some(LaunchArgument::Buffer { .. }) => {}
-                Some(_) => {
-                    let fault = format!("args[{}] is not a buffer", output.argument);
-                    return Err(Fault::new(field, fault));
-                }
-                None => {
-                    let fault = format!("{}, but there are {}", output.argument, arguments.len());
-                    return Err(Fault::new(field, format!("there is no argument {fault}")));
-                }
+        for (index, argument) in arguments.iter().enumerate() {
+            if let LaunchArgument::TensorMap(Tensor::Of(other), _) = argument {
+                has_buffer(&arguments, *other, format!("args[{index}].tensor_map.arg"))?;
             }
+        }
+        for (index, output) in outputs.iter().enumerate() {
+            has_buffer(&arguments, output.argument, format!("outputs[{index}].arg"))?;
             if outputs[..index].iter().any(|earlier| earlier.file == output.file) {
                 let field = format!("outputs[{index}].file");
                 return Err(Fault::new(field, "an earlier output is written to the same file"));
@@ -286,23 +296,21 @@ impl LaunchFile {
         let module = self.load(settings)?;
         self.check_shared_memory(&module)?;
         let mut memory = Memory::new();
-        let mut arguments = Vec::with_capacity(self.arguments.len());
-        let mut buffers = Vec::new();
+        let mut buffers = Vec::with_capacity(self.arguments.len());
         for (index, argument) in self.arguments.iter().enumerate() {
-            arguments.push(match argument {
-                LaunchArgument::Buffer { bytes, file, fill } => {
-                    let buffer = self.buffer(&mut memory, index, *bytes, file.as_deref(), *fill)?;
-                    buffers.push((index, buffer));
-                    emulator::Argument::U64(buffer.0)
+            buffers.push(match argument.contents() {
+                Some((contents, field)) => {
+                    let name = format!("args[{index}]");
+                    Some(contents.place(&mut memory, &name, field, &self.path)?)
                 }
-                LaunchArgument::I32(value) => emulator::Argument::I32(*value),
-                LaunchArgument::U32(value) => emulator::Argument::U32(*value),
-                LaunchArgument::I64(value) => emulator::Argument::I64(*value),
-                LaunchArgument::U64(value) => emulator::Argument::U64(*value),
-                LaunchArgument::F32(value) => emulator::Argument::F32(*value),
-                LaunchArgument::F64(value) => emulator::Argument::F64(*value),
+                None => None,
             });
         }
+        let values = self.arguments.iter().enumerate();
+        let arguments = values
+            .map(|(index, argument)| argument.value(index, &buffers))
+            .collect::<Result<Vec<_>, Fault>>()
+            .map_err(|fault| fault.in_file(&self.path))?;
         let launch = emulator::Launch {
             kernel: &self.entry,
             grid: self.grid,
@@ -326,8 +334,7 @@ impl LaunchFile {
         let mut outputs = Vec::new();
         if report.findings.is_empty() {
             for output in &self.outputs {
-                let found = buffers.iter().find(|(index, _)| *index == output.argument);
-                let Some((_, (address, bytes))) = found else { continue };
+                let Some(Some((address, bytes))) = buffers.get(output.argument) else { continue };
                 let mut data = vec![0; *bytes];
                 memory.read(*address, &mut data).map_err(|error| failed(error.into()))?;
                 outputs.push((output.file.clone(), data));
@@ -378,87 +385,16 @@ impl LaunchFile {
         }
         Ok(())
     }
-
-    /// Allocates and fills the buffer of an argument; gives address and size.
-    fn buffer(
-        &self,
-        memory: &mut Memory,
-        index: usize,
-        bytes: Option<usize>,
-        file: Option<&Path>,
-        fill: Option<u8>,
-    ) -> Result<(u64, usize), LaunchFileError> {
-        let fault = |field: &str, fault: String| {
-            Fault::new(format!("args[{index}].buffer{field}"), fault).in_file(&self.path)
-        };
-        let data = file.map(fs::read).transpose()?.unwrap_or_default();
-        let bytes = bytes.unwrap_or(data.len());
-        if bytes == 0 {
-            return Err(fault("", "no bytes; a buffer has at least one".into()));
-        }
-        if data.len() > bytes {
-            let found = format!("has {} bytes, which is more than `bytes`, {bytes}", data.len());
-            let name = file.unwrap_or(Path::new("")).display();
-            return Err(fault(".file", format!("{name} {found}")));
-        }
-        let refused = |error: emulator::MemoryError| fault(".bytes", error.to_string());
-        let address = memory.allocate(&format!("args[{index}]"), bytes).map_err(refused)?;
-        memory.write(address, &data).map_err(refused)?;
-        if let Some(fill) = fill {
-            let rest = vec![fill; bytes - data.len()];
-            memory.write(address + data.len() as u64, &rest).map_err(refused)?;
-        }
-        Ok((address, bytes))
-    }
 }
 
-fn argument(value: Value, field: &str, folder: &Path) -> Result<LaunchArgument, Fault> {
-    const KINDS: &str = "expected one of buffer, i32, u32, i64, u64, f32, f64";
-    let Fields { map, .. } = Fields::of(value, field)?;
-    let mut entries = map.into_iter();
-    let (Some((kind, value)), None) = (entries.next(), entries.next()) else {
-        return Err(Fault::new(field, format!("not exactly one kind of argument; {KINDS}")));
+/// Refuses the number of an argument, given in `field`, that has no buffer of its own.
+fn has_buffer(arguments: &[LaunchArgument], index: usize, field: String) -> Result<(), Fault> {
+    let fault = match arguments.get(index) {
+        Some(argument) if argument.contents().is_some() => return Ok(()),
+        Some(_) => format!("args[{index}] is not a buffer"),
+        None => format!("there is no argument {index}, but there are {}", arguments.len()),
     };
-    let field = format!("{field}.{kind}");
-    Ok(match kind.as_str() {
-        "buffer" => {
-            let mut fields = Fields::of(value, &field)?;
-            let bytes = fields.take("bytes")?;
-            let file = fields.take::<PathBuf>("file")?.map(|file| folder.join(file));
-            let fill = fields.take("fill")?;
-            fields.finish(&["bytes", "file", "fill"])?;
-            if bytes.is_none() && file.is_none() {
-                return Err(fields.missing("bytes"));
-            }
-            LaunchArgument::Buffer { bytes, file, fill }
-        }
-        "i32" => LaunchArgument::I32(read(value, &field)?),
-        "u32" => LaunchArgument::U32(read(value, &field)?),
-        "i64" => LaunchArgument::I64(read(value, &field)?),
-        "u64" => LaunchArgument::U64(read(value, &field)?),
-        "f32" => {
-            let wide = float(value, &field)?;
-            let narrow = wide as f32;
-            if wide.is_finite() && narrow.is_infinite() {
-                return Err(Fault::new(field, format!("{wide:e} is out of the range of f32")));
-            }
-            LaunchArgument::F32(narrow)
-        }
-        "f64" => LaunchArgument::F64(float(value, &field)?),
-        _ => return Err(Fault::new(field, format!("no such kind of argument; {KINDS}"))),
-    })
-}
-
-fn float(value: Value, field: &str) -> Result<f64, Fault> {
-    match &value {
-        Value::String(word) => match word.as_str() {
-            "nan" => Ok(f64::NAN),
-            "inf" => Ok(f64::INFINITY),
-            "-inf" => Ok(f64::NEG_INFINITY),
-            _ => Err(Fault::new(field, format!("{word:?}, expected a number, nan, inf or -inf"))),
-        },
-        _ => read(value, field),
-    }
+    Err(Fault::new(field, fault))
 }
 
 fn output(value: Value, field: &str, folder: &Path) -> Result<Output, Fault> {
@@ -469,92 +405,12 @@ fn output(value: Value, field: &str, folder: &Path) -> Result<Output, Fault> {
     Ok(Output { argument, file })
 }
 
-/// What is wrong with a field, before the file is known.
-#[derive(Debug)]
-struct Fault {
-    field: String,
-    fault: String,
-}
-
-impl Fault {
-    fn new(field: impl Into<String>, fault: impl Into<String>) -> Self {
-        Self { field: field.into(), fault: fault.into() }
-    }
-
-    fn in_file(self, path: &Path) -> LaunchFileError {
-        LaunchFileError::Field { path: path.to_owned(), field: self.field, fault: self.fault }
-    }
-}
-
-/// The fields of an object that have not been read yet. serde's own reader gives a line and a column
-/// for a wrong value; this one gives the path of the field.
-struct Fields {
-    at: String,
-    map: Map<String, Value>,
-}
-
-impl Fields {
-    fn of(value: Value, at: &str) -> Result<Self, Fault> {
-        match value {
-            Value::Object(map) => Ok(Self { at: at.to_owned(), map }),
-            other => {
-                let field = if at.is_empty() { "the file" } else { at };
-                Err(Fault::new(field, format!("{other} is not an object")))
-            }
-        }
-    }
-
-    fn path(&self, name: &str) -> String {
-        if self.at.is_empty() { name.to_owned() } else { format!("{}.{name}", self.at) }
-    }
-
-    fn missing(&self, name: &str) -> Fault {
-        Fault::new(self.path(name), "missing")
-    }
-
-    fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, Fault> {
-        let field = self.path(name);
-        self.map.remove(name).map(|value| read(value, &field)).transpose()
-    }
-
-    fn need<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, Fault> {
-        self.take(name)?.ok_or_else(|| self.missing(name))
-    }
-
-    fn list<T>(
-        &mut self,
-        name: &str,
-        item: impl Fn(Value, &str) -> Result<T, Fault>,
-    ) -> Result<Vec<T>, Fault> {
-        let values: Vec<Value> = self.take(name)?.unwrap_or_default();
-        let field = self.path(name);
-        values
-            .into_iter()
-            .enumerate()
-            .map(|(index, value)| item(value, &format!("{field}[{index}]")))
-            .collect()
-    }
-
-    /// Refuses what was not read.
-    fn finish(&self, known: &[&str]) -> Result<(), Fault> {
-        match self.map.keys().next() {
-            None => Ok(()),
-            Some(name) => {
-                let fault = format!("no such field; there are {}", known.join(", "));
-                Err(Fault::new(self.path(name), fault))
-            }
-        }
-    }
-}
-
-fn read<T: DeserializeOwned>(value: Value, field: &str) -> Result<T, Fault> {
-    serde_json::from_value(value).map_err(|error| Fault::new(field, error.to_string()))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::arguments::Contents;
     use super::*;
     use serde_json::json;
+    use spanforge_emulator::{OutOfBoundsFill, Swizzle, TensorElement, TensorMap};
 
     fn whole() -> Value {
         json!({
@@ -563,7 +419,13 @@ mod tests {
             "args": [
                 {"buffer": {"bytes": 64, "file": "in.bin"}}, {"buffer": {"bytes": 64}},
                 {"buffer": {"bytes": 64, "fill": 255}}, {"i32": -5}, {"u32": 4294967295u32},
-                {"i64": i64::MIN}, {"u64": u64::MAX}, {"f32": 1.5}, {"f64": "-inf"}
+                {"i64": i64::MIN}, {"u64": u64::MAX}, {"f32": 1.5}, {"f64": "-inf"},
+                {"tensor_map": {
+                    "buffer": {"bytes": 4096}, "offset": 32, "element": "f16", "shape": [64, 8, 2],
+                    "strides": [256, 2048], "tile": [64, 8, 1], "element_strides": [1, 2, 1],
+                    "swizzle": "128B", "fill": "nan"
+                }},
+                {"tensor_map": {"arg": 1, "element": "u8", "shape": [16, 4], "tile": [16, 2]}}
             ],
             "outputs": [{"arg": 1, "file": "out.bin"}]
         })
@@ -584,11 +446,16 @@ mod tests {
         };
         assert_eq!(file.code, source);
         assert_eq!((file.grid, file.block, file.shared_bytes), ([2, 1, 1], [64, 1, 1], 16));
-        let buffer = |file: Option<&str>, fill| LaunchArgument::Buffer {
-            bytes: Some(64),
-            file: file.map(PathBuf::from),
-            fill,
+        let contents = |bytes| Contents { bytes: Some(bytes), file: None, fill: None };
+        let buffer = |file: Option<&str>, fill| {
+            let file = file.map(PathBuf::from);
+            LaunchArgument::Buffer(Contents { file, fill, ..contents(64) })
         };
+        let (shape, strides, tile) = (&[64, 8, 2], &[256, 2048], &[64, 8, 1]);
+        let mut map = TensorMap::new(TensorElement::F16, 32, shape, strides, tile).unwrap();
+        map.element_strides[1] = 2;
+        (map.swizzle, map.fill) = (Swizzle::Bytes128, OutOfBoundsFill::Nan);
+        let dense = TensorMap::new(TensorElement::U8, 0, &[16, 4], &[16], &[16, 2]).unwrap();
         assert_eq!(
             file.arguments,
             [
@@ -601,6 +468,8 @@ mod tests {
                 LaunchArgument::U64(u64::MAX),
                 LaunchArgument::F32(1.5),
                 LaunchArgument::F64(f64::NEG_INFINITY),
+                LaunchArgument::TensorMap(Tensor::Own(contents(4096)), map),
+                LaunchArgument::TensorMap(Tensor::Of(1), dense),
             ]
         );
         assert_eq!(file.outputs, [Output { argument: 1, file: "dir/out.bin".into() }]);
@@ -623,7 +492,42 @@ mod tests {
             ("/args/0/buffer", json!({"fill": 1}), "`args[0].buffer.bytes`: missing"),
             ("/args/0/buffer", json!({"bytes": 4, "fill": 256}), "`args[0].buffer.fill`: invalid"),
             ("/args/0/buffer", json!({"byte": 4}), "`args[0].buffer.byte`: no such field"),
-            ("/outputs/0/arg", json!(9), "`outputs[0].arg`: there is no argument 9"),
+            ("/args/9/tensor_map/swizzle", json!("16B"), "`args[9].tensor_map.swizzle`: unknown"),
+            ("/args/9/tensor_map/element", json!("f8"), "`args[9].tensor_map.element`: unknown"),
+            ("/args/9/tensor_map/offset", json!(8), "`args[9].tensor_map.offset`: 8, expected a"),
+            (
+                "/args/9/tensor_map/strides",
+                json!([256]),
+                "`args[9].tensor_map`: strides has 1 entries, expected 2",
+            ),
+            (
+                "/args/9/tensor_map/strides/0",
+                json!(100),
+                "`args[9].tensor_map`: strides[0] is 100, expected a multiple of 16",
+            ),
+            ("/args/9/tensor_map/element", json!("u16"), "`args[9].tensor_map`: NaN as the fill"),
+            (
+                "/args/9/tensor_map/element_strides",
+                json!([1]),
+                "`args[9].tensor_map.element_strides`: 1 entries, expected 3",
+            ),
+            (
+                "/args/9/tensor_map/buffer",
+                json!({"fill": 1}),
+                "`args[9].tensor_map.buffer.bytes`: missing",
+            ),
+            ("/args/10/tensor_map/arg", json!(3), "`args[10].tensor_map.arg`: args[3] is not"),
+            ("/args/10/tensor_map/arg", json!(11), "`args[10].tensor_map.arg`: there is no"),
+            ("/args/10/tensor_map/shape", json!([16]), "`args[10].tensor_map`: tile has 2"),
+            ("/args/10/tensor_map", json!({"arg": 1}), "`args[10].tensor_map.element`: missing"),
+            ("/args/10/tensor_map", json!({"element": "u8"}), "`args[10].tensor_map.buffer`: miss"),
+            (
+                "/args/10/tensor_map",
+                json!({"arg": 1, "buffer": {"bytes": 64}}),
+                "`args[10].tensor_map.arg`: there is a `buffer` already",
+            ),
+            ("/outputs/0/arg", json!(11), "`outputs[0].arg`: there is no argument 11"),
+            ("/outputs/0/arg", json!(10), "`outputs[0].arg`: args[10] is not a buffer"),
             ("/outputs/0/arg", json!(3), "`outputs[0].arg`: args[3] is not a buffer"),
             ("/outputs/0", json!({"arg": 1}), "`outputs[0].file`: missing"),
             (

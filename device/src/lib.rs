@@ -21,4 +21,6 @@ pub use error::{CompileError, CubinError, DeviceError, NvrtcError};
 pub use nvrtc::Nvrtc;
 pub use open::{default_device, default_spec, emulated_specs, open, open_with};
 pub use settings::Settings;
-pub use spanforge_emulator::MatrixModel;
+pub use spanforge_emulator::{
+    MatrixModel, OutOfBoundsFill, Swizzle, TensorElement, TensorMap, TensorMapError,
+};

@@ -25,6 +25,11 @@ fn arguments_of_every_type_arrive() {
 }
 
 #[test]
+fn tensor_maps_carry_boxes() {
+    suite::tensor_maps_carry_boxes(h200().as_ref());
+}
+
+#[test]
 fn shared_memory_beyond_48_kib() {
     suite::shared_memory_beyond_48_kib(h200().as_ref());
 }

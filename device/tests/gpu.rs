@@ -2,7 +2,9 @@
 
 mod suite;
 
-use spanforge_device::{Device, DeviceError, Image, Target, open};
+use spanforge_device::{
+    Argument, Device, DeviceError, Image, Launch, Target, TensorElement, TensorMap, open,
+};
 
 fn gpu() -> Box<dyn Device> {
     open("cuda:0").expect("cuda:0 opens")
@@ -20,6 +22,31 @@ fn saxpy_is_right_to_the_bit_and_the_same_as_emulated() {
 #[ignore = "needs an NVIDIA GPU: run scripts/gpu"]
 fn arguments_of_every_type_arrive() {
     suite::arguments_of_every_type_arrive(gpu().as_ref());
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: run scripts/gpu"]
+fn tensor_maps_carry_boxes() {
+    let device = gpu();
+    let architecture = &device.properties().architecture;
+    if !architecture.starts_with("sm_8") {
+        return suite::tensor_maps_carry_boxes(device.as_ref());
+    }
+    // Before Hopper there are none, which is said.
+    let text = "struct __align__(64) Map { char opaque[128]; };\n\
+                extern \"C\" __global__ void k(const __grid_constant__ Map map) {}";
+    let module = device.load(&suite::compile(text, architecture)).unwrap();
+    let map = TensorMap::new(TensorElement::U8, 0, &[16], &[], &[16]).unwrap();
+    let launch = Launch {
+        module,
+        kernel: "k".into(),
+        grid: [1; 3],
+        block: [1; 3],
+        shared_bytes: 0,
+        arguments: vec![Argument::TensorMap(map)],
+    };
+    let error = device.launch(&launch).unwrap_err();
+    assert!(matches!(error, DeviceError::NoTensorMaps { index: 0, .. }), "{error}");
 }
 
 #[test]

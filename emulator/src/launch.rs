@@ -1,5 +1,5 @@
-//! A launch: arguments and limits checked, blocks and their warps run in turns,
-//! what stands still diagnosed. It is long because each way of standing still has its own diagnosis.
+//! A launch: arguments and limits checked, blocks and their warps run in turns, barriers opened. It is
+//! long because a run of blocks and the opening of their barriers share all of their state.
 
 use std::collections::HashMap;
 
@@ -544,8 +544,9 @@ impl Run<'_, '_> {
                         Check::Deadlock,
                         lanes,
                         format!(
-                            "the block has run {} warp instructions, its budget, without ending",
-                            self.options.instruction_budget
+                            "the block has run {} warp instructions, its budget, without ending{}",
+                            self.options.instruction_budget,
+                            self.machine.describe_block_barriers(&self.warps)
                         ),
                     );
                     return found(self.finding(id, at, pc as usize, *fault));
@@ -571,7 +572,10 @@ impl Run<'_, '_> {
                 match self.let_go::<CHECK>(id) {
                     Ok(true) => continue,
                     Ok(false) if self.machine.time_out(&mut self.warps) => continue,
-                    Ok(false) => return found(self.stuck(id)),
+                    Ok(false) => {
+                        let (at, pc, fault) = self.machine.why_stuck(&self.warps);
+                        return found(self.finding(id, at, pc, *fault));
+                    }
                     Err(finding) => return Turn::Found(finding),
                 }
             }
@@ -703,68 +707,6 @@ impl Run<'_, '_> {
             ),
         );
         Err(Box::new(self.finding(block, at, group.pc as usize, *fault)))
-    }
-
-    /// Says why nothing can go on.
-    fn stuck(&mut self, block: [u32; 3]) -> Finding {
-        if let Some((at, pc, fault)) = self.machine.why_parked(&self.warps) {
-            return self.finding(block, at, pc, *fault);
-        }
-        let members = self.warps.iter().enumerate().find_map(|(at, warp)| {
-            warp.groups.iter().find_map(|group| match group.state {
-                State::Members(members) => Some((at, *group, members)),
-                _ => None,
-            })
-        });
-        if let Some((at, group, members)) = members {
-            let warp = &self.warps[at];
-            let missing = members & warp.live & !group.mask;
-            let place = warp.groups.iter().find(|other| other.mask & missing != 0).map_or(
-                String::new(),
-                |other| {
-                    let note = &self.machine.kernel.notes[other.pc as usize];
-                    format!(" (they wait at `{}`, PTX line {})", note.text, note.line)
-                },
-            );
-            let fault = Fault::new(
-                Check::ShuffleDivergence,
-                group.mask,
-                format!(
-                    "waits for lanes {:?} of its member mask, which can no longer arrive{place}",
-                    lane_list(missing)
-                ),
-            );
-            return self.finding(block, at, group.pc as usize, *fault);
-        }
-        let waiting = self.warps.iter().enumerate().find_map(|(at, warp)| {
-            warp.groups.iter().find_map(|group| match group.state {
-                State::Barrier(id) => Some((at, *group, id)),
-                _ => None,
-            })
-        });
-        let Some((at, group, id)) = waiting else {
-            let fault = Fault::new(Check::Deadlock, 0, "no warp can go on");
-            return self.finding(block, 0, 0, *fault);
-        };
-        let barrier = &self.machine.barriers[id as usize];
-        let exited: u32 = self.warps.iter().map(|w| (w.launched & !w.live).count_ones()).sum();
-        let here: u32 = barrier.arrived.iter().map(|lanes| lanes.count_ones()).sum();
-        let elsewhere = self.warps.iter().any(|warp| {
-            warp.groups.iter().any(|g| matches!(g.state, State::Barrier(other) if other != id))
-        });
-        let (check, why) = if exited > 0 {
-            (Check::BarrierDivergence, format!("{exited} threads of the block have exited"))
-        } else if elsewhere {
-            (Check::Deadlock, "others wait at another barrier".to_owned())
-        } else {
-            (Check::BarrierDivergence, "nobody else will arrive".to_owned())
-        };
-        let message = format!(
-            "barrier {id} has {here} of the {} threads it waits for, and {why}",
-            barrier.expected.min(self.machine.threads.max(barrier.expected))
-        );
-        let fault = Fault::new(check, group.mask, message);
-        self.finding(block, at, group.pc as usize, *fault)
     }
 
     fn finding(&self, block: [u32; 3], warp: usize, pc: usize, fault: Fault) -> Finding {

@@ -48,6 +48,7 @@ mod convert;
 pub mod cost;
 pub mod counters;
 mod coverage;
+mod deadlock;
 mod decode;
 mod directed;
 mod error;

@@ -56,6 +56,10 @@ with launch.json:
 A scalar is i32, u32, i64, u64, f32 or f64 (floats also "nan", "inf", "-inf"). A buffer begins with
 the bytes of its file, if any; the rest is set to the byte fill, or uninitialised without one. It has
 as many bytes as its file where bytes is left out; a file that is longer is an error.
+{"tensor_map": {"buffer": {"file": "k.bin"}, "element": "f16", "shape": [64, 192], "tile": [64, 64],
+"swizzle": "128B"}} is a CUtensorMap over a buffer of its own; "arg": N in place of buffer takes that
+of another argument. It also has offset, strides, element_strides and fill ("zero", "nan"): what
+cuTensorMapEncodeTiled takes, innermost dimension first, strides in bytes.
 "instruction_budget": N lets a block run N warp instructions before it counts as hanging (2^28)."#;
 
 #[derive(Serialize)]

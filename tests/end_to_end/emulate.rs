@@ -128,6 +128,66 @@ fn headers_beside_the_source_are_found() {
     spanforge(here.path(), ["emulate", "launch.json"]).expect(2).says("gone.cu");
 }
 
+const CARRY: &str = r#"
+struct __align__(64) Map { unsigned long long opaque[16]; };
+
+// Copies a box of 32 by 4 words from (8, 1) of one tensor to (0, 0) of another.
+extern "C" __global__ void carry(const __grid_constant__ Map from, const __grid_constant__ Map to) {
+    __shared__ __align__(1024) int tile[4][32];
+    __shared__ __align__(8) unsigned long long arrived;
+    unsigned at = (unsigned)__cvta_generic_to_shared(tile);
+    unsigned bar = (unsigned)__cvta_generic_to_shared(&arrived);
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(bar) : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], 512;" :: "r"(bar) : "memory");
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {8, 1}], [%2];" :: "r"(at), "l"(&from), "r"(bar) : "memory");
+    asm volatile("{ .reg .pred p; W: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0;"
+                 " @!p bra W; }" :: "r"(bar) : "memory");
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%1, {0, 0}], [%0];"
+                 :: "r"(at), "l"(&to) : "memory");
+    asm volatile("cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;" ::: "memory");
+}
+"#;
+
+#[test]
+fn tensor_maps_are_made_of_buffers_and_outputs_come_from_them() {
+    let here = folder();
+    fs::write(here.path().join("carry.cu"), CARRY).unwrap();
+    let x: Vec<u8> = (0..48 * 6).flat_map(i32::to_le_bytes).collect();
+    fs::write(here.path().join("x.bin"), x).unwrap();
+    let map = |buffer: Value, shape: [u64; 2]| {
+        json!({"tensor_map": {
+            "buffer": buffer, "element": "i32", "shape": shape, "tile": [32, 4], "swizzle": "128B"
+        }})
+    };
+    let mut launch = json!({
+        "source": "carry.cu", "arch": "sm_90", "entry": "carry",
+        "grid": [1, 1, 1], "block": [1, 1, 1],
+        "args": [map(json!({"file": "x.bin"}), [48, 6]), map(json!({"bytes": 512}), [32, 4])],
+        "outputs": [{"arg": 1, "file": "y.bin"}]
+    });
+    write(here.path(), &launch);
+    spanforge(here.path(), ["emulate", "launch.json"]).expect(0).prints("nothing found");
+    let words = (0..128).map(|i| 48 * (1 + i / 32) + 8 + i % 32);
+    let expected: Vec<u8> = words.flat_map(i32::to_le_bytes).collect();
+    assert_eq!(fs::read(here.path().join("y.bin")).unwrap(), expected);
+
+    // Both in one buffer, the second 16 bytes into it, where the tensor is too long for it.
+    launch["args"][1] = json!({"tensor_map": {"arg": 0, "offset": 16, "element": "i32", "shape": [32, 48], "tile": [32, 4]}});
+    launch["outputs"] = json!([]);
+    write(here.path(), &launch);
+    spanforge(here.path(), ["emulate", "launch.json"]).expect(0);
+    launch["args"][1]["tensor_map"]["offset"] = json!(1152 - 64);
+    write(here.path(), &launch);
+    spanforge(here.path(), ["emulate", "launch.json"]).expect(1).prints("out-of-bounds");
+    launch["args"][1]["tensor_map"]["tile"] = json!([64, 300]);
+    write(here.path(), &launch);
+    spanforge(here.path(), ["emulate", "launch.json"])
+        .expect(2)
+        .says("`args[1].tensor_map`: tile[1]");
+}
+
 #[test]
 fn launch_files_with_faults_are_refused() {
     let here = folder();

@@ -6,7 +6,7 @@ use crate::error::DeviceError;
 use libloading::Library;
 
 /// Every driver function that this room calls, through cudarc or by itself.
-const FUNCTIONS: [&str; 33] = [
+const FUNCTIONS: [&str; 34] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuDeviceGet",
@@ -40,6 +40,7 @@ const FUNCTIONS: [&str; 33] = [
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
+    "cuTensorMapEncodeTiled",
 ];
 
 /// Loads the driver library that cudarc will load, and checks that it has every function.

@@ -3,13 +3,14 @@
 
 mod loader;
 mod raw;
+mod tensor_map;
 
 use crate::checks::{check_arguments, check_range, check_shape, unknown};
 use crate::compiler::Architecture;
 use crate::cubin;
 use crate::device::{
-    Basis, Buffer, Device, DeviceProperties, Image, Launch, LaunchReport, ModuleId, TimeOptions,
-    Timing,
+    Argument, Basis, Buffer, Device, DeviceProperties, Image, Launch, LaunchReport, ModuleId,
+    TimeOptions, Timing,
 };
 use crate::error::DeviceError;
 
@@ -17,12 +18,14 @@ use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr};
 use cudarc::nvrtc::Ptx;
-use raw::Kernel;
+use raw::{Kernel, Value};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Shared memory that a block may use without opting in.
 const SHARED_WITHOUT_OPT_IN: u32 = 48 * 1024;
+/// The first compute capability with tensor copies (PTX ISA, `cp.async.bulk.tensor`).
+const TENSOR_COPIES: (u32, u32) = (9, 0);
 /// Rounds before the samples: the first loads code and tables, the others raise the clocks.
 const WARM_UP_ROUNDS: u32 = 3;
 
@@ -159,9 +162,30 @@ impl CudaDevice {
             loaded.kernel.function.set_attribute(attribute, bytes).map_err(bad)?;
             loaded.opted_in = shared;
         }
-        let mut values: Vec<u64> = launch.arguments.iter().map(|a| a.bits()).collect();
+        let mut values = self.values(launch)?;
         raw::launch(&self.stream, &loaded.kernel, launch.grid, launch.block, shared, &mut values)
             .map_err(bad)
+    }
+
+    /// The arguments as the driver takes them.
+    fn values(&self, launch: &Launch) -> Result<Vec<Value>, DeviceError> {
+        let value = |(index, argument): (usize, &Argument)| {
+            let (kernel, device) = (launch.kernel.clone(), self.properties.name.clone());
+            Ok(match argument {
+                Argument::TensorMap(_) if self.capability < TENSOR_COPIES => {
+                    return Err(DeviceError::NoTensorMaps { kernel, index, device });
+                }
+                Argument::TensorMap(map) => {
+                    let encoded = tensor_map::encode(map).map_err(|error| {
+                        let reason = words(error);
+                        DeviceError::TensorMapRefused { kernel, index, device, reason }
+                    })?;
+                    Value::TensorMap(encoded)
+                }
+                scalar => Value::Scalar(scalar.bits().unwrap_or_default()),
+            })
+        };
+        launch.arguments.iter().enumerate().map(value).collect()
     }
 
     fn load_kernel(&self, module: &Module, name: &str) -> Result<Loaded, DeviceError> {

@@ -30,23 +30,47 @@ pub(super) struct Kernel {
     pub(super) parameter_bytes: Vec<usize>,
 }
 
-/// Queues a launch. `values` holds the argument values in their low bytes, one for each parameter
-/// and none of more than eight bytes; the caller has checked that. The context must be current.
+/// A kernel argument as the driver copies it.
+pub(super) enum Value {
+    /// Up to eight bytes, the low ones.
+    Scalar(u64),
+    /// 128 bytes.
+    TensorMap(sys::CUtensorMap),
+}
+
+impl Value {
+    /// Bytes that may be read from where [`pointer`](Self::pointer) points.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Scalar(value) => size_of_val(value),
+            Self::TensorMap(map) => size_of_val(map),
+        }
+    }
+
+    fn pointer(&mut self) -> *mut c_void {
+        match self {
+            Self::Scalar(value) => std::ptr::from_mut(value).cast(),
+            Self::TensorMap(map) => std::ptr::from_mut(map).cast(),
+        }
+    }
+}
+
+/// Queues a launch. `values` holds the arguments, one for each parameter and each of at least its
+/// size; the caller has checked that. The context must be current.
 pub(super) fn launch(
     stream: &CudaStream,
     kernel: &Kernel,
     grid: [u32; 3],
     block: [u32; 3],
     shared_bytes: u32,
-    values: &mut [u64],
+    values: &mut [Value],
 ) -> Result<(), DriverError> {
     let fits = values.len() == kernel.parameter_bytes.len()
-        && kernel.parameter_bytes.iter().all(|&bytes| bytes <= size_of::<u64>());
+        && kernel.parameter_bytes.iter().zip(&*values).all(|(&bytes, v)| bytes <= v.bytes());
     if !fits {
         return Err(DriverError(sys::CUresult::CUDA_ERROR_INVALID_VALUE));
     }
-    let mut pointers: Vec<*mut c_void> =
-        values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
+    let mut pointers: Vec<*mut c_void> = values.iter_mut().map(Value::pointer).collect();
     // SAFETY: there is one pointer per parameter, each to at least as many bytes as the driver
     // copies before it returns. Function and stream are live. What the kernel does to the device's
     // memory is the caller's business; it cannot reach the host's.

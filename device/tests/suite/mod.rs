@@ -2,7 +2,7 @@
 
 use spanforge_device::{
     Argument, Buffer, Compiler, Device, DeviceError, Image, Launch, ModuleId, Nvrtc, Settings,
-    Source, Target, TimeOptions,
+    Source, Swizzle, Target, TensorElement, TensorMap, TimeOptions,
 };
 
 const KERNELS: &str = r#"
@@ -30,10 +30,37 @@ extern "C" __global__ void types(long long* y, int a, unsigned b, long long c,
 }
 "#;
 
+/// One thread, and tensors of words in rows of 32 or more.
+const CARRY: &str = r#"
+struct __align__(64) Map { unsigned long long opaque[16]; };
+
+// Copies a box of 32 by 4 words from (8, 1) of one tensor to (0, 0) of another.
+extern "C" __global__ void carry(const __grid_constant__ Map from, const __grid_constant__ Map to) {
+    __shared__ __align__(1024) int tile[4][32];
+    __shared__ __align__(8) unsigned long long arrived;
+    unsigned at = (unsigned)__cvta_generic_to_shared(tile);
+    unsigned bar = (unsigned)__cvta_generic_to_shared(&arrived);
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(bar) : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], 512;" :: "r"(bar) : "memory");
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {8, 1}], [%2];" :: "r"(at), "l"(&from), "r"(bar) : "memory");
+    asm volatile("{ .reg .pred p; W: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0;"
+                 " @!p bra W; }" :: "r"(bar) : "memory");
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%1, {0, 0}], [%0];"
+                 :: "r"(at), "l"(&to) : "memory");
+    asm volatile("cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;" ::: "memory");
+}
+"#;
+
 pub fn kernels(architecture: &str) -> Image {
+    compile(KERNELS, architecture)
+}
+
+pub fn compile(text: &str, architecture: &str) -> Image {
     let settings = Settings::from_environment().with_progress(|line| eprintln!("{line}"));
     let nvrtc = Nvrtc::find(&settings).expect("NVRTC is found or fetched");
-    let source = Source::new("suite.cu", KERNELS);
+    let source = Source::new("suite.cu", text);
     Compiler::without_cache(nvrtc)
         .compile(&source, &Target::Cubin(architecture.into()))
         .expect("the kernels compile")
@@ -118,6 +145,37 @@ pub fn arguments_of_every_type_arrive(device: &dyn Device) {
     device.launch(&one_thread).unwrap();
     let expected = [-5, i64::from(u32::MAX), i64::MIN, 1 << 40, -3, 80_000_000_000];
     assert_eq!(read(device, y), bytes(&expected, i64::to_le_bytes));
+}
+
+/// A box of a tensor by way of shared memory, which is swizzled in between; for sm_90 and later.
+pub fn tensor_maps_carry_boxes(device: &dyn Device) {
+    let module = device.load(&compile(CARRY, &device.properties().architecture)).unwrap();
+    let x: Vec<i32> = (0..48 * 6).collect();
+    let x_buffer = filled(device, "x", &bytes(&x, i32::to_le_bytes));
+    // The box begins at (8, 1): the last columns and its last row are outside.
+    let y_buffer = filled(device, "y", &[0xff; 512]);
+    let map = |buffer: Buffer, shape: [u64; 2], row_bytes| {
+        let map =
+            TensorMap::new(TensorElement::I32, buffer.address, &shape, &[row_bytes], &[32, 4]);
+        TensorMap { swizzle: Swizzle::Bytes128, ..map.unwrap() }
+    };
+    let (from, to) = (map(x_buffer, [38, 4], 192), map(y_buffer, [32, 4], 128));
+    let arguments = vec![Argument::TensorMap(from), Argument::TensorMap(to)];
+    let good = Launch { block: [1, 1, 1], ..launch(module, "carry", 1, arguments) };
+    device.launch(&good).unwrap();
+    let expected: Vec<i32> = (0..128)
+        .map(|i| (8 + i % 32, 1 + i / 32))
+        .map(|(column, row)| if column < 38 && row < 4 { 48 * row + column } else { 0 })
+        .collect();
+    assert_eq!(read(device, y_buffer), bytes(&expected, i32::to_le_bytes));
+
+    let odd = TensorMap { address: x_buffer.address + 4, ..from };
+    let arguments = vec![Argument::TensorMap(from), Argument::TensorMap(odd)];
+    let error = device.launch(&Launch { arguments, ..good.clone() }).unwrap_err();
+    assert!(matches!(error, DeviceError::BadTensorMap { index: 1, .. }), "{error}");
+    let arguments = vec![x_buffer.at(0), Argument::TensorMap(to)];
+    let error = device.launch(&Launch { arguments, ..good }).unwrap_err();
+    assert!(error.to_string().contains("argument 0 has 8 bytes, the parameter 128"), "{error}");
 }
 
 /// All of the shared memory that a block can have, first much, then little, then much again.

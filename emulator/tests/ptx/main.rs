@@ -4,6 +4,7 @@ mod async_hazards;
 mod checks;
 mod counts;
 mod coverage;
+mod deadlocks;
 mod floats;
 mod hopper;
 mod integers;
