@@ -1,6 +1,63 @@
 //! A GPU on the CPU: parses PTX, runs it warp by warp, checks every access, counts every
 //! transaction and estimates time for a named GPU. It knows nothing of attention.
 //!
+//! ```
+//! use spanforge_emulator::{Argument, Check, Launch, Memory, Module, Options, launch};
+//!
+//! // y[i] = 2 x[i], by one block; the PTX may as well come from `nvcc --ptx` or NVRTC.
+//! let ptx = "
+//!     .version 8.0
+//!     .target sm_80
+//!     .address_size 64
+//!     .visible .entry twice(.param .u64 x, .param .u64 y)
+//!     {
+//!         .reg .b32 %r<3>;
+//!         .reg .b64 %rd<3>;
+//!         ld.param.u64 %rd0, [x];
+//!         ld.param.u64 %rd1, [y];
+//!         mov.u32 %r0, %tid.x;
+//!         mad.wide.u32 %rd0, %r0, 4, %rd0;
+//!         mad.wide.u32 %rd1, %r0, 4, %rd1;
+//!         ld.global.u32 %r1, [%rd0];
+//!         shl.b32 %r1, %r1, 1;
+//!         st.global.u32 [%rd1], %r1;
+//!         ret;
+//!     }";
+//! let module = Module::parse(ptx)?;
+//!
+//! let mut memory = Memory::new();
+//! let x = memory.allocate("x", 256)?;
+//! let y = memory.allocate("y", 256)?;
+//! let bytes: Vec<u8> = (0..64u32).flat_map(u32::to_le_bytes).collect();
+//! memory.write(x, &bytes)?;
+//!
+//! let arguments = [Argument::U64(x), Argument::U64(y)];
+//! let what = Launch {
+//!     kernel: "twice",
+//!     grid: [1, 1, 1],
+//!     block: [64, 1, 1],
+//!     dynamic_shared_bytes: 0,
+//!     arguments: &arguments,
+//! };
+//! let report = launch(&module, &mut memory, &what, &Options::default())?;
+//! assert!(report.findings.is_empty());
+//! assert_eq!(report.counters.global_load.sectors, 8); // of 32 bytes
+//! let mut last = [0; 4];
+//! memory.read(y + 252, &mut last)?;
+//! assert_eq!(u32::from_le_bytes(last), 126);
+//!
+//! // A warp too many leaves x: that is found, with its place.
+//! let what = Launch { block: [96, 1, 1], ..what };
+//! let report = launch(&module, &mut memory, &what, &Options::default())?;
+//! let finding = &report.findings[0];
+//! assert_eq!(finding.check, Check::OutOfBounds);
+//! assert_eq!(finding.address.as_deref(), Some("`x` + 256"));
+//! assert_eq!(finding.instruction, "ld.global.u32 %r1, [%rd0];");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! `examples/reverse.rs` is a whole program with a race in its second part.
+//!
 //! How it works. `lex` and `parse` make a tree of the text; `decode` turns each instruction into
 //! operations with modifiers and types resolved, refusing what it does not know; `link` lays a
 //! kernel and the functions it calls out as one run of code; `allocate` gives registers slots.
