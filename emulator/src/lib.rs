@@ -70,6 +70,7 @@ pub mod occupancy;
 mod op;
 mod order;
 mod parse;
+mod poison;
 mod print;
 pub mod profile;
 mod provenance;
@@ -79,6 +80,7 @@ mod schedule;
 mod shadow;
 mod syntax;
 mod tensor_cores;
+mod undefined;
 
 pub use counters::Counters;
 pub use coverage::LineCount;
