@@ -10,17 +10,17 @@
 use std::collections::HashMap;
 
 use crate::access::{Outcome, addresses, lanes, lanes_where};
-use crate::exchange;
 use crate::findings::{Check, Fault};
 use crate::kernel::Kernel;
-use crate::lanes::COMBINE;
 use crate::machine::{Machine, Warp, takes_whole_warps};
 use crate::memory::{LOCAL_BASE, SHARED_BASE, WINDOW_BITS, WINDOW_MASK};
 use crate::op::{Code, NEGATED, Op, SIGNED, UNGUARDED, WIDE_ADDRESS};
 use crate::races::Other;
 use crate::registers::{FULL, Registers};
 use crate::syntax::Space;
-use crate::undefined::{Effect, Watched};
+use crate::undefined::{Cell, Effect, Watched};
+
+mod effects;
 
 /// Undefined bits, by lane.
 type Bits = [u64; 32];
@@ -29,11 +29,6 @@ const DEFINED: Bits = [0; 32];
 
 /// Bytes in memory whose origin is remembered. Beyond it they are found all the same.
 const MOST_STORED: usize = 1 << 16;
-
-/// Registers of the scratch file that an instruction runs on to see where it moves bits: two
-/// slots for each destination and source.
-const SCRATCH_D: [u16; 4] = [0, 2, 4, 6];
-const SCRATCH_S: [u16; 5] = [8, 10, 12, 14, 16];
 
 /// Where an undefined value comes from.
 #[derive(Clone, Copy)]
@@ -52,6 +47,7 @@ pub(crate) type Stored = HashMap<(u32, Option<usize>, usize), Origin>;
 pub(crate) struct Poison {
     bits: Vec<Bits>,
     origins: Vec<Origin>,
+    /// Registers that an instruction runs on to see where it moves undefined bits.
     scratch: Registers,
 }
 
@@ -61,13 +57,13 @@ impl Poison {
         if cells.is_empty() {
             return;
         }
-        let at_start = |cell: &crate::undefined::Cell| match cell.name {
+        let at_start = |cell: &Cell| match cell.name {
             Some(_) => [cell.bits; 32],
             None => DEFINED,
         };
         self.bits = cells.iter().map(at_start).collect();
         self.origins = (0..cells.len()).map(|cell| Origin { cell, read: None }).collect();
-        self.scratch = Registers::new(18, 1);
+        self.scratch = Registers::new(effects::SCRATCH_SLOTS, 1);
     }
 
     fn of(&self, cell: Option<usize>) -> Bits {
@@ -83,30 +79,6 @@ impl Poison {
     fn read(&self, cell: usize, pc: usize) -> Origin {
         let origin = self.origins[cell];
         Origin { read: origin.read.or(Some(pc)), ..origin }
-    }
-}
-
-/// Where something is undefined, everything is.
-fn whole(bits: &Bits) -> Bits {
-    bits.map(|bits| if bits != 0 { u64::MAX } else { 0 })
-}
-
-fn union(all: impl IntoIterator<Item = Bits>) -> Bits {
-    all.into_iter().fold(DEFINED, |all, bits| std::array::from_fn(|lane| all[lane] | bits[lane]))
-}
-
-/// What a source holds: of a predicate, whether it is set, with its negation.
-fn values(registers: &Registers, op: &Op, index: usize, bits: u64) -> Bits {
-    let slot = op.s[index];
-    match bits {
-        1 => {
-            let negated = op.flags >> index & 1 != 0;
-            let predicate = registers.predicates[slot as usize];
-            let predicate = if negated { !predicate } else { predicate };
-            std::array::from_fn(|lane| u64::from(predicate >> lane & 1))
-        }
-        u64::MAX => *registers.read::<u64>(slot),
-        _ => registers.read::<u32>(slot).map(u64::from),
     }
 }
 
@@ -151,7 +123,7 @@ impl Machine<'_> {
             let these = reading(warp, op, index, mask);
             self.used(warp, pc, these, watched.s[index], what)?;
         }
-        let results = self.results(warp, watched, op, mask);
+        let results = effects::results(kernel, warp, watched, op, mask);
         let poison = &mut warp.poison;
         let source = watched.s.iter().flatten().find(|&&cell| poison.lanes_of(cell, FULL) != 0);
         let origin = source.map(|&cell| poison.read(cell, pc));
@@ -167,88 +139,6 @@ impl Machine<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Undefined bits of every destination.
-    fn results(&self, warp: &mut Warp, watched: &Watched, op: &Op, mask: u32) -> Vec<Bits> {
-        let cells = &self.kernel.undefined.cells;
-        let count = watched.d.len();
-        let s = |index: usize| warp.poison.of(watched.s[index]);
-        let all = || union(watched.s.iter().map(|&cell| warp.poison.of(cell)));
-        let width = watched.d.first().copied().flatten().map_or(0, |cell| cells[cell].bits);
-        let value = |index: usize| values(&warp.registers, op, index, width);
-        let one = match watched.effect {
-            Effect::Uses(_) | Effect::Store => DEFINED,
-            Effect::All => whole(&all()),
-            Effect::AllLanes => {
-                let data = s(0);
-                let any = lanes(mask).any(|lane| data[lane] != 0);
-                if any { [u64::MAX; 32] } else { DEFINED }
-            }
-            Effect::Bitwise => all(),
-            Effect::And | Effect::Or => {
-                let flip = if watched.effect == Effect::Or { u64::MAX } else { 0 };
-                let (p, q, a, b) = (s(0), s(1), value(0), value(1));
-                std::array::from_fn(|lane| {
-                    let undecided = |bits: u64, value: u64| bits | value ^ flip;
-                    (p[lane] | q[lane]) & undecided(p[lane], a[lane]) & undecided(q[lane], b[lane])
-                })
-            }
-            Effect::Upward => all().map(|bits| bits | bits.wrapping_neg()),
-            Effect::Halves => all().map(|bits| {
-                let half = |mask: u64| if bits & mask != 0 { mask } else { 0 };
-                half(0xffff) | half(0xffff_0000)
-            }),
-            Effect::PackedHalves => {
-                let (high, low) = (whole(&s(0)), whole(&s(1)));
-                std::array::from_fn(|lane| high[lane] & 0xffff_0000 | low[lane] & 0xffff)
-            }
-            Effect::Select => {
-                let (yes, no, unknown) = (s(0), s(1), s(2));
-                let chosen = warp.registers.predicates[op.s[2] as usize];
-                std::array::from_fn(|lane| match (unknown[lane], chosen >> lane & 1) {
-                    (0, 0) => no[lane],
-                    (0, _) => yes[lane],
-                    _ => u64::MAX,
-                })
-            }
-            Effect::Combine => {
-                let other = warp.registers.predicates[op.s[2] as usize];
-                let other = if op.flags & 1 != 0 { !other } else { other };
-                let (all, unknown) = (whole(&all()), s(2));
-                std::array::from_fn(|lane| {
-                    let set = other >> lane & 1 != 0;
-                    let decides = match COMBINE[op.count as usize & 3] {
-                        "and" => !set,
-                        "or" => set,
-                        _ => false,
-                    };
-                    if decides && unknown[lane] == 0 { 0 } else { all[lane] }
-                })
-            }
-            Effect::Vote => {
-                let unknown = s(0);
-                let unknown = lanes_where(mask, |lane| unknown[lane] != 0);
-                if op.imm == 3 {
-                    [u64::from(unknown); 32]
-                } else if unknown != 0 {
-                    [u64::MAX; 32]
-                } else {
-                    DEFINED
-                }
-            }
-            Effect::Product => {
-                // The addend stands last, in the layout of the result.
-                let first = watched.s.len() - count;
-                return (0..count).map(|at| whole(&s(first + at))).collect();
-            }
-            Effect::Moves(controls) => return moved(warp, watched, op, cells, controls, mask),
-            Effect::Shuffle => {
-                let data = s(0);
-                return vec![shuffled(warp, op, &data, mask), DEFINED];
-            }
-        };
-        vec![one; count]
     }
 
     /// Reports lanes in which a value that something depends on is undefined.
@@ -396,53 +286,4 @@ fn reading(warp: &Warp, op: &Op, index: usize, mask: u32) -> u32 {
         }
         _ => mask,
     }
-}
-
-/// Runs an instruction that moves bits on the undefined ones.
-fn moved(
-    warp: &mut Warp,
-    watched: &Watched,
-    op: &Op,
-    cells: &[crate::undefined::Cell],
-    controls: usize,
-    mask: u32,
-) -> Vec<Bits> {
-    let poison = &mut warp.poison;
-    let mut unknown = DEFINED;
-    for (index, &cell) in watched.s.iter().enumerate() {
-        let bits = poison.of(cell);
-        if index >= controls {
-            unknown = union([unknown, bits]);
-            *poison.scratch.write::<u64>(SCRATCH_S[index]) =
-                *warp.registers.read::<u64>(op.s[index]);
-        } else if cell.is_none_or(|cell| cells[cell].bits > u64::from(u32::MAX)) {
-            *poison.scratch.write::<u64>(SCRATCH_S[index]) = bits;
-        } else {
-            *poison.scratch.write::<u32>(SCRATCH_S[index]) = bits.map(|bits| bits as u32);
-        }
-    }
-    let on_scratch = Op { d: SCRATCH_D, s: SCRATCH_S, ..*op };
-    // SAFETY: as in `machine`, functions for a wide processor were chosen only where the running
-    // one is.
-    unsafe { (op.exec)(&mut poison.scratch, &on_scratch, mask) };
-    let unknown = whole(&unknown);
-    let result = |(&cell, slot): (&Option<usize>, u16)| match cell {
-        Some(cell) if cells[cell].bits > u64::from(u32::MAX) => {
-            union([unknown, *poison.scratch.read::<u64>(slot)])
-        }
-        _ => union([unknown, poison.scratch.read::<u32>(slot).map(u64::from)]),
-    };
-    watched.d.iter().zip(SCRATCH_D).map(result).collect()
-}
-
-/// Every lane gets the undefined bits of the lane that it reads from.
-fn shuffled(warp: &mut Warp, op: &Op, data: &Bits, mask: u32) -> Bits {
-    let scratch = &mut warp.poison.scratch;
-    *scratch.write::<u32>(SCRATCH_S[0]) = data.map(|bits| bits as u32);
-    for index in 1..4 {
-        *scratch.write::<u32>(SCRATCH_S[index]) = *warp.registers.read::<u32>(op.s[index]);
-    }
-    let on_scratch = Op { d: [SCRATCH_D[0], 0, 0, 0], s: SCRATCH_S, ..*op };
-    exchange::shuffle(scratch, &on_scratch, mask);
-    scratch.read::<u32>(SCRATCH_D[0]).map(u64::from)
 }

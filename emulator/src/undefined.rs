@@ -42,7 +42,7 @@ pub(crate) enum Effect {
     Shuffle,
     Vote,
     Store,
-    /// A matrix product: only the addend is followed.
+    /// A matrix product.
     Product,
 }
 

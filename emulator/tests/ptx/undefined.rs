@@ -241,12 +241,37 @@ fn bytes_of_shared_and_local_memory() {
 }
 
 #[test]
-fn the_addend_of_a_matrix_product() {
-    let product = "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%f0, %f1, %f2, %f3}, {%r0, %r0}, {%r0}, {%f4, %f4, %f4, %f5}; st.global.f32 [%l0], ";
-    let body =
-        |stored: &str| format!("mov.u32 %r0, 0; mov.f32 %f4, 0f00000000; {product} {stored};");
-    clean(&body("%f0"));
-    reported(&body("%f3"), "%f5", 0..32);
+fn rows_and_columns_of_a_matrix_product() {
+    // A is in %r0 and %r1, the lower rows in the latter; B in %r2, C in %f4 to %f7.
+    let body = |missing: &str, result: &str| {
+        format!(
+            "setp.ne.u32 %q0, %t, 5; mov.u32 %r8, 0; mov.f32 %f8, 0f00000000;
+             {missing}
+             mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32
+                 {{%f0, %f1, %f2, %f3}}, {{%r0, %r1}}, {{%r2}}, {{%f4, %f5, %f6, %f7}};
+             st.global.f32 [%l0], {result};"
+        )
+    };
+    let without = |missing: &str| {
+        let words = (0..3).map(|at| (format!("%r{at}"), "mov.u32", "%r8"));
+        let sums = (4..8).map(|at| (format!("%f{at}"), "mov.f32", "%f8"));
+        let all = words.chain(sums).map(|(name, mov, zero)| {
+            let guard = if name == missing { "@%q0 " } else { "" };
+            format!("{guard}{mov} {name}, {zero}; ")
+        });
+        all.collect::<String>()
+    };
+    // Nothing of lane 5: it holds of A part of rows 1 and 9, of B part of column 1.
+    for (missing, clean_result, result, lanes) in [
+        ("%r0", "%f2", "%f1", vec![4, 5, 6, 7]),
+        ("%r1", "%f1", "%f2", vec![4, 5, 6, 7]),
+        ("%r2", "%f0", "%f1", (0..32).step_by(4).collect()),
+        ("%f6", "%f0", "%f2", vec![5]),
+    ] {
+        clean(&body(&without(missing), clean_result));
+        reported(&body(&without(missing), result), missing, lanes);
+    }
+    clean(&body(&without(""), "%f3"));
 }
 
 #[test]
