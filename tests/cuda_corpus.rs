@@ -118,6 +118,31 @@ fn skipped_barrier() {
 }
 
 #[test]
+fn speculation() {
+    let x: Vec<f32> = (0..32).map(|i| i as f32).collect();
+    let x = bytes(&x, f32::to_le_bytes);
+    let y = floats(&case!("speculation").run(&x, 128));
+    let wanted = |t: usize| {
+        let (x, odd) = (t as f32, t % 2 != 0);
+        let mut out = if odd { 6. * x } else { 2. * x - 1. };
+        out += if t < 25 { 6. * x } else { 0. } + 30.;
+        let found = if t & 2 != 0 { t } else { t + 1 };
+        out += if found < 29 { 2. * found as f32 + 3. } else { 0. };
+        out += if t < 16 { 15. - x } else { 0. } + if (1..17).contains(&t) { x - 1. } else { 0. };
+        out + if (4..25).contains(&t) { 1. } else { 0. } + 21.
+    };
+    assert_eq!(y, (0..32).map(wanted).collect::<Vec<f32>>());
+    let leaks = Case { options: &["-DLEAK"], ..case!("speculation") };
+    let (_, report) = leaks.report(&x, &[], 128);
+    let finding = report.findings.first().expect("a finding");
+    assert_eq!(finding.check, Check::Uninitialised);
+    assert_eq!(finding.lanes, (16..32).collect::<Vec<u32>>());
+    // Where it was added.
+    let other = finding.other.as_ref().expect("what read it");
+    assert_eq!(other.source.as_ref().map(|source| source.line), Some(71));
+}
+
+#[test]
 fn scan() {
     let x = numbers(256, 1000);
     let case = Case { block: [256, 1, 1], n: 256, shared: 2048, ..case!("scan") };

@@ -440,6 +440,10 @@ impl Machine<'_> {
             offset -= lane as u64 * u64::from(self.kernel.local_bytes);
         }
         let name = self.name_of(space, window, offset);
+        let stored = self.stored_undefined(warp, space, offset, width, lane);
+        if let Some(fault) = stored {
+            return fault.at(name);
+        }
         if outside {
             return Fault::new(
                 Check::OutOfBounds,

@@ -25,6 +25,8 @@ pub(crate) struct Assigned {
     pub constants: Vec<(u16, u64, bool)>,
     pub specials: Vec<(u16, SpecialRegister)>,
     pub parameters: Vec<u16>,
+    /// Registers that are alive at the start: some way through the code reads them first.
+    pub at_start: Vec<u32>,
 }
 
 /// Predicate written where a result is not wanted, and the constant ones.
@@ -80,7 +82,8 @@ pub(crate) fn assign(
         }
     }
     let first_register = next;
-    let (register_slots, next) = scan(code, targets, registers, next)?;
+    let (intervals, at_start) = intervals(code, targets, registers)?;
+    let (register_slots, next) = scan(registers, &intervals, next)?;
     let mut predicate_slots: HashMap<u32, u16> = HashMap::new();
     let mut predicate = |register: u32| -> u16 {
         let fresh = 3 + predicate_slots.len() as u16;
@@ -148,6 +151,7 @@ pub(crate) fn assign(
         constants: constant_list,
         specials: special_list,
         parameters: parameter_slots.into_iter().map(|slot| slot.unwrap_or(SINK)).collect(),
+        at_start,
     })
 }
 
@@ -221,12 +225,10 @@ impl Set {
 
 /// Slot of every register, and the first slot that is free after them.
 fn scan(
-    code: &[Pending],
-    targets: &[Vec<usize>],
     registers: &[Type],
+    intervals: &[Interval],
     first: usize,
 ) -> Result<(Vec<u16>, usize), String> {
-    let intervals = intervals(code, targets, registers)?;
     let mut order: Vec<u32> =
         (0..registers.len() as u32).filter(|&r| intervals[r as usize].is_some()).collect();
     order.sort_by_key(|&r| intervals[r as usize].map(|(start, _)| start));
@@ -261,12 +263,16 @@ fn scan(
     Ok((slots, next))
 }
 
-/// First and last position at which each register that is not a predicate is alive.
+/// First and last position at which a register is alive.
+type Interval = Option<(usize, usize)>;
+
+/// Where each register that is not a predicate is alive, and which registers and predicates are at
+/// the start.
 fn intervals(
     code: &[Pending],
     targets: &[Vec<usize>],
     registers: &[Type],
-) -> Result<Vec<Option<(usize, usize)>>, String> {
+) -> Result<(Vec<Interval>, Vec<u32>), String> {
     let mut leader = vec![false; code.len() + 1];
     leader[0] = true;
     // Where a return may lead: after any call.
@@ -289,8 +295,8 @@ fn intervals(
     if count.saturating_mul(starts.len()) > MOST_LIVENESS_BITS {
         return Err("the kernel has too many registers and branches".to_owned());
     }
-    let counted = |value: &Value| match *value {
-        Value::Register(r) if registers[r as usize] != Type::Pred => Some(r),
+    let register = |value: &Value| match *value {
+        Value::Register(r) => Some(r),
         _ => None,
     };
     let mut used = vec![Set::new(count); starts.len()];
@@ -299,12 +305,13 @@ fn intervals(
     for (block, &start) in starts.iter().enumerate() {
         let end = end_of(block);
         for pending in &code[start..end] {
-            for r in pending.s.iter().filter_map(counted) {
+            let guard = pending.guard.map(|(r, _)| r);
+            for r in pending.s.iter().filter_map(register).chain(guard) {
                 if !defined[block].has(r) {
                     used[block].insert(r);
                 }
             }
-            for r in pending.d.iter().filter_map(counted) {
+            for r in pending.d.iter().filter_map(register) {
                 // A guarded write keeps the old value in some lanes.
                 if pending.guard.is_some() {
                     if !defined[block].has(r) {
@@ -352,8 +359,11 @@ fn intervals(
             }
         }
     }
-    let mut out: Vec<Option<(usize, usize)>> = vec![None; count];
+    let mut out: Vec<Interval> = vec![None; count];
     let mut touch = |r: u32, at: usize| {
+        if registers[r as usize] == Type::Pred {
+            return;
+        }
         let interval = out[r as usize].get_or_insert((at, at));
         interval.0 = interval.0.min(at);
         interval.1 = interval.1.max(at);
@@ -363,7 +373,7 @@ fn intervals(
         live_out[block].each(|r| touch(r, end_of(block) - 1));
     }
     for (at, pending) in code.iter().enumerate() {
-        for r in pending.s.iter().chain(&pending.d).filter_map(counted) {
+        for r in pending.s.iter().chain(&pending.d).filter_map(register) {
             touch(r, at);
         }
     }
@@ -371,7 +381,11 @@ fn intervals(
     for register in of_products(code, registers) {
         out[register as usize] = Some((0, code.len()));
     }
-    Ok(out)
+    let mut at_start = Vec::new();
+    if let Some(first) = live_in.first() {
+        first.each(|r| at_start.push(r));
+    }
+    Ok((out, at_start))
 }
 
 fn ends_block(code: Code) -> bool {

@@ -780,7 +780,7 @@ impl<'t> At<'_, 't> {
             });
         }
         let flag = self.linker.carry_register();
-        s.push(flag);
+        s.push(if with { flag } else { Value::ConstantPredicate(false) });
         let imm = which
             | if with { moves::USES_CARRY } else { 0 }
             | if wide { moves::CARRY_WIDE } else { 0 };

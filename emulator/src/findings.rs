@@ -14,7 +14,8 @@ pub enum Check {
     OutOfBounds,
     /// An address that is not a multiple of the access size.
     Misaligned,
-    /// A read of bytes that nothing has written.
+    /// A read of bytes that nothing has written, or a register that nothing has written decides
+    /// what happens or leaves the kernel.
     Uninitialised,
     /// Two accesses to the same bytes, one of them a write, that nothing orders.
     Race,
@@ -64,7 +65,7 @@ impl fmt::Display for SourceLine {
     }
 }
 
-/// The other side of a race.
+/// The other side of a race, or what read an unwritten register.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Party {
     /// What it did: `read`, `write`, `atomic update`, `asynchronous write`.
@@ -157,7 +158,8 @@ pub struct Finding {
     pub lanes: Vec<u32>,
     /// `buffer + offset` of the first of them, for memory accesses.
     pub address: Option<String>,
-    /// The other access of a race.
+    /// The other access of a race; where something depends on a register that nothing has written,
+    /// the instruction that read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other: Option<Box<Party>>,
 }
@@ -174,6 +176,9 @@ impl fmt::Display for Finding {
         write!(f, " of kernel `{}`, block ({x}, {y}, {z}), warp {}", self.kernel, self.warp)?;
         write_lanes(f, &self.lanes)?;
         match &self.other {
+            Some(other) if self.check == Check::Uninitialised => {
+                write!(f, "; its value has come by {other}")
+            }
             Some(other) => write!(f, "; the other side is {other}"),
             None => Ok(()),
         }

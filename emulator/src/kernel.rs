@@ -11,6 +11,7 @@ use crate::op::{Code, Note, Op, UNGUARDED};
 use crate::parse;
 use crate::provenance::StoresThrough;
 use crate::syntax::{Space, Variable};
+use crate::undefined::Undefined;
 
 /// A parameter of a kernel, as the launch must fill it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,10 @@ pub struct Kernel {
     /// By instruction, the registers of warpgroup products that it uses, and whether it writes
     /// them. Empty where the kernel has no such products.
     pub(crate) warpgroup_uses: Vec<Vec<(u16, bool)>>,
+    pub(crate) undefined: Undefined,
+    /// By instruction, whether a checked run has to look at it because of these two. Empty where
+    /// there is none.
+    pub(crate) watched: Vec<bool>,
     pub(crate) notes: Vec<Note>,
     pub(crate) slots: usize,
     pub(crate) first_register: usize,

@@ -182,6 +182,7 @@ pub(crate) fn launch_on(
             launch_epoch,
             land_early: schedule.land_early,
             no_shadow: Shadow::default(),
+            stored: HashMap::new(),
             counters: Counters::default(),
             executed: vec![Executed::default(); kernel.code.len()],
             barriers: vec![Barrier::default(); 16],

@@ -128,6 +128,7 @@ pub mod occupancy;
 mod op;
 mod order;
 mod parse;
+mod poison;
 mod print;
 pub mod profile;
 mod provenance;
@@ -137,6 +138,7 @@ mod schedule;
 mod shadow;
 mod syntax;
 mod tensor_cores;
+mod undefined;
 
 pub use counters::Counters;
 pub use coverage::LineCount;

@@ -15,6 +15,7 @@ use crate::kernel::{Kernel, Parameter, ParameterLoad, SharedVariable};
 use crate::op::{Class, Code, Note};
 use crate::provenance::stores_through;
 use crate::syntax::{Found, Instruction, Operand, Space, Tree, Type, Variable};
+use crate::undefined::undefined;
 
 /// Space left between shared variables, so that running past one is seen. A multiple of the 128
 /// bytes that the banks span, so that bank conflicts stay what they were.
@@ -200,6 +201,16 @@ pub(crate) fn link<'t>(
     let assigned =
         allocate::assign(&linker.code, &targets, &linker.registers, linker.parameter_loads.len())
             .map_err(|reason| LoadError::new(function.line, reason).with_text(function.name))?;
+    let name = |register| linker.register_name(register);
+    let undefined = undefined(&linker.code, &linker.registers, &assigned.at_start, name);
+    let watches = |at: usize| {
+        assigned.warpgroup_uses.get(at).is_some_and(|uses| !uses.is_empty())
+            || undefined.watched.get(at).is_some_and(Option::is_some)
+    };
+    let mut watched: Vec<bool> = (0..assigned.code.len()).map(watches).collect();
+    if !watched.contains(&true) {
+        watched.clear();
+    }
     for (load, slot) in linker.parameter_loads.iter_mut().zip(&assigned.parameters) {
         load.slot = *slot;
     }
@@ -209,6 +220,8 @@ pub(crate) fn link<'t>(
         lists: assigned.lists,
         tables: assigned.tables,
         warpgroup_uses: assigned.warpgroup_uses,
+        undefined,
+        watched,
         notes,
         slots: assigned.slots,
         first_register: assigned.first_register,
@@ -273,6 +286,18 @@ impl<'t> Linker<'t> {
 
     pub(crate) fn register(&self, function: usize, number: u32) -> u32 {
         self.bases.get(&function).copied().unwrap_or(0) + number
+    }
+
+    /// How the text spells a register, for messages.
+    fn register_name(&self, register: u32) -> String {
+        let (&function, &base) = self
+            .bases
+            .iter()
+            .filter(|(_, base)| **base <= register)
+            .max_by_key(|(_, base)| **base)
+            .unwrap_or((&0, &0));
+        let name = self.tree.functions[function].register_name(register - base);
+        name.unwrap_or_else(|| "the carry".to_owned())
     }
 
     pub(crate) fn temporary(&mut self, ty: Type) -> Value {

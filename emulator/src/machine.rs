@@ -19,6 +19,7 @@ use crate::matrix;
 use crate::memory::Allocation;
 use crate::op::{ASYNC_PROXY, Code, DEVICE_SCOPE, NEGATED, Op, UNGUARDED, WIDE_DATA};
 use crate::order::{Epoch, LAST_EPOCH, Order, Publications, Scope, WarpOrder};
+use crate::poison::{Poison, Stored};
 use crate::races::{Cells, Lists};
 use crate::registers::{FULL, Registers, Word};
 use crate::shadow::Shadow;
@@ -97,6 +98,8 @@ pub(crate) struct Warp {
     pub suspect: Option<Box<Suspect>>,
     /// What is ordered before what its lanes do.
     pub order: WarpOrder,
+    /// Undefined values in its registers.
+    pub poison: Poison,
     /// Choose the longest waiting group next.
     pub rotate: bool,
     stamp: u64,
@@ -127,6 +130,7 @@ impl Warp {
             stored: [NO_STORE; 32],
             suspect: None,
             order: WarpOrder::new(0, index as u8, 0),
+            poison: Poison::default(),
             rotate: false,
             stamp: 0,
         }
@@ -150,6 +154,7 @@ impl Warp {
         self.live = launched;
         if check {
             self.local_shadow.clear();
+            self.poison.start(kernel);
         }
         self.copies.clear();
         self.commits = [0; 32];
@@ -238,6 +243,8 @@ pub(crate) struct Machine<'a> {
     /// Asynchronous copies put their bytes in place at once.
     pub land_early: bool,
     pub no_shadow: Shadow,
+    /// Where undefined values in memory come from.
+    pub stored: Stored,
     pub counters: Counters,
     pub executed: Vec<Executed>,
     pub barriers: Vec<Barrier>,
@@ -301,7 +308,7 @@ impl Machine<'_> {
     ) -> Result<(), Stopped> {
         let kernel = self.kernel;
         let code = &kernel.code[..];
-        let warpgroup_uses = if CHECK { &kernel.warpgroup_uses[..] } else { &[] };
+        let watched = if CHECK { &kernel.watched[..] } else { &[] };
         let end = self.ticks + slice;
         'groups: while let Some((mut pc, mut act, mut ahead)) = warp.take() {
             // A group alone may use the whole slice.
@@ -318,6 +325,16 @@ impl Machine<'_> {
                 }
                 let op = &code[pc];
                 self.ticks += 1;
+                macro_rules! run {
+                    ($outcome:expr) => {
+                        if let Err(fault) = $outcome {
+                            return Err(Stopped { pc, fault });
+                        }
+                    };
+                }
+                if watched.get(pc) == Some(&true) {
+                    run!(self.watch(warp, pc, act));
+                }
                 let mut m = act;
                 if op.guard != UNGUARDED {
                     let predicate = warp.registers.predicates[(op.guard & !NEGATED) as usize];
@@ -331,18 +348,6 @@ impl Machine<'_> {
                 if m == 0 {
                     pc += 1;
                     continue;
-                }
-                macro_rules! run {
-                    ($outcome:expr) => {
-                        if let Err(fault) = $outcome {
-                            return Err(Stopped { pc, fault });
-                        }
-                    };
-                }
-                if let Some(uses) = warpgroup_uses.get(pc)
-                    && !uses.is_empty()
-                {
-                    run!(self.touch(warp, pc, m, uses));
                 }
                 match op.code {
                     Code::Arithmetic => {
@@ -452,6 +457,9 @@ impl Machine<'_> {
                             note_store(warp, pc, m);
                         }
                         run!(self.store::<CHECK, COUNT>(warp, op, pc, m));
+                        if watched.get(pc) == Some(&true) {
+                            run!(self.leak(warp, pc, m));
+                        }
                     }
                     Code::Atomic => {
                         if CHECK {
@@ -529,6 +537,9 @@ impl Machine<'_> {
                                     Err(fault) => return Err(Stopped { pc, fault }),
                                 }
                             };
+                            if watched.get(pc) == Some(&true) {
+                                run!(self.follow(warp, pc, together));
+                            }
                             let registers = &mut warp.registers;
                             match op.code {
                                 Code::Shuffle => exchange::shuffle(registers, op, together),
@@ -737,7 +748,7 @@ impl Machine<'_> {
 }
 
 /// Whether all 32 lanes have to run an instruction together.
-fn takes_whole_warps(code: Code) -> bool {
+pub(crate) fn takes_whole_warps(code: Code) -> bool {
     matches!(code, Code::MatrixLoad | Code::MatrixStore | Code::MatrixMultiply | Code::Warpgroup)
 }
 

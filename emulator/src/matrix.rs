@@ -107,7 +107,7 @@ impl Form {
         };
     }
 
-    fn decode(op: &Op) -> Self {
+    pub(crate) fn decode(op: &Op) -> Self {
         let part = |at: u32| op.flags >> at & 1 != 0;
         match op.count {
             0 => Self::Halves { k16: part(0), brain: part(1), half: part(2) },

@@ -257,6 +257,21 @@ impl Function<'_> {
         }
         None
     }
+
+    /// How a register is spelled in the text; those that decoding adds are not.
+    pub(crate) fn register_name(&self, number: u32) -> Option<String> {
+        let symbols = self.scopes.iter().flat_map(|scope| &scope.symbols);
+        symbols.into_iter().find_map(|(name, symbol)| match *symbol {
+            Symbol::Registers { first, count, parameterised }
+                if (first..first + count).contains(&number) =>
+            {
+                let digits =
+                    if parameterised { (number - first).to_string() } else { String::new() };
+                Some(format!("{name}{digits}"))
+            }
+            _ => None,
+        })
+    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -164,7 +164,7 @@ fn threads_that_leave_before_a_barrier_are_not_waited_for() {
 fn a_shuffle_that_some_members_go_around() {
     let module = kernel(
         1,
-        "mad.wide.u32 %l0, %t, 4, %p0; setp.ge.u32 %q0, %t, 16; @%q0 bra ON;
+        "mad.wide.u32 %l0, %t, 4, %p0; mov.u32 %r0, 0; setp.ge.u32 %q0, %t, 16; @%q0 bra ON;
          shfl.sync.bfly.b32 %r0, %t, 1, 0x1f, 0xffffffff; ON: st.global.u32 [%l0], %r0; ret;",
     );
     let ran = run(&module, vec![Buffer::Blank(128)], 32);

@@ -12,4 +12,5 @@ mod kernels;
 mod loading;
 mod races;
 mod regressions;
+mod undefined;
 mod warps;

@@ -791,7 +791,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "                    v[u][c] = {};",
         "                    ",
     )
-    .needs("reads of registers that nothing has written"),
+    .shows_at(&["state.accumulate(v[u][c], c, logit[u])"]),
     Mutant::new(
         "direct-rows-always-loaded",
         ExtraBytes,
