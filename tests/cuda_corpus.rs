@@ -123,7 +123,7 @@ fn speculation() {
     let x = bytes(&x, f32::to_le_bytes);
     let y = floats(&case!("speculation").run(&x, 128));
     let wanted = |t: usize| {
-        let (x, odd) = (t as f32, t % 2 != 0);
+        let (x, odd) = (t as f32, !t.is_multiple_of(2));
         let mut out = if odd { 6. * x } else { 2. * x - 1. };
         out += if t < 25 { 6. * x } else { 0. } + 30.;
         let found = if t & 2 != 0 { t } else { t + 1 };
