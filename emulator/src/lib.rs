@@ -19,6 +19,7 @@
 //! Barriers and warp-wide instructions wait for lanes that can still come, and report the rest.
 //!
 //! `order` knows which accesses are ordered before which, `races` finds those that are not, and `hazards` words them.
+//! `trail` says where what was found came from, by the flow of data and control that `dataflow` knows.
 //! `provenance` says which pointers a kernel may store through: memory that is only read cannot
 //! race.
 //!
@@ -48,6 +49,7 @@ mod convert;
 pub mod cost;
 pub mod counters;
 mod coverage;
+mod dataflow;
 mod decode;
 mod directed;
 mod error;
@@ -79,11 +81,12 @@ mod schedule;
 mod shadow;
 mod syntax;
 mod tensor_cores;
+mod trail;
 
 pub use counters::Counters;
 pub use coverage::LineCount;
 pub use error::{LaunchError, LoadError, MemoryError};
-pub use findings::{Check, Finding, Party, SourceLine};
+pub use findings::{Check, Finding, Party, SourceLine, TrailLine, Why};
 pub use forms::{form_of, opcode_forms};
 pub use hopper::tensor_map::{
     OutOfBoundsFill, Swizzle, TENSOR_MAP_BYTES, TensorElement, TensorMap, TensorMapError,

@@ -15,6 +15,7 @@
 
 use crate::order::{ALL, Epoch, Party, Scope, WarpOrder};
 use crate::registers::FULL;
+use std::collections::BTreeSet;
 
 mod page;
 
@@ -324,6 +325,11 @@ impl Cells {
             at += 1 << page.shift;
         }
         Ok(())
+    }
+
+    /// Every instruction that has last written some byte, with the epoch in which it did.
+    pub(crate) fn writers(&self) -> BTreeSet<(Epoch, usize)> {
+        self.pages.iter().flatten().flat_map(|page| page.writers()).collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
