@@ -65,6 +65,53 @@ impl fmt::Display for SourceLine {
     }
 }
 
+/// How a line of a trail leads to a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Why {
+    /// It computes the address of an access, or what the instruction was given.
+    Address,
+    /// It decides whether the instruction runs.
+    Condition,
+    /// It wrote what was loaded on the way, or computed what was written.
+    WrittenBy,
+    /// It would write what was never written, but has not.
+    StoredBy,
+    /// The last barrier or wait before.
+    Barrier,
+    /// It decides whether a loop ends.
+    Loop,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Address => "address",
+            Self::Condition => "condition",
+            Self::WrittenBy => "written by",
+            Self::StoredBy => "stored by",
+            Self::Barrier => "barrier",
+            Self::Loop => "loop",
+        })
+    }
+}
+
+/// A line behind a finding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrailLine {
+    /// The line.
+    #[serde(flatten)]
+    pub line: SourceLine,
+    /// How it leads to the finding.
+    pub why: Why,
+}
+
+impl fmt::Display for TrailLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.line, self.why)
+    }
+}
+
 /// The other side of a race, or what read an unwritten register.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Party {
@@ -162,6 +209,10 @@ pub struct Finding {
     /// the instruction that read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other: Option<Box<Party>>,
+    /// The lines behind it, nearest first: where the address came from, what decided that the
+    /// instruction ran, what wrote what was loaded. Those of the finding itself are not among them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trail: Vec<TrailLine>,
 }
 
 impl fmt::Display for Finding {
@@ -175,13 +226,17 @@ impl fmt::Display for Finding {
         let [x, y, z] = self.block;
         write!(f, " of kernel `{}`, block ({x}, {y}, {z}), warp {}", self.kernel, self.warp)?;
         write_lanes(f, &self.lanes)?;
-        match &self.other {
-            Some(other) if self.check == Check::Uninitialised => {
-                write!(f, "; its value has come by {other}")
-            }
-            Some(other) => write!(f, "; the other side is {other}"),
-            None => Ok(()),
+        if let Some(other) = &self.other {
+            let what = match self.check {
+                Check::Uninitialised => "its value has come by",
+                _ => "the other side is",
+            };
+            write!(f, "; {what} {other}")?;
         }
+        for (at, line) in self.trail.iter().enumerate() {
+            write!(f, "{}{line}", if at == 0 { "\n  from: " } else { ", " })?;
+        }
+        Ok(())
     }
 }
 

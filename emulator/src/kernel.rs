@@ -1,13 +1,15 @@
 //! Loaded PTX: a module and its kernels, ready to launch.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::dataflow::Operands;
 use crate::error::LoadError;
 use crate::lanes::wide_is_available;
 use crate::link::{self, SpecialRegister};
 use crate::memory::{MODULE_BASE, WINDOW_BITS};
-use crate::op::{Code, Note, Op, UNGUARDED};
+use crate::op::{Note, Op};
 use crate::parse;
 use crate::provenance::StoresThrough;
 use crate::syntax::{Space, Variable};
@@ -55,6 +57,7 @@ pub struct Kernel {
     /// there is none.
     pub(crate) watched: Vec<bool>,
     pub(crate) notes: Vec<Note>,
+    pub(crate) operands: Operands,
     pub(crate) slots: usize,
     pub(crate) first_register: usize,
     pub(crate) predicates: usize,
@@ -106,48 +109,6 @@ impl Kernel {
         self.code.len()
     }
 
-    /// For every instruction, whether control can come to it from `pc` but not to `pc` from it.
-    pub(crate) fn only_behind(&self, pc: usize) -> Vec<bool> {
-        let after_calls: Vec<usize> = (0..self.code.len())
-            .filter(|&at| self.code[at].code == Code::Call)
-            .map(|at| at + 1)
-            .collect();
-        let next = |at: usize| -> Vec<usize> {
-            let op = &self.code[at];
-            let mut out = match op.code {
-                Code::Branch => vec![op.imm as usize],
-                Code::BranchIndexed => {
-                    self.tables[op.imm as usize].iter().map(|&target| target as usize).collect()
-                }
-                Code::Call => return vec![op.imm as usize],
-                // Who called is not known here: any call may go on.
-                Code::Return => after_calls.clone(),
-                Code::Exit | Code::Trap => vec![],
-                _ => vec![at + 1],
-            };
-            if op.guard != UNGUARDED {
-                out.push(at + 1);
-            }
-            out
-        };
-        let mut back: Vec<Vec<usize>> = vec![Vec::new(); self.code.len() + 1];
-        for at in 0..self.code.len() {
-            next(at).into_iter().for_each(|to| back[to].push(at));
-        }
-        let reach = |next: &dyn Fn(usize) -> Vec<usize>| {
-            let mut seen = vec![false; self.code.len() + 1];
-            let mut left = next(pc);
-            while let Some(at) = left.pop() {
-                if at < self.code.len() && !std::mem::replace(&mut seen[at], true) {
-                    left.extend(next(at));
-                }
-            }
-            seen
-        };
-        let (forward, backward) = (reach(&next), reach(&|at| back[at].clone()));
-        forward.iter().zip(&backward).map(|(after, before)| *after && !before).collect()
-    }
-
     /// Threads a block may have, where the PTX says so (`__launch_bounds__`).
     pub fn max_threads(&self) -> Option<u32> {
         self.max_threads
@@ -167,7 +128,7 @@ pub(crate) struct ModuleVariable {
 pub struct Module {
     pub(crate) id: u64,
     target: String,
-    kernels: Vec<Kernel>,
+    kernels: Vec<Arc<Kernel>>,
     pub(crate) variables: Vec<ModuleVariable>,
 }
 
@@ -224,7 +185,7 @@ impl Module {
         let mut kernels = Vec::new();
         for (index, function) in tree.functions.iter().enumerate() {
             if function.entry && function.body.is_some() {
-                kernels.push(link::link(&tree, &globals, index, wide)?);
+                kernels.push(Arc::new(link::link(&tree, &globals, index, wide)?));
             }
         }
         Ok(Self {
@@ -237,11 +198,16 @@ impl Module {
 
     /// Names of the kernels, in the order of the text.
     pub fn kernel_names(&self) -> Vec<&str> {
-        self.kernels.iter().map(Kernel::name).collect()
+        self.kernels.iter().map(|kernel| kernel.name()).collect()
     }
 
     /// The kernel of this name.
     pub fn kernel(&self, name: &str) -> Option<&Kernel> {
+        self.kept_kernel(name).map(Arc::as_ref)
+    }
+
+    /// The same, to be kept when the module is gone.
+    pub(crate) fn kept_kernel(&self, name: &str) -> Option<&Arc<Kernel>> {
         self.kernels.iter().find(|kernel| kernel.name == name)
     }
 

@@ -7,19 +7,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::counters::{BufferTraffic, Counters};
 use crate::error::LaunchError;
-use crate::findings::{Check, Fault, Finding, Party, lane_list};
+use crate::findings::{Check, Fault, Finding, Party, TrailLine, lane_list};
 use crate::hopper::Hopper;
 use crate::kernel::{Kernel, Module};
 use crate::lanes::wide_is_available;
 use crate::link::SpecialRegister;
 use crate::machine::{Barrier, Executed, Group, Machine, State, Stopped, Warp};
-use crate::memory::Memory;
+use crate::memory::{Memory, PastLaunch};
 use crate::op::{ALIGNED, Class, Code};
 use crate::order::Publications;
 use crate::races::{Cells, Lists, Other};
 use crate::schedule::Schedule;
 use crate::shadow::Shadow;
 use crate::tensor_cores::MatrixModel;
+use crate::trail::{self, Scene, Start};
 
 /// Shared memory of one block, as on sm_90.
 const MOST_SHARED: u64 = 227 * 1024;
@@ -151,10 +152,11 @@ pub(crate) fn launch_on(
     options: &Options,
     wide: bool,
 ) -> Result<Report, LaunchError> {
-    let kernel = module.kernel(launch.kernel).ok_or_else(|| LaunchError::UnknownKernel {
+    let kept = module.kept_kernel(launch.kernel).ok_or_else(|| LaunchError::UnknownKernel {
         name: launch.kernel.to_owned(),
         known: module.kernel_names().into_iter().map(str::to_owned).collect(),
     })?;
+    let kernel = kept.as_ref();
     let parameters = parameter_block(kernel, launch.arguments)?;
     let blocks = dimensions(kernel, launch)?;
     if let BlockSelection::Only(list) = &options.blocks
@@ -200,6 +202,7 @@ pub(crate) fn launch_on(
         warps: Vec::new(),
         schedule,
         started: Vec::new(),
+        past: &memory.past,
     };
     run.prepare();
     let finding = match (options.checks, options.counters) {
@@ -232,9 +235,14 @@ pub(crate) fn launch_on(
     };
     let printed = std::mem::take(&mut run.machine.printed);
     let (epoch, first_list) = (run.machine.now, run.machine.lists.end());
+    let parameters = std::mem::take(&mut run.machine.parameters);
     memory.modules.insert(module.id, variables);
     (memory.epoch, memory.first_list) = (epoch, first_list);
-    memory.after_launch();
+    memory.after_launch(PastLaunch {
+        kernel: std::sync::Arc::clone(kept),
+        parameters,
+        epochs: (launch_epoch, epoch),
+    });
     Ok(Report { counters, findings: finding.into_iter().collect(), printed, executed })
 }
 
@@ -328,6 +336,8 @@ struct Run<'a, 'l> {
     schedule: Schedule,
     /// Linear index of every block, in the order in which they were started.
     started: Vec<u64>,
+    /// Earlier launches.
+    past: &'l [PastLaunch],
 }
 
 /// A block that is under way: what belongs to it while another one runs.
@@ -714,6 +724,7 @@ impl Run<'_, '_> {
         let kernel = self.machine.kernel;
         let note = &kernel.notes[pc.min(kernel.notes.len() - 1)];
         let mut places = kernel.places(note);
+        let trail = self.trail(pc, &fault);
         Finding {
             check: fault.check,
             message: fault.message,
@@ -727,7 +738,30 @@ impl Run<'_, '_> {
             lanes: lane_list(fault.lanes),
             address: fault.address,
             other: fault.other.map(|other| Box::new(self.party(other))),
+            trail,
         }
+    }
+
+    fn trail(&self, pc: usize, fault: &Fault) -> Vec<TrailLine> {
+        let machine = &self.machine;
+        let kernel = machine.kernel;
+        let serial = self.warps.first().map(|warp| warp.order.block);
+        let other = fault.other.and_then(|o| Some((o.place?, Some(o.block) == serial)));
+        let sides = std::iter::once(pc).chain(other.map(|(at, _)| at));
+        let named: Vec<_> = sides
+            .filter_map(|at| kernel.notes.get(at))
+            .flat_map(|note| kernel.places(note))
+            .collect();
+        let scene = Scene {
+            kernel,
+            parameters: &machine.parameters,
+            past: self.past,
+            launch_epoch: machine.launch_epoch,
+            allocations: machine.allocations,
+            module: machine.module,
+            executed: &machine.executed,
+        };
+        trail::trail(&scene, &Start { check: fault.check, pc, other, named: &named })
     }
 
     fn party(&self, other: Other) -> Party {

@@ -76,6 +76,7 @@
 //! Barriers and warp-wide instructions wait for lanes that can still come, and report the rest.
 //!
 //! `order` knows which accesses are ordered before which, `races` finds those that are not, and `hazards` words them.
+//! `trail` says where what was found came from, by the flow of data and control that `dataflow` knows.
 //! `provenance` says which pointers a kernel may store through: memory that is only read cannot
 //! race.
 //!
@@ -105,6 +106,7 @@ mod convert;
 pub mod cost;
 pub mod counters;
 mod coverage;
+mod dataflow;
 mod deadlock;
 mod decode;
 mod directed;
@@ -138,12 +140,13 @@ mod schedule;
 mod shadow;
 mod syntax;
 mod tensor_cores;
+mod trail;
 mod undefined;
 
 pub use counters::Counters;
 pub use coverage::LineCount;
 pub use error::{LaunchError, LoadError, MemoryError};
-pub use findings::{Check, Finding, Party, SourceLine};
+pub use findings::{Check, Finding, Party, SourceLine, TrailLine, Why};
 pub use forms::{form_of, opcode_forms};
 pub use hopper::tensor_map::{
     OutOfBoundsFill, Swizzle, TENSOR_MAP_BYTES, TensorElement, TensorMap, TensorMapError,

@@ -9,6 +9,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::allocate;
+use crate::dataflow::Operands;
 use crate::decode::{Pending, Target, blank};
 use crate::error::LoadError;
 use crate::kernel::{Kernel, Parameter, ParameterLoad, SharedVariable};
@@ -223,6 +224,7 @@ pub(crate) fn link<'t>(
         undefined,
         watched,
         notes,
+        operands: Operands::new(&linker.code),
         slots: assigned.slots,
         first_register: assigned.first_register,
         predicates: assigned.predicates,

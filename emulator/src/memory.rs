@@ -2,6 +2,7 @@
 //! however long, reaches another one.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::error::MemoryError;
 use crate::kernel::{Kernel, Module};
@@ -23,6 +24,8 @@ pub(crate) const PARAMETER_BASE: u64 = 0xf2_0000 << WINDOW_BITS;
 /// address space, not what is resident.
 const MOST_BYTES: usize = 64 << 30;
 const MOST_ALLOCATIONS: usize = 1 << 20;
+/// Launches that are remembered.
+const MOST_PAST: usize = 4;
 
 /// Bytes and sectors of one launch.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +52,15 @@ pub(crate) struct Allocation {
     pub may_write: bool,
 }
 
+/// What is kept of a launch, so that what it wrote can be traced to its instructions.
+#[derive(Debug)]
+pub(crate) struct PastLaunch {
+    pub kernel: Arc<Kernel>,
+    pub parameters: Vec<u8>,
+    /// After the first and up to the second.
+    pub epochs: (Epoch, Epoch),
+}
+
 impl Allocation {
     fn write(&mut self, offset: usize, data: &[u8]) {
         self.data[offset..offset + data.len()].copy_from_slice(data);
@@ -73,6 +85,8 @@ pub struct Memory {
     pub(crate) epoch: Epoch,
     /// The first number that lists of reads may have in the next launch.
     pub(crate) first_list: u32,
+    /// The last launches, the newest last.
+    pub(crate) past: Vec<PastLaunch>,
 }
 
 impl Memory {
@@ -173,6 +187,7 @@ impl Memory {
         let restart = self.epoch > Epoch::MAX / 2 || self.first_list > u32::MAX / 2;
         if restart {
             (self.epoch, self.first_list) = (0, 0);
+            self.past.clear();
         }
         let variables = self.modules.entry(module.id).or_insert_with(|| {
             module
@@ -217,7 +232,15 @@ impl Memory {
         }
     }
 
-    pub(crate) fn after_launch(&mut self) {
+    pub(crate) fn after_launch(&mut self, launch: PastLaunch) {
+        // The same kernel with the same buffers writes what it wrote before.
+        self.past.retain(|past| {
+            !Arc::ptr_eq(&past.kernel, &launch.kernel) || past.parameters != launch.parameters
+        });
+        if self.past.len() >= MOST_PAST {
+            self.past.remove(0);
+        }
+        self.past.push(launch);
         for allocation in self.allocations.iter_mut().flatten() {
             allocation.changed = true;
         }

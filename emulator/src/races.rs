@@ -16,6 +16,7 @@
 
 use crate::order::{ALL, Epoch, Party, Scope, WarpOrder};
 use crate::registers::FULL;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 mod page;
@@ -432,6 +433,11 @@ impl Cells {
             page.complete((at % PAGE) >> page.shift, own, number & 31, wrote, now, lists);
             at += 1 << page.shift;
         }
+    }
+
+    /// Every instruction that has last written some byte, with the epoch in which it did.
+    pub(crate) fn writers(&self) -> BTreeSet<(Epoch, usize)> {
+        self.pages.iter().flatten().flat_map(|page| page.writers()).collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

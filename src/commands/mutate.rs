@@ -90,6 +90,9 @@ struct Summary {
     /// Diagnoses that name a line, and those whose line leads to the bug.
     lines_named: usize,
     lines_right: usize,
+    /// Of the others, those whose trail has a changed line: in all, and among its first three.
+    in_trail: usize,
+    in_trail_at_most_third: usize,
     longest_seconds: f64,
 }
 
@@ -213,6 +216,7 @@ fn summarise(reports: &[MutantReport]) -> Summary {
     let mut by_kind: BTreeMap<String, [usize; 2]> = BTreeMap::new();
     let mut by_check: BTreeMap<String, usize> = BTreeMap::new();
     let (mut caught, mut lines_named, mut lines_right) = (0, 0, 0);
+    let mut ranks: Vec<usize> = Vec::new();
     for report in reports {
         let of_kind = by_kind.entry(report.kind.to_string()).or_default();
         of_kind[1] += 1;
@@ -223,6 +227,9 @@ fn summarise(reports: &[MutantReport]) -> Summary {
         if let Some(line) = catch.line {
             lines_named += 1;
             lines_right += usize::from(line.right);
+            if !line.right {
+                ranks.extend(line.trail.map(|trail| trail.rank));
+            }
         }
     }
     Summary {
@@ -237,6 +244,8 @@ fn summarise(reports: &[MutantReport]) -> Summary {
         by_check,
         lines_named,
         lines_right,
+        in_trail: ranks.len(),
+        in_trail_at_most_third: ranks.iter().filter(|&&rank| rank <= 3).count(),
         longest_seconds: reports
             .iter()
             .filter(|r| catch(r).is_some())
@@ -269,9 +278,10 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
                 (format!("{}, TOO LATE", catch.check), String::new())
             }
             Hunt::Caught(catch) => {
-                let line = catch.line.as_ref().map(|line| {
-                    let verdict = if line.right { "right" } else { "elsewhere" };
-                    format!("{verdict}, {}:{}", line.file, line.line)
+                let line = catch.line.as_ref().map(|line| match &line.trail {
+                    _ if line.right => format!("right, {}:{}", line.file, line.line),
+                    Some(at) => format!("trail {}, {}:{}", at.rank, at.file, at.line),
+                    None => format!("elsewhere, {}:{}", line.file, line.line),
                 });
                 (catch.check.clone(), line.unwrap_or_default())
             }
@@ -294,15 +304,19 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
     let s = &report.summary;
     writeln!(
         out,
-        "\n{} of {} planted bugs caught ({:.1} %), the slowest in {:.1} s; {} of {} lines named \
-         lead to the bug; {:.0} s in all",
+        "\n{} of {} planted bugs caught ({:.1} %), the slowest in {:.1} s; {:.0} s in all\n\
+         of {} findings that name a line, {} name one that leads to the bug, {} more have the \
+         changed line in their trail ({} among its first three), {} lead elsewhere",
         s.caught,
         s.planted,
         100.0 * s.caught as f64 / s.planted.max(1) as f64,
         s.longest_seconds,
-        s.lines_right,
+        report.wall_seconds,
         s.lines_named,
-        report.wall_seconds
+        s.lines_right,
+        s.in_trail,
+        s.in_trail_at_most_third,
+        s.lines_named - s.lines_right - s.in_trail
     )?;
     writeln!(out)?;
     let mut checks = Table::new(&["caught by", "bugs"], &[1]);

@@ -43,6 +43,14 @@ impl Page {
         }
     }
 
+    /// Epoch and instruction of the last write of each cell that has one.
+    pub(super) fn writers(&self) -> impl Iterator<Item = (Epoch, usize)> + '_ {
+        let writes = self.write.iter().zip(&self.writer);
+        writes
+            .map(|(epoch, tag)| (*epoch, (tag >> PLACE_SHIFT) as usize))
+            .filter(|&(epoch, place)| epoch != 0 && epoch != IN_FLIGHT && place != MOST_PLACES)
+    }
+
     /// Cells of one byte, each with what the cell of four knew.
     pub(super) fn split(&mut self, lists: &mut Lists) {
         let finer = |coarse: &[u32]| coarse.iter().flat_map(|&value| [value; 4]).collect();

@@ -8,7 +8,9 @@ mod decode;
 mod run;
 mod shared;
 
-pub use run::{Catch, Hunt, HuntError, HuntOptions, MutantReport, NamedLine, baseline, hunt};
+pub use run::{
+    Catch, Hunt, HuntError, HuntOptions, InTrail, MutantReport, NamedLine, baseline, hunt,
+};
 
 use crate::source_map::SourceMap;
 use rand::SeedableRng;

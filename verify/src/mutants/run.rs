@@ -112,6 +112,20 @@ pub struct NamedLine {
     /// Whether it leads to the bug: it, or the line of a call by which it was inlined, was changed or
     /// reads what the changed line should have ordered or written.
     pub right: bool,
+    /// The first changed line of the finding's trail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trail: Option<InTrail>,
+}
+
+/// A changed line in the trail of a finding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InTrail {
+    /// Which line of the trail it is, from 1.
+    pub rank: usize,
+    /// File of the device code.
+    pub file: String,
+    /// Line, from 1.
+    pub line: u32,
 }
 
 /// A hunt that could not be carried out.
@@ -273,10 +287,11 @@ fn search(
             (Fault::Overrun(_), _) => "overrun".to_owned(),
         };
         let (id, _, planted) = &kernels[kernel];
+        let changed =
+            |place: &SourceLine| place.file == planted.file && planted.lines.contains(&place.line);
         let leads_there = |place: &SourceLine| {
-            let changed = place.file == planted.file && planted.lines.contains(&place.line);
             let text = planted.original_line(&place.file, place.line).unwrap_or_default();
-            changed || mutant.shows_at.iter().any(|part| text.contains(part))
+            changed(place) || mutant.shows_at.iter().any(|part| text.contains(part))
         };
         let line = finding.and_then(|finding| {
             let place = finding.source.as_ref()?;
@@ -284,7 +299,12 @@ fn search(
             let other = finding.other.iter().flat_map(|o| o.source.iter().chain(&o.inlined_at));
             let mut named = std::iter::once(place).chain(&finding.inlined_at).chain(other);
             let right = named.any(leads_there);
-            Some(NamedLine { file: place.file.clone(), line: place.line, right })
+            // Here the changed line itself counts, not those that read what it should have written.
+            let trail = finding.trail.iter().position(|step| changed(&step.line)).map(|at| {
+                let SourceLine { file, line } = finding.trail[at].line.clone();
+                InTrail { rank: at + 1, file, line }
+            });
+            Some(NamedLine { file: place.file.clone(), line: place.line, right, trail })
         });
         return Ok(Hunt::Caught(Catch {
             check,
