@@ -10,4 +10,5 @@ mod kernels;
 mod loading;
 mod races;
 mod regressions;
+mod trail;
 mod warps;
