@@ -51,7 +51,8 @@ impl Edited {
         }
     }
 
-    /// The lines around a finding's, that one marked, and where it was inlined.
+    /// The lines around a finding's, that one marked, where it was inlined, and the lines of its
+    /// trail; an edited one among those tells most.
     pub fn excerpt(&self, finding: &Finding, out: &mut dyn Write) -> io::Result<()> {
         let Some(at) = &finding.source else { return Ok(()) };
         writeln!(out, "  --> {}", self.place(at))?;
@@ -59,6 +60,11 @@ impl Edited {
         for call in &finding.inlined_at {
             writeln!(out, "  inlined at {}", self.place(call))?;
             self.line(call, true, out)?;
+        }
+        for step in &finding.trail {
+            let edited = if self.changed.contains(&step.line) { ", an edited line" } else { "" };
+            writeln!(out, "  from {} ({}){edited}", self.place(&step.line), step.why)?;
+            self.line(&step.line, true, out)?;
         }
         Ok(())
     }

@@ -219,10 +219,12 @@ pub(super) fn stores_to(
     for allocation in roots.windows.iter().filter_map(|&window| allocation(scene, window)) {
         for (epoch, at) in allocation.cells.writers() {
             let holds = |l: &Launched<'_>| epoch > l.epochs.0 && epoch <= l.epochs.1;
-            if let Some(launch) = launches.iter().position(holds)
-                && at < launches[launch].flow.kernel.code.len()
+            // A later launch has written over it; what it wrote was not what was loaded.
+            if let Some(writer) = launches.iter().position(holds)
+                && writer >= launch
+                && at < launches[writer].flow.kernel.code.len()
             {
-                out.insert((launch, at), true);
+                out.insert((writer, at), true);
             }
         }
     }
@@ -230,7 +232,7 @@ pub(super) fn stores_to(
         return out.into_iter().collect();
     }
     // Shared and local memory end with their block.
-    let among = if roots.windows.is_empty() { launch..launch + 1 } else { 0..launches.len() };
+    let among = if roots.windows.is_empty() { launch..launch + 1 } else { launch..launches.len() };
     for launch in among {
         let kernel = launches[launch].flow.kernel;
         for at in (0..kernel.code.len()).filter(|&at| writes_memory(kernel.code[at].code)) {

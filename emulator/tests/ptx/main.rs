@@ -12,5 +12,6 @@ mod kernels;
 mod loading;
 mod races;
 mod regressions;
+mod trail;
 mod undefined;
 mod warps;

@@ -8,6 +8,8 @@ const READS_TILE: &[&str] = &["const uint4 u = *static", "const uint2 u = *stati
 const READS_STATES: &[&str] =
     &["Quad sum = {ml[h].x", "const float2 other = ml[w", "states[w * (C::GROUP"];
 const WRITES_STATES: &[&str] = &["*reinterpret_cast<float4*>(to) ="];
+/// The rest of that statement, where its instructions have their line.
+const STORES_STATES: &[&str] = &["make_float4(from[0], from[1], from[2], from[3]);"];
 const READS_OFFSETS: &[&str] = &["const long long from = exists ? offsets[t % 2"];
 const READS_PARTIALS: &[&str] =
     &["const float2 ml = __ldcg", "merge_into(sum, ml.x, ml.y, __ldcg(acc));"];
@@ -95,7 +97,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "head_warp * C::HEADS_PER_WARP + h < C::GROUP;",
         "head_warp * C::HEADS_PER_WARP + h <= C::GROUP;",
     )
-    .shows_at(&["const unsigned pair = exists<C>(head_warp, h)"]),
+    // The query of a head of padding is read, or its state stored over that of the next warp.
+    .shows_at(&[
+        "const unsigned pair = exists<C>(head_warp, h)",
+        "make_float4(from[0], from[1], from[2], from[3]);",
+    ]),
     // LaneState::begin
     Mutant::new(
         "scale-in-base-e",
@@ -336,21 +342,31 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "const int first_head = token_warp * C::GROUP + head_warp * L::HEADS;",
         "const int first_head = token_warp * L::HEADS + head_warp * L::HEADS;",
     )
-    .shows_at(READS_STATES),
+    // States are stored over each other, and read where they were not stored.
+    .shows_at(&[
+        "make_float4(from[0], from[1], from[2], from[3]);",
+        "Quad sum = {ml[h].x",
+        "const float2 other = ml[w",
+        "states[w * (C::GROUP",
+    ]),
     Mutant::new(
         "padding-is-stored",
         Predicate,
         SPLIT_HEADS,
         "if (!exists<C>(head_warp, h)) continue;",
         "",
-    ),
+    )
+    // What the line kept from being stored.
+    .shows_at(STORES_STATES),
     Mutant::new(
         "other-rows-lanes-store",
         Lane,
         ANY,
         "if (lane < L::LANES)",
         "if (lane < 32)",
-    ),
+    )
+    // The store that the condition, now always true, kept other rows' lanes from.
+    .shows_at(STORES_STATES),
     Mutant::new(
         "maxima-of-first-warp",
         Slot,
@@ -485,7 +501,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
         ANY,
         "if (piece.first && piece.last) {",
         "if (piece.first || piece.last) {",
-    ),
+    )
+    // The call that the condition lets through.
+    .shows_at(&["write_output<C>(a, first_head + h, i % (C::HEAD_DIM / 4) * 4, sum);"]),
     Mutant::new(
         "maxima-of-first-head-only",
         Uninitialised,
@@ -812,14 +830,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
         ANY,
         "if (a.row_tokens[row] != a.row_tokens[row + 1]) continue;",
         "",
-    ),
+    )
+    // The call that the line kept from rows that are not empty.
+    .shows_at(&["write_output<C>(a, static_cast<long long>(row) * heads"]),
     Mutant::new(
         "empty-rows-of-kv-heads",
         Head,
         ANY,
         "const int heads = a.kv_heads * C::GROUP;",
         "const int heads = a.kv_heads;",
-    ),
+    )
+    // Where `heads`, now a parameter as it is, is read.
+    .shows_at(&["write_output<C>(a, static_cast<long long>(row) * heads"]),
     // arrive_and_merge
     Mutant::new(
         "partial-not-published",
@@ -923,7 +945,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
         &[PLAIN, DIRECT],
         "piece.end = static_cast<int>(min(static_cast<long long>(row_end), piece.begin + (stop - at)));",
         "piece.end = row_end;",
-    ),
+    )
+    // Where the partial states of a row that no block leaves in parts any more are read.
+    .shows_at(READS_PARTIALS),
     Mutant::new(
         "piece-always-first",
         Predicate,

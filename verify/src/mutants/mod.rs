@@ -90,7 +90,8 @@ pub struct Mutant {
     /// What it becomes; as many lines.
     pub replacement: &'static str,
     /// Texts of lines that a diagnosis may rightly name besides those that were changed: where
-    /// what was not ordered or not written is read.
+    /// what was not ordered or not written is read. Where the compiler leaves no instruction of the
+    /// changed line, also the statement that the line lets through, or that reads what it computes.
     pub shows_at: &'static [&'static str],
     /// Why no check finds it today and what it would take; `None` where it must be caught.
     pub needs: Option<&'static str>,
