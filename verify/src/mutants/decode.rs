@@ -8,8 +8,6 @@ const READS_TILE: &[&str] = &["const uint4 u = *static", "const uint2 u = *stati
 const READS_STATES: &[&str] =
     &["Quad sum = {ml[h].x", "const float2 other = ml[w", "states[w * (C::GROUP"];
 const WRITES_STATES: &[&str] = &["*reinterpret_cast<float4*>(to) ="];
-/// The rest of that statement, where its instructions have their line.
-const STORES_STATES: &[&str] = &["make_float4(from[0], from[1], from[2], from[3]);"];
 const READS_OFFSETS: &[&str] = &["const long long from = exists ? offsets[t % 2"];
 const READS_PARTIALS: &[&str] =
     &["const float2 ml = __ldcg", "merge_into(sum, ml.x, ml.y, __ldcg(acc));"];
@@ -100,7 +98,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     // The query of a head of padding is read, or its state stored over that of the next warp.
     .shows_at(&[
         "const unsigned pair = exists<C>(head_warp, h)",
-        "make_float4(from[0], from[1], from[2], from[3]);",
+        "*reinterpret_cast<float4*>(to) =",
     ]),
     // LaneState::begin
     Mutant::new(
@@ -344,7 +342,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     )
     // States are stored over each other, and read where they were not stored.
     .shows_at(&[
-        "make_float4(from[0], from[1], from[2], from[3]);",
+        "*reinterpret_cast<float4*>(to) =",
         "Quad sum = {ml[h].x",
         "const float2 other = ml[w",
         "states[w * (C::GROUP",
@@ -357,7 +355,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "",
     )
     // What the line kept from being stored.
-    .shows_at(STORES_STATES),
+    .shows_at(WRITES_STATES),
     Mutant::new(
         "other-rows-lanes-store",
         Lane,
@@ -366,7 +364,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "if (lane < 32)",
     )
     // The store that the condition, now always true, kept other rows' lanes from.
-    .shows_at(STORES_STATES),
+    .shows_at(WRITES_STATES),
     Mutant::new(
         "maxima-of-first-warp",
         Slot,
