@@ -115,11 +115,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let bar = notice::bar(steps as u64, "replays");
     let mut files = Vec::with_capacity(arguments.files.len());
     for path in &arguments.files {
-        let report = replay_file(arguments, path, &names, &|| bar.inc(1));
-        if report.is_err() {
-            bar.finish_and_clear();
-        }
-        files.push(report?);
+        files.push(replay_file(arguments, path, &names, &|| bar.inc(1))?);
     }
     bar.finish_and_clear();
     let mean = names.iter().filter_map(|name| mean(name, &files)).collect();

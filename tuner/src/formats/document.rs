@@ -1,7 +1,7 @@
 //! The JSON text of a recorded space, unpacked and read entry by entry, so that what stands before
 //! a cut is kept.
 
-use super::{FormatError, Object};
+use super::{FormatError, Object, t4};
 use flate2::read::GzDecoder;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
@@ -21,7 +21,7 @@ pub struct Document {
     /// Configurations by key, of a Kernel Tuner cache.
     pub cache: Option<Vec<(String, Object)>>,
     /// Configurations of a T4 file.
-    pub results: Option<Vec<Object>>,
+    pub results: Option<Vec<t4::Recorded>>,
     /// Whether the file ends early.
     pub is_cut: bool,
 }
@@ -64,10 +64,14 @@ fn without_nan(text: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
             b'\\' if in_string => at += 1,
             b'"' => in_string = !in_string,
             b'N' | b'I' | b'-' if !in_string => {
+                let rest = &text[at..];
                 let words: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
-                if let Some(word) = words.iter().find(|word| text[at..].starts_with(word)) {
-                    found.push((at, word.len()));
-                    at += word.len() - 1;
+                // The word may be what the text is cut off in.
+                let is_here = |word: &&&[u8]| rest.starts_with(word) || word.starts_with(rest);
+                if let Some(word) = words.iter().find(is_here) {
+                    let length = word.len().min(rest.len());
+                    found.push((at, length));
+                    at += length - 1;
                 }
             }
             _ => {}
@@ -145,7 +149,7 @@ impl<'de> Visitor<'de> for Cache<'_> {
 }
 
 /// Configurations in a list.
-struct Results<'a>(&'a mut Vec<Object>);
+struct Results<'a>(&'a mut Vec<t4::Recorded>);
 
 impl<'de> DeserializeSeed<'de> for Results<'_> {
     type Value = ();

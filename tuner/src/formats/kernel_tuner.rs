@@ -2,7 +2,7 @@
 //! each step took, all in milliseconds.
 
 use super::document::Document;
-use super::{Entry, Failure, Object, Phases, Recording, Runs, duration, text, value_index};
+use super::{Entry, Failure, Object, Phases, Recording, Runs, duration, text, times, value_index};
 use crate::search::Value;
 use crate::search::parameters::Parameter;
 use serde_json::Value as Json;
@@ -80,10 +80,9 @@ fn entry(point: Vec<usize>, configuration: &Object) -> Entry {
         framework_ms: ms("framework_time"),
         strategy_ms: ms("strategy_time"),
     };
-    let runs = configuration.get("times").and_then(Json::as_array);
     let runs = Runs {
         mean_ms: configuration.get("time").and_then(Json::as_f64),
-        runs_ms: runs.into_iter().flatten().filter_map(Json::as_f64).collect(),
+        runs_ms: times(configuration.get("times")),
     };
     // Newer files name the error beside the time, others in its place.
     let error = configuration.get("__error__").filter(|error| !error.is_null());

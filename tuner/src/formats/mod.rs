@@ -263,6 +263,12 @@ fn duration(json: Option<&Json>) -> Option<f64> {
     json.and_then(Json::as_f64).filter(|ms| ms.is_finite() && *ms >= 0.0)
 }
 
+/// Times of runs; what is not a number stays as one that is none, so that it is not overlooked.
+fn times(json: Option<&Json>) -> Vec<f64> {
+    let times = json.and_then(Json::as_array).into_iter().flatten();
+    times.map(|time| time.as_f64().unwrap_or(f64::NAN)).collect()
+}
+
 fn text(json: Option<&Json>) -> Option<String> {
     match json? {
         Json::Null => None,

@@ -7,6 +7,7 @@
 //! evaluating in steps, so no text makes either hang or exhaust the stack.
 
 mod evaluate;
+mod lex;
 mod parse;
 mod value;
 
