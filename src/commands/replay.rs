@@ -233,12 +233,19 @@ fn mean(name: &str, files: &[FileReport]) -> Option<Mean> {
 }
 
 fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
-    let heading =
-        ["file", "kernel", "device", "configurations", "failed", "best ms", "budget s", "is"];
-    let mut table = Table::new(&heading, &[3, 4, 5, 6]);
+    let heading = [
+        "file",
+        "kernel",
+        "device",
+        "configurations",
+        "failed",
+        "best ms",
+        "budget s",
+        "evaluations",
+    ];
+    let mut table = Table::new(&heading, &[3, 4, 5, 6, 7]);
     for file in &report.files {
-        let budget =
-            |scale: &Scale| format!("{} evaluations", grouped(scale.budget_evaluations as u64));
+        let budget = |scale: &Scale| grouped(scale.budget_evaluations as u64);
         let seconds = |scale: &Scale| format!("{:.0}", scale.budget_seconds);
         table.row([
             file.file.clone(),
@@ -303,9 +310,10 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
     table.write(out, "")?;
     writeln!(
         out,
-        "\nat N: share of the optimum after N evaluations, mean of {} replays; to 95 %: evaluations \
-         and charged\nseconds until 95 % of the optimum, median; score: 0 is random search, 1 the \
-         optimum from the start",
+        "\nbudget: what random search needs to come near the optimum, the time that the score is \
+         taken over\nat N: share of the optimum after N evaluations, mean of {} replays; to 95 %: \
+         evaluations and charged\nseconds until 95 % of the optimum, median; score: 0 is random \
+         search, 1 the optimum from the start",
         report.repeats
     )?;
     Ok(())

@@ -110,7 +110,11 @@ fn figures_can_be_recomputed_from_the_listed_evaluations() {
 #[test]
 fn the_table_has_a_line_for_each_file_and_strategy() {
     let here = folder();
-    let text = cache().to_string();
+    let mut header = cache();
+    let configurations = header["cache"].take();
+    let header = header.to_string().replacen("\"cache\":null,", "", 1);
+    let header = header.strip_suffix('}').unwrap();
+    let text = format!("{header},\"cache\":{configurations}}}");
     written(here.path(), "whole.json", &text);
     // Cut off in the middle of a configuration, as after a crash.
     written(here.path(), "cut.json", &text[..text.find("\"6,3\"").unwrap() + 20]);

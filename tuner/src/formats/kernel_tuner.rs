@@ -7,22 +7,12 @@ use crate::search::Value;
 use crate::search::parameters::Parameter;
 use serde_json::Value as Json;
 
-/// Members of a configuration that are no parameters, for files that do not list those.
-const MEASURED: [&str; 9] = [
-    "time",
-    "times",
-    "compile_time",
-    "verification_time",
-    "benchmark_time",
-    "strategy_time",
-    "framework_time",
-    "timestamp",
-    "__error__",
-];
-
 pub fn recording(document: &Document, cache: &[(String, Object)]) -> Result<Recording, String> {
     let header = &document.header;
-    let names = names(header)?;
+    let names = names(header).map_err(|message| match document.is_cut {
+        true => format!("{message}, which may have stood behind the place where it is cut off"),
+        false => message,
+    })?;
     let listed = |name: &String| {
         let values = header.get("tune_params").and_then(|all| all.get(name));
         values.and_then(Json::as_array).map_or_else(Vec::new, |values| {
@@ -68,7 +58,7 @@ fn names(header: &Object) -> Result<Vec<String>, String> {
     }
     let parameters = header.get("tune_params").and_then(Json::as_object);
     let parameters = parameters.ok_or("expected `tune_params_keys` or `tune_params`")?;
-    Ok(parameters.keys().filter(|key| !MEASURED.contains(&key.as_str())).cloned().collect())
+    Ok(parameters.keys().cloned().collect())
 }
 
 fn entry(point: Vec<usize>, configuration: &Object) -> Entry {
