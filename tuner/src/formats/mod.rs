@@ -6,7 +6,7 @@ mod kernel_tuner;
 pub mod t1;
 mod t4;
 
-use crate::search::parameters::Parameter;
+use crate::search::parameters::{MOST_VALUES, Parameter};
 use crate::search::{Point, Value};
 use document::Document;
 use serde::{Serialize, Serializer};
@@ -252,10 +252,14 @@ fn value_index(
         .get(parameter)
         .ok_or_else(|| format!("configuration {entry} has no `{parameter}`"))?;
     let value = Value::from_json(json);
-    Ok(values.iter().position(|known| *known == value).unwrap_or_else(|| {
-        values.push(value);
-        values.len() - 1
-    }))
+    if let Some(index) = values.iter().position(|known| *known == value) {
+        return Ok(index);
+    }
+    if values.len() >= MOST_VALUES {
+        return Err(format!("parameter `{parameter}` has more than {MOST_VALUES} values"));
+    }
+    values.push(value);
+    Ok(values.len() - 1)
 }
 
 /// A number that is neither negative nor infinite.

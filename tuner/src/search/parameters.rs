@@ -77,6 +77,9 @@ pub enum SpaceError {
     /// A parameter without values.
     #[error("parameter `{0}` has no values")]
     NoValues(String),
+    /// A parameter with more values than anything tuned has.
+    #[error("parameter `{0}` has more than {MOST_VALUES} values")]
+    TooManyValues(String),
     /// The same value twice.
     #[error("parameter `{parameter}` has the value {value} twice")]
     TwoValues {
@@ -103,6 +106,8 @@ pub enum SpaceError {
     },
 }
 
+/// Values of a parameter, at most: they are compared in pairs.
+pub const MOST_VALUES: usize = 10_000;
 /// Points of a group that are listed before draws from it are made blindly and rejected instead.
 const LISTED: usize = 1 << 16;
 /// Partial points visited to list a group.
@@ -132,8 +137,8 @@ impl ParameterSpace {
     /// A space; each constraint is its name and its expression.
     ///
     /// # Errors
-    /// No parameter, a parameter without values or with a value twice, a name used twice, or a
-    /// constraint that is not an expression over the parameters.
+    /// No parameter, a parameter without values, with too many or with a value twice, a name used
+    /// twice, or a constraint that is not an expression over the parameters.
     pub fn new(
         parameters: Vec<Parameter>,
         constraints: &[(&str, &str)],
@@ -148,6 +153,9 @@ impl ParameterSpace {
             }
             if parameter.values.is_empty() {
                 return Err(SpaceError::NoValues(name.clone()));
+            }
+            if parameter.values.len() > MOST_VALUES {
+                return Err(SpaceError::TooManyValues(name.clone()));
             }
             for (index, value) in parameter.values.iter().enumerate() {
                 if parameter.values[..index].contains(value) {

@@ -162,6 +162,8 @@ fn descriptions_that_make_no_space_are_refused() {
     assert_eq!(refused(vec![p("a", &[])], "1"), "parameter `a` has no values");
     assert_eq!(refused(vec![p("a", &[2, 2])], "1"), "parameter `a` has the value 2 twice");
     assert_eq!(refused(vec![p("a", &[1]), p("a", &[1])], "1"), "there are two parameters `a`");
+    let many = Parameter::new("a", (0..10_001).map(Value::Int).collect());
+    assert_eq!(refused(vec![many], "1"), "parameter `a` has more than 10000 values");
     assert_eq!(ParameterSpace::new(vec![], &[]).err(), Some(SpaceError::NoParameters));
 }
 
