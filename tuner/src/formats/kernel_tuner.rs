@@ -2,7 +2,9 @@
 //! each step took, all in milliseconds.
 
 use super::document::Document;
-use super::{Entry, Failure, Object, Phases, Recording, Runs, duration, text, times, value_index};
+use super::{
+    Entry, Failure, Object, Phases, Recording, Runs, duration, place, text, times, value_index,
+};
 use crate::search::Value;
 use crate::search::parameters::Parameter;
 use serde_json::Value as Json;
@@ -13,19 +15,15 @@ pub fn recording(document: &Document, cache: &[(String, Object)]) -> Result<Reco
         true => format!("{message}, which may have stood behind the place where it is cut off"),
         false => message,
     })?;
-    let listed = |name: &String| {
-        let values = header.get("tune_params").and_then(|all| all.get(name));
-        values.and_then(Json::as_array).map_or_else(Vec::new, |values| {
-            let mut distinct: Vec<Value> = Vec::new();
-            for value in values.iter().map(Value::from_json) {
-                if !distinct.contains(&value) {
-                    distinct.push(value);
-                }
-            }
-            distinct
-        })
-    };
-    let mut values: Vec<Vec<Value>> = names.iter().map(listed).collect();
+    let mut values: Vec<Vec<Value>> = Vec::with_capacity(names.len());
+    for name in &names {
+        let listed = header.get("tune_params").and_then(|all| all.get(name));
+        let mut distinct = Vec::new();
+        for value in listed.and_then(Json::as_array).into_iter().flatten() {
+            place(name, &mut distinct, Value::from_json(value))?;
+        }
+        values.push(distinct);
+    }
     let mut entries = Vec::with_capacity(cache.len());
     for (key, configuration) in cache {
         let point = names

@@ -251,7 +251,11 @@ fn value_index(
     let json = configuration
         .get(parameter)
         .ok_or_else(|| format!("configuration {entry} has no `{parameter}`"))?;
-    let value = Value::from_json(json);
+    place(parameter, values, Value::from_json(json))
+}
+
+/// The index of a value among the values of a parameter, to which it is added where it is new.
+fn place(parameter: &str, values: &mut Vec<Value>, value: Value) -> Result<usize, String> {
     if let Some(index) = values.iter().position(|known| *known == value) {
         return Ok(index);
     }

@@ -202,6 +202,10 @@ fn files_of_another_kind_are_refused_with_the_reason() {
     let many = format!("{{\"tune_params_keys\": [\"a\"], \"cache\": {{{}}}}}", many.join(","));
     let error = read(many.as_bytes()).expect_err("too many").to_string();
     assert_eq!(error, "file: parameter `a` has more than 10000 values");
+    let many: Vec<String> = (0..10_001).map(|n| n.to_string()).collect();
+    let many = format!("{{\"tune_params\": {{\"a\": [{}]}}, \"cache\": {{}}}}", many.join(","));
+    let error = read(many.as_bytes()).expect_err("too many").to_string();
+    assert_eq!(error, "file: parameter `a` has more than 10000 values");
     let mut damaged = gzip(CACHE.as_bytes());
     let middle = damaged.len() / 2;
     damaged[middle..middle + 20].fill(0xff);
