@@ -14,6 +14,7 @@ mod inspect;
 mod kernel_choice;
 mod mutate;
 mod render;
+mod replay;
 mod run;
 mod trace;
 mod tune;
@@ -40,6 +41,7 @@ pub enum Verb {
     Render(render::Arguments),
     Compile(compile::Arguments),
     Configs(configs::Arguments),
+    Replay(replay::Arguments),
     Check(check::Arguments),
     Fuzz(fuzz::Arguments),
     /// Check cases for `fuzz`
@@ -61,6 +63,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Render(arguments) => render::run(&arguments, out),
         Verb::Compile(arguments) => compile::run(&arguments, out),
         Verb::Configs(arguments) => configs::run(&arguments, out),
+        Verb::Replay(arguments) => replay::run(&arguments, out),
         Verb::Check(arguments) => check::run(&arguments, out),
         Verb::Fuzz(arguments) => fuzz::run(&arguments, out),
         Verb::FuzzWorker => fuzz_worker::run(out),

@@ -7,6 +7,7 @@ mod check;
 mod conformance;
 mod emulate;
 mod fuzz;
+mod replay;
 mod run;
 mod tune;
 mod verbs;

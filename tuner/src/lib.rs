@@ -6,7 +6,9 @@
 
 pub mod environment;
 pub mod export;
+pub mod formats;
 pub mod record;
+pub mod replay;
 pub mod search;
 pub mod tune;
 pub mod workload;

@@ -5,9 +5,13 @@
 //! them. All are seeded and repeatable: the same answers lead to the same proposals.
 
 mod exhaustive;
+pub mod expression;
+pub mod parameters;
 mod random;
 
 pub use exhaustive::Exhaustive;
+pub use expression::{Expression, ExpressionError, Value};
+pub use parameters::{ParameterSpace, neighbours};
 pub use random::Random;
 
 /// One value index per parameter.
