@@ -187,7 +187,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
             l[h] = 0.f;",
         "            
             l[h] = 0.f;",
-    ),
+    )
+    // Where the maximum is read that nothing has written.
+    .shows_at(&["float largest = m[h];"]),
     // query_at, dot
     Mutant::new(
         "shared-query-chunk-stride",
