@@ -139,11 +139,6 @@ impl Model {
         self.forest = Some(forest);
     }
 
-    /// The points that did not fail with their objectives, the best first.
-    pub fn ranking(&self) -> impl Iterator<Item = (&Point, f64)> {
-        self.order.iter().filter_map(|i| Some((&self.points[*i], self.objectives[*i]?)))
-    }
-
     /// Sorts points by what the latest trees predict, the best last.
     pub fn sort(&self, points: &mut Vec<Point>) {
         let (Some(features), Some(forest)) = (&self.features, &self.forest) else { return };

@@ -20,23 +20,21 @@ const START: usize = 8;
 enum Way {
     Model(Worth),
     Walk,
-    Draw,
 }
 
 /// The ways, with the share of points that each is sure of, whatever it pays.
-const WAYS: [(Way, f64); 5] = [
-    (Way::Model(Worth::Gain), 0.40),
+const WAYS: [(Way, f64); 4] = [
+    (Way::Model(Worth::Gain), 0.50),
     (Way::Model(Worth::Bound), 0.15),
-    (Way::Model(Worth::Near), 0.05),
+    (Way::Model(Worth::Near), 0.10),
     (Way::Walk, 0.25),
-    (Way::Draw, 0.15),
 ];
 /// Share of points that goes to the ways in proportion to what they paid, on the same scale.
 const PAID: f64 = 0.5;
 /// What a payment is still worth one observation later: half after 23.
 const MEMORY: f64 = 0.97;
 
-/// Surrogate search, descents and random draws, switched by what pays.
+/// Surrogate search and descents, switched by what pays.
 pub struct Portfolio {
     rng: ChaCha8Rng,
     unseen: Unseen,
@@ -56,7 +54,7 @@ impl Portfolio {
             rng: ChaCha8Rng::seed_from_u64(seed),
             unseen: Unseen::default(),
             model: Model::default(),
-            walk: Walk::default(),
+            walk: Walk::new(),
             proposed: 0,
             chosen: HashMap::new(),
             paid: [0.0; WAYS.len()],
@@ -95,18 +93,14 @@ impl Strategy for Portfolio {
             let way = self.way();
             let point = match WAYS[way].0 {
                 Way::Model(worth) => self.model.take(space, worth, &mut self.unseen, &mut self.rng),
-                Way::Walk => self.walk.take(space, &self.model, &mut self.unseen, &mut self.rng),
-                Way::Draw => None,
+                Way::Walk => self.walk.take(space, &mut self.unseen, &mut self.rng),
             };
             if let Some(point) = point {
                 self.chosen.insert(point.clone(), way);
                 return Some(point);
             }
         }
-        let point = self.unseen.draw(space, &mut self.rng)?;
-        let way = WAYS.iter().position(|(way, _)| *way == Way::Draw)?;
-        self.chosen.insert(point.clone(), way);
-        Some(point)
+        self.unseen.draw(space, &mut self.rng)
     }
 
     fn observe(&mut self, space: &dyn Space, evaluation: &Evaluation<'_>) {
