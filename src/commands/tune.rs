@@ -43,7 +43,7 @@ pub struct Arguments {
     /// Begin no further configuration after this many seconds
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<u64>,
-    /// Search strategy: random or exhaustive
+    /// Search strategy: portfolio, guided, surrogate, genetic, annealing, local, random or exhaustive
     #[arg(long, value_name = "STRATEGY", default_value = "random")]
     strategy: String,
     /// Seed of the search, the problems and the tensors

@@ -151,7 +151,7 @@ fn what_cannot_be_replayed_is_refused_with_the_reason() {
     let here = folder();
     written(here.path(), "space.json", &cache().to_string());
     let ran = spanforge(here.path(), ["replay", "space.json", "--strategy", "luck"]).expect(2);
-    ran.says("unknown strategy \"luck\": known are random, exhaustive");
+    ran.says("unknown strategy \"luck\": known are portfolio, guided");
     spanforge(here.path(), ["replay", "none.json"]).expect(2).says("none.json");
     written(here.path(), "text.json", "no JSON");
     spanforge(here.path(), ["replay", "text.json"])

@@ -146,7 +146,7 @@ fn what_cannot_be_tuned_is_named_and_leaves_nothing() {
         &["--workload", "ssas-llama2", "--device", "emulated:h200", "--arch", "sm_12"],
         "sm_90a",
     );
-    refused(&["--workload", "ssas-llama2", "--strategy", "luck"], "random or exhaustive");
+    refused(&["--workload", "ssas-llama2", "--strategy", "luck"], "use one of portfolio");
     refused(&["--workload", "ssas-llama2", "--head-dim", "96"], "64, 128, 256 or 512");
     refused(&["--workload", "ssas-llama2", "--kv-heads", "5"], "multiple of the KV heads");
     fs::write(here.path().join("cut.jsonl"), "{\"schema\": 1,").unwrap();

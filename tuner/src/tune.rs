@@ -109,7 +109,7 @@ pub enum TuneError {
         reason: String,
     },
     /// An unknown strategy.
-    #[error("there is no strategy `{0}`: use {known}", known = STRATEGIES.join(" or "))]
+    #[error("there is no strategy `{0}`: use one of {known}", known = STRATEGIES.join(", "))]
     Strategy(String),
     /// The device.
     #[error(transparent)]
@@ -137,6 +137,15 @@ impl Space for SearchSpace {
 
     fn is_valid(&self, point: &[usize]) -> bool {
         self.at(point).is_some_and(|c| self.broken_constraint(&c).is_none())
+    }
+
+    fn is_ordered(&self, parameter: usize) -> bool {
+        self.parameters()[parameter].words.is_empty()
+    }
+
+    fn number(&self, parameter: usize, value: usize) -> Option<f64> {
+        let parameter = &self.parameters()[parameter];
+        parameter.words.is_empty().then(|| f64::from(parameter.values[value]))
     }
 }
 

@@ -9,7 +9,7 @@ pub use score::{Scale, Score, aggregate};
 
 use crate::formats::{Failure, Recording};
 use crate::search::parameters::Parameter;
-use crate::search::{Evaluation, Point, Space, Strategy};
+use crate::search::{Evaluation, Point, Space, Strategy, Value};
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
 use std::collections::HashMap;
 
@@ -133,6 +133,14 @@ impl Space for Recorded {
 
     fn is_ordered(&self, parameter: usize) -> bool {
         self.parameters.get(parameter).is_some_and(Parameter::is_ordered)
+    }
+
+    fn number(&self, parameter: usize, value: usize) -> Option<f64> {
+        match self.parameters.get(parameter)?.values.get(value)? {
+            Value::Int(number) => Some(*number as f64),
+            Value::Float(number) => Some(*number),
+            Value::Bool(_) | Value::Text(_) | Value::List(_) => None,
+        }
     }
 }
 

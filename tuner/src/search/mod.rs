@@ -4,15 +4,33 @@
 //! One strategy a file behind one interface: a strategy proposes points and is told what became of
 //! them. All are seeded and repeatable: the same answers lead to the same proposals.
 
+mod annealing;
 mod exhaustive;
 pub mod expression;
+mod features;
+mod forest;
+mod genetic;
+mod guided;
+mod local;
+mod model;
+mod moves;
 pub mod parameters;
+mod portfolio;
 mod random;
+mod surrogate;
+mod unseen;
+mod walk;
 
+pub use annealing::Annealing;
 pub use exhaustive::Exhaustive;
 pub use expression::{Expression, ExpressionError, Value};
+pub use genetic::Genetic;
+pub use guided::Guided;
+pub use local::Local;
 pub use parameters::{ParameterSpace, neighbours};
+pub use portfolio::Portfolio;
 pub use random::Random;
+pub use surrogate::Surrogate;
 
 /// One value index per parameter.
 pub type Point = Vec<usize>;
@@ -29,6 +47,17 @@ pub trait Space {
     /// names are not.
     fn is_ordered(&self, _parameter: usize) -> bool {
         true
+    }
+
+    /// The number that a value stands for, such as a size, where it stands for one.
+    fn number(&self, _parameter: usize, _value: usize) -> Option<f64> {
+        None
+    }
+
+    /// What a model predicts for the objective of a valid point, where there is a model; only the
+    /// order matters.
+    fn predicted(&self, _point: &[usize]) -> Option<f64> {
+        None
     }
 }
 
@@ -58,11 +87,21 @@ pub trait Strategy: Send {
 }
 
 /// The names that [`strategy`] takes.
-pub const STRATEGIES: [&str; 2] = ["random", "exhaustive"];
+pub const STRATEGIES: [&str; 8] =
+    ["portfolio", "guided", "surrogate", "genetic", "annealing", "local", "random", "exhaustive"];
+
+/// The strategy for callers that have no reason to choose another.
+pub const DEFAULT_STRATEGY: &str = "portfolio";
 
 /// The strategy of a name; `None` for an unknown one.
 pub fn strategy(name: &str, seed: u64) -> Option<Box<dyn Strategy>> {
     match name {
+        "portfolio" => Some(Box::new(Portfolio::new(seed))),
+        "guided" => Some(Box::new(Guided::new(seed))),
+        "surrogate" => Some(Box::new(Surrogate::new(seed))),
+        "genetic" => Some(Box::new(Genetic::new(seed))),
+        "annealing" => Some(Box::new(Annealing::new(seed))),
+        "local" => Some(Box::new(Local::new(seed))),
         "random" => Some(Box::new(Random::new(seed))),
         "exhaustive" => Some(Box::new(Exhaustive::default())),
         _ => None,
@@ -79,6 +118,11 @@ impl Points {
     fn new(sizes: Vec<usize>) -> Self {
         let next = (!sizes.contains(&0)).then(|| vec![0; sizes.len()]);
         Self { sizes, next }
+    }
+
+    /// How many there are, where that is a number.
+    fn count(sizes: &[usize]) -> Option<usize> {
+        sizes.iter().try_fold(1, |product: usize, size| product.checked_mul(*size))
     }
 }
 

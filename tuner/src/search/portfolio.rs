@@ -1,0 +1,121 @@
+//! The default strategy: several ways of choosing the next point, each used as much as it pays.
+//!
+//! No single one wins on all recorded spaces: expected improvement is quickest where the trees are
+//! right, and stays on a plateau where they are wrong, which the other ways leave. Crediting ways by
+//! what they found of late is adaptive operator selection (Fialho et al., LION 3, 2009).
+
+use super::model::{Model, Worth};
+use super::unseen::Unseen;
+use super::walk::Walk;
+use super::{Evaluation, Point, Space, Strategy};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::HashMap;
+
+/// Random points before there is anything to model: few, for some budgets are as small.
+const START: usize = 8;
+
+/// A way of choosing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Model(Worth),
+    Walk,
+}
+
+/// The ways, with the share of points that each is sure of, whatever it pays.
+const WAYS: [(Way, f64); 4] = [
+    (Way::Model(Worth::Gain), 0.50),
+    (Way::Model(Worth::Bound), 0.15),
+    (Way::Model(Worth::Near), 0.10),
+    (Way::Walk, 0.25),
+];
+/// Share of points that goes to the ways in proportion to what they paid, on the same scale.
+const PAID: f64 = 0.5;
+/// What a payment is still worth one observation later: half after 23.
+const MEMORY: f64 = 0.97;
+
+/// Surrogate search and descents, switched by what pays.
+pub struct Portfolio {
+    rng: ChaCha8Rng,
+    unseen: Unseen,
+    model: Model,
+    walk: Walk,
+    proposed: usize,
+    /// Ways by which points that are not yet observed were chosen.
+    chosen: HashMap<Point, usize>,
+    /// Improvements that each way has found, old ones fading.
+    paid: [f64; WAYS.len()],
+}
+
+impl Portfolio {
+    /// A repeatable search.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            unseen: Unseen::default(),
+            model: Model::default(),
+            walk: Walk::new(),
+            proposed: 0,
+            chosen: HashMap::new(),
+            paid: [0.0; WAYS.len()],
+        }
+    }
+
+    /// Takes a point out that is proposed on another ground; whether it was left.
+    pub(super) fn take(&mut self, point: &[usize]) -> bool {
+        self.proposed += 1;
+        self.unseen.take(point)
+    }
+
+    /// A way, drawn by its share.
+    fn way(&mut self) -> usize {
+        let all: f64 = self.paid.iter().sum();
+        let paid = |way: usize| if all > 0.0 { PAID * self.paid[way] / all } else { 0.0 };
+        let shares: Vec<f64> =
+            WAYS.iter().enumerate().map(|(way, (_, sure))| sure + paid(way)).collect();
+        let mut drawn = self.rng.random_range(0.0..shares.iter().sum());
+        let within = |share: &f64| {
+            drawn -= share;
+            drawn < 0.0
+        };
+        shares.iter().position(within).unwrap_or(0)
+    }
+}
+
+impl Strategy for Portfolio {
+    fn name(&self) -> &'static str {
+        "portfolio"
+    }
+
+    fn propose(&mut self, space: &dyn Space) -> Option<Point> {
+        self.proposed += 1;
+        if self.proposed > START {
+            let way = self.way();
+            let point = match WAYS[way].0 {
+                Way::Model(worth) => self.model.take(space, worth, &mut self.unseen, &mut self.rng),
+                Way::Walk => self.walk.take(space, &mut self.unseen, &mut self.rng),
+            };
+            if let Some(point) = point {
+                self.chosen.insert(point.clone(), way);
+                return Some(point);
+            }
+        }
+        self.unseen.draw(space, &mut self.rng)
+    }
+
+    fn observe(&mut self, space: &dyn Space, evaluation: &Evaluation<'_>) {
+        self.unseen.take(evaluation.point);
+        let before = self.model.best();
+        self.model.observe(space, evaluation);
+        let Some(way) = self.chosen.remove(evaluation.point) else { return };
+        if WAYS[way].0 == Way::Walk {
+            self.walk.observe(space, evaluation, &self.model, &self.unseen, &mut self.rng);
+        }
+        for paid in &mut self.paid {
+            *paid *= MEMORY;
+        }
+        if before.is_some() && self.model.best() < before {
+            self.paid[way] += 1.0;
+        }
+    }
+}
