@@ -1,6 +1,6 @@
 //! Numbers as they are: an integer times a power of two, from which a result is rounded once, in any
 //! mode, to any format. The models of floating-point instructions are written in this arithmetic,
-//! which has nothing in common with the emulator's.
+//! which has nothing in common with the emulator's. Some lines long, as formats and numbers round alike.
 
 /// A binary floating-point format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
