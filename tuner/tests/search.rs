@@ -1,6 +1,8 @@
 //! What every search strategy keeps to, and that those which learn do better than chance.
 
-use proptest::prelude::{Just, ProptestConfig, Strategy as _, any, prop_assert_eq, proptest};
+use proptest::prelude::{
+    Just, ProptestConfig, Strategy as _, any, prop_assert, prop_assert_eq, proptest,
+};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spanforge_tuner::search::{
@@ -136,6 +138,8 @@ proptest! {
             prop_assert_eq!(proposed.len(), expected.len(), "{} repeats or misses points", name);
             let distinct: HashSet<Point> = proposed.iter().cloned().collect();
             prop_assert_eq!(&distinct, &expected, "{}", name);
+            let in_order = name != "exhaustive" || proposed.is_sorted();
+            prop_assert!(in_order, "exhaustive search goes in lexical order");
             let again = exhaust(name, seed, batch, &space);
             prop_assert_eq!(proposed, again, "{} does not repeat itself", name);
         }

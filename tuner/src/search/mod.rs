@@ -27,7 +27,8 @@ pub use expression::{Expression, ExpressionError, Value};
 pub use genetic::Genetic;
 pub use guided::Guided;
 pub use local::Local;
-pub use parameters::{ParameterSpace, neighbours};
+pub use moves::neighbours;
+pub use parameters::ParameterSpace;
 pub use portfolio::Portfolio;
 pub use random::Random;
 pub use surrogate::Surrogate;
@@ -141,52 +142,5 @@ impl Iterator for Points {
             *index = 0;
         }
         Some(current)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Exhaustive, Point, Points, Random, Space, Strategy};
-    use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
-
-    /// Points whose indices add up to a multiple of `divisor`.
-    struct Sums {
-        sizes: Vec<usize>,
-        divisor: usize,
-    }
-
-    impl Space for Sums {
-        fn sizes(&self) -> Vec<usize> {
-            self.sizes.clone()
-        }
-
-        fn is_valid(&self, point: &[usize]) -> bool {
-            point.iter().sum::<usize>().is_multiple_of(self.divisor)
-        }
-    }
-
-    fn all(strategy: &mut dyn Strategy, space: &Sums) -> Vec<Point> {
-        std::iter::from_fn(|| strategy.propose(space)).collect()
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
-
-        /// Both strategies propose each valid point once and nothing else, random ones repeatably.
-        #[test]
-        fn strategies_cover_the_valid_points(
-            sizes in proptest::collection::vec(0..5usize, 1..4), divisor in 1..6usize, seed: u64,
-        ) {
-            let space = Sums { sizes, divisor };
-            let exhaustive = all(&mut Exhaustive::default(), &space);
-            let expected = Points::new(space.sizes()).filter(|p| space.is_valid(p)).count();
-            prop_assert_eq!(exhaustive.len(), expected);
-            prop_assert!(exhaustive.windows(2).all(|w| w[0] < w[1]), "lexical order");
-            let random = all(&mut Random::new(seed), &space);
-            prop_assert_eq!(&random, &all(&mut Random::new(seed), &space));
-            let mut sorted = random;
-            sorted.sort();
-            prop_assert_eq!(sorted, exhaustive);
-        }
     }
 }

@@ -1,8 +1,29 @@
 //! What lies next to a point: the moves of local search, annealing and refinement.
 
-use super::{Point, Space, neighbours};
+use super::{Point, Space};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+
+/// Valid points that differ from `point` in one parameter: by a step where its values are ordered,
+/// in any way where they are not.
+pub fn neighbours(space: &dyn Space, point: &[usize]) -> Vec<Point> {
+    let mut found = Vec::new();
+    for (parameter, size) in space.sizes().into_iter().enumerate().take(point.len()) {
+        let current = point[parameter];
+        let ordered = space.is_ordered(parameter);
+        for value in (0..size).filter(|v| *v != current) {
+            if ordered && value.abs_diff(current) > 1 {
+                continue;
+            }
+            let mut neighbour = point.to_vec();
+            neighbour[parameter] = value;
+            if space.is_valid(&neighbour) {
+                found.push(neighbour);
+            }
+        }
+    }
+    found
+}
 
 /// Every point that differs in one parameter.
 pub(super) fn hamming(point: &[usize], sizes: &[usize]) -> Vec<Point> {

@@ -296,27 +296,6 @@ impl Space for ParameterSpace {
     }
 }
 
-/// Valid points that differ from `point` in one parameter: by a step where its values are ordered,
-/// in any way where they are not.
-pub fn neighbours(space: &dyn Space, point: &[usize]) -> Vec<Point> {
-    let mut found = Vec::new();
-    for (parameter, size) in space.sizes().into_iter().enumerate().take(point.len()) {
-        let current = point[parameter];
-        let ordered = space.is_ordered(parameter);
-        for value in (0..size).filter(|v| *v != current) {
-            if ordered && value.abs_diff(current) > 1 {
-                continue;
-            }
-            let mut neighbour = point.to_vec();
-            neighbour[parameter] = value;
-            if space.is_valid(&neighbour) {
-                found.push(neighbour);
-            }
-        }
-    }
-    found
-}
-
 /// Depth-first search over some parameters of a space, the others being at their first value. Every
 /// partial point that is visited yields an item: the point where it is complete, else `None`, so
 /// that a caller can bound the work.
