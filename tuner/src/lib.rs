@@ -7,6 +7,7 @@
 pub mod environment;
 pub mod export;
 pub mod formats;
+mod proposals;
 pub mod record;
 pub mod replay;
 pub mod search;

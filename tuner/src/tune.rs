@@ -2,6 +2,7 @@
 
 use crate::environment::{Environment, unix_seconds};
 use crate::export::{Chosen, ExportError, Facts, compile, export};
+use crate::proposals::Proposals;
 use crate::record::{Candidate, Log, Record, Run, Status, Winner};
 use crate::search::{STRATEGIES, Space, strategy};
 use crate::workload::{Workload, WorkloadError};
@@ -178,13 +179,15 @@ pub fn tune(
             reason: format!("most points break the constraint `{worst}`"),
         });
     };
-    let specs = propose(&space, default, request)?;
+    let strategy = strategy(&request.strategy, request.seed)
+        .ok_or_else(|| TuneError::Strategy(request.strategy.clone()))?;
+    let mut proposals = Proposals::new(&space, default, strategy);
     // An unknown architecture is found out now, not after the search.
     for architecture in &architectures {
         if architecture.starts_with("compute_") {
             return Err(TuneError::NoMachineCode(architecture.clone()));
         }
-        compile(compiler, &specs[0], architecture)?;
+        compile(compiler, proposals.default(), architecture)?;
     }
 
     let emulated = properties.basis == Basis::Predicted;
@@ -220,20 +223,25 @@ pub fn tune(
     log.append(&Record::Run(Box::new(run.clone())))?;
     progress(Event::Started(&run));
 
-    let evaluation = Evaluation { request, compiler, problem: &problem, run: &run };
+    let evaluator = Evaluator { request, compiler, problem: &problem, run: &run };
     let mut candidates: Vec<Candidate> = Vec::new();
     let chunk = if emulated { 2 * rayon::current_num_threads() } else { 8 };
-    for (number, specs_here) in specs.chunks(chunk).enumerate() {
-        if number > 0 && request.time_limit.is_some_and(|limit| started.elapsed() >= limit) {
+    let budget = request.budget.max(1);
+    loop {
+        let base = candidates.len();
+        if base > 0 && request.time_limit.is_some_and(|limit| started.elapsed() >= limit) {
             break;
         }
-        let base = number * chunk;
+        let specs_here = proposals.take(chunk.min(budget - base), &candidates);
+        if specs_here.is_empty() {
+            break;
+        }
         // Compiled side by side; what a GPU does is timed alone.
         let evaluated: Vec<Candidate> = if emulated {
             specs_here
                 .par_iter()
                 .enumerate()
-                .map(|(i, spec)| evaluation.candidate(base + i, *spec, None))
+                .map(|(i, spec)| evaluator.candidate(base + i, *spec, None))
                 .collect()
         } else {
             specs_here.par_iter().for_each(|spec| {
@@ -242,7 +250,7 @@ pub fn tune(
             });
             let device = device.as_ref();
             let evaluate = |(i, spec): (usize, &KernelSpec)| {
-                evaluation.candidate(base + i, *spec, Some(device))
+                evaluator.candidate(base + i, *spec, Some(device))
             };
             specs_here.iter().enumerate().map(evaluate).collect()
         };
@@ -251,10 +259,11 @@ pub fn tune(
             progress(Event::Evaluated {
                 candidate: &candidate,
                 done: candidate.index + 1,
-                total: specs.len(),
+                total: budget.min(usize::try_from(census.valid).unwrap_or(usize::MAX)),
             });
             candidates.push(candidate);
         }
+        proposals.tell(&candidates[base..]);
     }
 
     let winner = choose(&run, &candidates)?;
@@ -282,36 +291,14 @@ pub fn tune(
     Ok(Outcome { run, candidates, winner, artifact: directory, results })
 }
 
-/// The default configuration, then what the strategy proposes.
-fn propose(
-    space: &SearchSpace,
-    default: spanforge_kernels::Configuration,
-    request: &Request,
-) -> Result<Vec<KernelSpec>, TuneError> {
-    let mut strategy = strategy(&request.strategy, request.seed)
-        .ok_or_else(|| TuneError::Strategy(request.strategy.clone()))?;
-    let shape = space.shape();
-    let mut specs = vec![KernelSpec { shape, configuration: default }];
-    while specs.len() < request.budget {
-        let Some(point) = strategy.propose(space) else { break };
-        match space.at(&point) {
-            Some(configuration) if configuration != default => {
-                specs.push(KernelSpec { shape, configuration });
-            }
-            _ => {}
-        }
-    }
-    Ok(specs)
-}
-
-struct Evaluation<'a> {
+struct Evaluator<'a> {
     request: &'a Request,
     compiler: &'a Compiler,
     problem: &'a DecodeProblem,
     run: &'a Run,
 }
 
-impl Evaluation<'_> {
+impl Evaluator<'_> {
     /// Everything about one candidate, on `device` or on an emulated one of its own.
     fn candidate(&self, index: usize, spec: KernelSpec, device: Option<&dyn Device>) -> Candidate {
         let mut candidate = Candidate {
