@@ -59,6 +59,7 @@ pub(crate) fn blank(code: Code) -> Op {
         flags: 0,
         order: 0,
         action: Action::Nothing,
+        straight: 0,
         batch: 0,
     }
 }

@@ -199,7 +199,7 @@ pub(crate) fn link<'t>(
     let stores_through =
         stores_through(&linker.code, &linker.registers, linker.parameter_loads.len());
     let function = &tree.functions[entry];
-    let assigned =
+    let mut assigned =
         allocate::assign(&linker.code, &targets, &linker.registers, linker.parameter_loads.len())
             .map_err(|reason| LoadError::new(function.line, reason).with_text(function.name))?;
     let name = |register| linker.register_name(register);
@@ -211,6 +211,12 @@ pub(crate) fn link<'t>(
     let mut watched: Vec<bool> = (0..assigned.code.len()).map(watches).collect();
     if !watched.contains(&true) {
         watched.clear();
+    }
+    let mut straight = 0u8;
+    for (at, op) in assigned.code.iter_mut().enumerate().rev() {
+        let simple = op.code == Code::Arithmetic && watched.get(at) != Some(&true);
+        straight = if simple { straight.saturating_add(1) } else { 0 };
+        op.straight = straight;
     }
     for (load, slot) in linker.parameter_loads.iter_mut().zip(&assigned.parameters) {
         load.slot = *slot;

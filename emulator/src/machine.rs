@@ -8,6 +8,7 @@
 //! The file is long because the loop is one match over all codes, compiled eight times.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::access::Outcome;
 use crate::counters::Counters;
@@ -226,6 +227,14 @@ pub(crate) struct Executed {
     pub threads: u64,
 }
 
+impl Executed {
+    #[inline(always)]
+    fn add(&mut self, mask: u32) {
+        self.warps += 1;
+        self.threads += u64::from(mask.count_ones());
+    }
+}
+
 pub(crate) struct Machine<'a> {
     pub kernel: &'a Kernel,
     pub allocations: &'a mut [Option<Allocation>],
@@ -265,6 +274,16 @@ pub(crate) struct Machine<'a> {
 pub(crate) struct Stopped {
     pub pc: usize,
     pub fault: Box<Fault>,
+}
+
+/// Lanes for which the guard of an operation holds.
+#[inline(always)]
+fn guard(warp: &Warp, op: &Op) -> u32 {
+    if op.guard == UNGUARDED {
+        return FULL;
+    }
+    let predicate = warp.registers.predicates[(op.guard & !NEGATED) as usize];
+    if op.guard & NEGATED != 0 { !predicate } else { predicate }
 }
 
 fn first_lane(values: &[u32; 32], mask: u32) -> u32 {
@@ -324,6 +343,14 @@ impl Machine<'_> {
                     continue 'groups;
                 }
                 let op = &code[pc];
+                if op.straight != 0 {
+                    let count = u64::from(op.straight).min(until - self.ticks) as usize;
+                    let end = pc + count.min(ahead - pc);
+                    self.run_straight::<COUNT>(warp, pc..end, act);
+                    self.ticks += (end - pc) as u64;
+                    pc = end;
+                    continue;
+                }
                 self.ticks += 1;
                 macro_rules! run {
                     ($outcome:expr) => {
@@ -335,15 +362,9 @@ impl Machine<'_> {
                 if watched.get(pc) == Some(&true) {
                     run!(self.watch(warp, pc, act));
                 }
-                let mut m = act;
-                if op.guard != UNGUARDED {
-                    let predicate = warp.registers.predicates[(op.guard & !NEGATED) as usize];
-                    m &= if op.guard & NEGATED != 0 { !predicate } else { predicate };
-                }
+                let m = act & guard(warp, op);
                 if COUNT {
-                    let executed = &mut self.executed[pc];
-                    executed.warps += 1;
-                    executed.threads += u64::from(m.count_ones());
+                    self.executed[pc].add(m);
                 }
                 if m == 0 {
                     pc += 1;
@@ -621,6 +642,22 @@ impl Machine<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Runs operations that are all arithmetic.
+    #[inline(always)]
+    fn run_straight<const COUNT: bool>(&mut self, warp: &mut Warp, at: Range<usize>, act: u32) {
+        for pc in at {
+            let op = &self.kernel.code[pc];
+            let m = act & guard(warp, op);
+            if COUNT {
+                self.executed[pc].add(m);
+            }
+            if m != 0 {
+                // SAFETY: as for every other arithmetic.
+                unsafe { (op.exec)(&mut warp.registers, op, m) }
+            }
+        }
     }
 
     /// The next epoch: what is done from now on is not part of what was just released.

@@ -110,6 +110,8 @@ pub(crate) struct Op {
     pub order: u8,
     /// What `hopper` does, for its codes.
     pub action: Action,
+    /// How many operations from this one on are unwatched arithmetic, which needs no dispatch.
+    pub straight: u8,
     /// For a global load, the bytes per lane of the batch it belongs to.
     pub batch: u32,
 }
