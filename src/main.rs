@@ -1,5 +1,6 @@
 //! The `spanforge` command: reads arguments, calls the rooms that do the work, prints what they
-//! say. Exit codes: 0 done, 1 a check failed, 2 bad input or environment.
+//! say. Exit codes: 0 done, 1 a check failed, 2 bad input or environment, 130 interrupted and to be
+//! resumed.
 
 mod atomic_file;
 mod commands;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
     name = "spanforge",
     version,
     after_help = "Example:\n  spanforge tune --workload da-qwen3.6\n\n\
-                  Exit codes: 0 done, 1 a check failed, 2 bad input or environment.\n\
+                  Exit codes: 0 done, 1 a check failed, 2 bad input or environment, 130 interrupted.\n\
                   `spanforge VERB --help` explains a verb and gives an example."
 )]
 struct CommandLine {
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::CheckFailed) => ExitCode::from(1),
+        Ok(Outcome::Interrupted) => ExitCode::from(130),
         // The reader, such as `head`, has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

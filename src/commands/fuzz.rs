@@ -23,8 +23,6 @@ use spanforge_verify::fuzz_coverage::parameter_coverage;
 use spanforge_verify::ledger::Ledger;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -103,7 +101,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     if !arguments.output.is_dir() {
         bail!("--output {}: there is no such folder; make it first", arguments.output.display());
     }
-    let stop = stop_at_interrupt()?;
+    let stop = super::worker::stop_at_interrupt("ending with the summary")?;
     let settings = notice::settings();
     let ledger = match &arguments.ledger {
         Some(path) => read_ledger(path)?,
@@ -162,12 +160,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         },
         ledger,
     };
-    let own = std::env::current_exe().context("cannot find this program to start workers of")?;
-    let worker = || {
-        let mut command = Command::new(&own);
-        command.arg(super::fuzz_worker::NAME);
-        command
-    };
+    let worker = super::worker::command(super::worker::FUZZ)?;
     let progress = progress();
     let summary = fuzz(&subjects, &options, &stop, &worker, &|| progress.inc(1));
     progress.finish_and_clear();
@@ -179,20 +172,6 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         print(&report, out)?;
     }
     Ok(if report.passed { Outcome::Done } else { Outcome::CheckFailed })
-}
-
-/// Set by Ctrl-C or a request to terminate; the second one ends the program where it stands.
-fn stop_at_interrupt() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-        eprintln!("ending with the summary; once more to end at once");
-    })
-    .context("cannot watch for Ctrl-C")?;
-    Ok(stop)
 }
 
 /// A counter with a rate; it draws itself only where standard error is a terminal.

@@ -9,7 +9,6 @@ mod device_choice;
 mod doctor;
 mod emulate;
 mod fuzz;
-mod fuzz_worker;
 mod inspect;
 mod kernel_choice;
 mod mutate;
@@ -18,6 +17,7 @@ mod replay;
 mod run;
 mod trace;
 mod tune;
+mod worker;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -30,6 +30,8 @@ pub enum Outcome {
     Done,
     /// A check reported.
     CheckFailed,
+    /// The user ended it, and it can be resumed.
+    Interrupted,
 }
 
 /// The verbs.
@@ -45,8 +47,11 @@ pub enum Verb {
     Check(check::Arguments),
     Fuzz(fuzz::Arguments),
     /// Check cases for `fuzz`
-    #[command(name = fuzz_worker::NAME, hide = true)]
+    #[command(name = worker::FUZZ, hide = true)]
     FuzzWorker,
+    /// Evaluate candidates for `tune`
+    #[command(name = worker::TUNE, hide = true)]
+    TuneWorker,
     Mutate(mutate::Arguments),
     Emulate(emulate::Arguments),
     Conformance(conformance::Arguments),
@@ -66,7 +71,8 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Replay(arguments) => replay::run(&arguments, out),
         Verb::Check(arguments) => check::run(&arguments, out),
         Verb::Fuzz(arguments) => fuzz::run(&arguments, out),
-        Verb::FuzzWorker => fuzz_worker::run(out),
+        Verb::FuzzWorker => worker::fuzz(out),
+        Verb::TuneWorker => worker::tune(out),
         Verb::Mutate(arguments) => mutate::run(&arguments, out),
         Verb::Emulate(arguments) => emulate::run(&arguments, out),
         Verb::Conformance(arguments) => conformance::run(&arguments, out),

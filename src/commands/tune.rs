@@ -1,31 +1,36 @@
 //! `tune`: the main job. Searches configurations for a workload, prints what was found, and leaves
 //! an artifact whose path is the last line of standard output.
 
-use super::{Outcome, write_json};
+use super::{Outcome, worker, write_json};
 use crate::notice;
 use crate::table::{Table, grouped};
 use anyhow::{Result, bail};
 use clap::Args;
+use indicatif::ProgressBar;
 use spanforge_device::{Basis, Compiler};
 use spanforge_kernels::abi::Kernel;
 use spanforge_spans::{Dtype, KvLayout};
-use spanforge_tuner::record::{Candidate, Run, Status};
-use spanforge_tuner::{Event, Request, Workload, tune};
+use spanforge_tuner::record::{Candidate, Run, Status, Study};
+use spanforge_tuner::search::DEFAULT_STRATEGY;
+use spanforge_tuner::tune::From;
+use spanforge_tuner::{CandidateLimits, Event, Means, Request, TuneError, Workload, tune};
+use std::cell::RefCell;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Find the fastest correct configuration for a workload, and export it
 ///
-/// Every candidate is checked against the oracle before it is timed. On an emulated device times are
-/// predicted by the cost model; on a GPU they are measured.
+/// Every candidate is checked against the oracle before it is timed, in a process of its own. On an
+/// emulated device times are predicted by the cost model; on a GPU they are measured. All that is
+/// found out is kept in a journal at once, and --resume goes on with it after whatever ended the run.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     spanforge tune\n  \
     spanforge tune --workload da-gemma4 --arch sm_90a,sm_80 --budget 100\n  \
     spanforge tune --workload my-trace.jsonl --device emulated:a100\n  \
-    spanforge tune --workload ssas-llama2 --dtype f16 --query-heads 32 --kv-heads 8 --head-dim 128\n\n\
+    spanforge tune --workload ssas-llama2 --dtype f16 --query-heads 32 --kv-heads 8 --head-dim 128\n  \
+    spanforge tune --resume results/tune/da-qwen3.6-cuda-0-1790000000-0.jsonl --budget 200\n\n\
     The last line on standard output is the artifact's path.")]
 pub struct Arguments {
     /// da-gemma4, da-qwen3.6, ssas-llama2, or a trace file
@@ -37,14 +42,14 @@ pub struct Arguments {
     /// Architectures to export machine code for [default: the device's]
     #[arg(long, value_name = "ARCH", value_delimiter = ',')]
     arch: Vec<String>,
-    /// Configurations to evaluate, the default one included
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
-    budget: u32,
+    /// Configurations to evaluate, the default one included [default: 32, or the resumed run's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    budget: Option<u32>,
     /// Begin no further configuration after this many seconds
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<u64>,
     /// Search strategy: portfolio, guided, surrogate, genetic, annealing, local, random or exhaustive
-    #[arg(long, value_name = "STRATEGY", default_value = "random")]
+    #[arg(long, value_name = "STRATEGY", default_value = DEFAULT_STRATEGY)]
     strategy: String,
     /// Seed of the search, the problems and the tensors
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -55,14 +60,44 @@ pub struct Arguments {
     /// Folder that the artifact is put in
     #[arg(long, value_name = "DIR", default_value = "artifacts")]
     output: PathBuf,
-    /// Folder that results are appended in
+    /// Folder of results; the journal is put in its folder `tune`
     #[arg(long, value_name = "DIR", default_value = "results")]
     results: PathBuf,
+    /// Go on with the run of this journal; what it follows from is taken from there
+    #[arg(
+        long,
+        value_name = "JOURNAL",
+        conflicts_with_all = [
+            "workload", "device", "arch", "strategy", "seed", "cases", "results",
+            "batch", "dtype", "head_dim", "query_heads", "kv_heads", "page_size", "layout",
+        ]
+    )]
+    resume: Option<PathBuf>,
     /// Print the run, every candidate and the winner as JSON before the path
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     model: ModelArguments,
+    #[command(flatten)]
+    limits: LimitArguments,
+}
+
+/// What one candidate may take, and how many run at a time.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Workers")]
+struct LimitArguments {
+    /// Seconds that compiling a candidate may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u64).range(1..))]
+    compile_limit: u64,
+    /// Seconds that checking a candidate may take, and timing it
+    #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u64).range(1..))]
+    run_limit: u64,
+    /// GiB of host memory that a worker may have, on an emulated device
+    #[arg(long, value_name = "GIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    memory_limit: u64,
+    /// Worker processes; for a GPU those that compile [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    workers: Option<u16>,
 }
 
 /// The workload's spans on another model's attention.
@@ -104,60 +139,61 @@ impl ModelArguments {
     }
 }
 
+/// Budget of a new run where none is given.
+const DEFAULT_BUDGET: usize = 32;
+
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
-    let mut workload =
-        Workload::named(&arguments.workload, arguments.model.batch as usize, arguments.seed)?;
-    arguments.model.apply(&mut workload);
     if arguments.output.as_os_str().is_empty() {
         bail!("--output is empty: name the folder that the artifact is put in");
     }
-    let device = match &arguments.device {
-        Some(device) => device.clone(),
+    let (from, budget) = match &arguments.resume {
+        Some(journal) => (From::Journal(journal.clone()), None),
         None => {
-            let device = spanforge_device::default_spec().to_owned();
-            notice::say(format_args!("device: {device} (choose another with --device)"));
-            device
+            let folder = arguments.results.join("tune");
+            (From::Study(Box::new(study(arguments)?), folder), Some(DEFAULT_BUDGET))
         }
     };
+    let limits = &arguments.limits;
     let request = Request {
-        workload,
-        device,
-        architectures: arguments.arch.clone(),
-        strategy: arguments.strategy.clone(),
-        budget: arguments.budget as usize,
+        from,
+        budget: arguments.budget.map(|budget| budget as usize).or(budget),
         time_limit: arguments.time_limit.map(Duration::from_secs),
-        seed: arguments.seed,
-        cases: arguments.cases as usize,
+        limits: CandidateLimits {
+            compile: Duration::from_secs(limits.compile_limit),
+            run: Duration::from_secs(limits.run_limit),
+            memory_bytes: limits.memory_limit << 30,
+        },
+        workers: limits.workers.map_or_else(
+            || std::thread::available_parallelism().map_or(1, usize::from),
+            usize::from,
+        ),
         output: arguments.output.clone(),
-        results: arguments.results.clone(),
     };
     let compiler = Compiler::new(&notice::settings())?;
-    let bar = OnceLock::new();
-    let outcome = tune(&request, &compiler, &|event| match event {
-        Event::Started(run) => {
-            notice::say(format_args!("workload: {}: {}", run.workload, run.problem));
+    let stop = worker::stop_at_interrupt("ending with what is known so far")?;
+    let worker = worker::command(worker::TUNE)?;
+    // Candidates run side by side; one alone need not.
+    let worker = || {
+        let mut command = worker();
+        command.env("RAYON_NUM_THREADS", "1");
+        command
+    };
+    let shown = RefCell::new(Shown::default());
+    let progress = |event: Event<'_>| shown.borrow_mut().show(event);
+    let means = Means { compiler: &compiler, worker: &worker, stop: &stop, progress: &progress };
+    let outcome = match tune(&request, &means) {
+        Ok(outcome) => outcome,
+        Err(TuneError::Interrupted(known)) => {
+            shown.borrow().clear();
+            report(out, &known.run, &known.candidates, None)?;
             notice::say(format_args!(
-                "space: {} valid configurations, {} to evaluate by {} search, seed {}",
-                grouped(run.valid_configurations),
-                run.budget,
-                run.strategy,
-                run.seed
+                "interrupted; to go on: spanforge tune --resume {}",
+                known.journal.display()
             ));
+            return Ok(Outcome::Interrupted);
         }
-        Event::Evaluated { candidate, done, total } => {
-            let bar = bar.get_or_init(|| notice::bar(total as u64, "candidates"));
-            bar.set_position(done as u64);
-            if candidate.status != Status::Correct {
-                let why = candidate.detail.as_deref().unwrap_or("failed");
-                bar.suspend(|| notice::say(format_args!("{}: {why}", candidate.id)));
-            }
-        }
-        Event::Exporting(_) => {
-            if let Some(bar) = bar.get() {
-                bar.finish_and_clear();
-            }
-        }
-    })?;
+        Err(error) => return Err(error.into()),
+    };
     if arguments.json {
         write_json(
             out,
@@ -166,21 +202,102 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
                 "candidates": outcome.candidates,
                 "winner": outcome.winner,
                 "artifact": outcome.artifact,
-                "results": outcome.results,
+                "journal": outcome.journal,
             }),
         )?;
     } else {
-        report(out, &outcome.run, &outcome.candidates, &outcome.winner.id)?;
-        notice::say(format_args!("recorded in {}", outcome.results.display()));
+        report(out, &outcome.run, &outcome.candidates, Some(&outcome.winner.id))?;
+        notice::say(format_args!("recorded in {}", outcome.journal.display()));
     }
     writeln!(out, "{}", outcome.artifact.display())?;
     Ok(Outcome::Done)
 }
 
+/// What a new run follows from.
+fn study(arguments: &Arguments) -> Result<Study> {
+    let mut workload =
+        Workload::named(&arguments.workload, arguments.model.batch as usize, arguments.seed)?;
+    arguments.model.apply(&mut workload);
+    let device = match &arguments.device {
+        Some(device) => device.clone(),
+        None => {
+            let device = spanforge_device::default_spec().to_owned();
+            notice::say(format_args!("device: {device} (choose another with --device)"));
+            device
+        }
+    };
+    Ok(Study {
+        workload,
+        device,
+        architectures: arguments.arch.clone(),
+        strategy: arguments.strategy.clone(),
+        seed: arguments.seed,
+        cases: arguments.cases as usize,
+    })
+}
+
+/// What is seen of a run while it goes on.
+#[derive(Default)]
+struct Shown {
+    bar: Option<ProgressBar>,
+    best_us: Option<f64>,
+    failed: usize,
+    taken: usize,
+}
+
+impl Shown {
+    fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Started(run) => {
+                notice::say(format_args!("workload: {}: {}", run.workload, run.problem));
+                notice::say(format_args!(
+                    "space: {} valid configurations, {} to evaluate by {} search, seed {}",
+                    grouped(run.valid_configurations),
+                    run.budget,
+                    run.strategy,
+                    run.seed
+                ));
+            }
+            Event::Evaluated { candidate, done, total, recorded } => {
+                let bar = self.bar.get_or_insert_with(|| notice::bar(total as u64, "candidates"));
+                bar.set_position(done as u64);
+                self.taken += usize::from(recorded);
+                if candidate.status != Status::Correct {
+                    self.failed += 1;
+                    let why = candidate.detail.as_deref().unwrap_or("failed");
+                    bar.suspend(|| notice::say(format_args!("{}: {why}", candidate.id)));
+                }
+                let correct = candidate.time_us.filter(|_| candidate.status == Status::Correct);
+                self.best_us = match (self.best_us, correct) {
+                    (Some(best), Some(time)) => Some(best.min(time)),
+                    (best, time) => best.or(time),
+                };
+                let best = self.best_us.map_or_else(|| "-".to_owned(), |us| format!("{us:.1} us"));
+                bar.set_message(format!("candidates, best {best}, {} failed", self.failed));
+            }
+            Event::Exporting(_) => self.clear(),
+        }
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+            if self.taken > 0 {
+                notice::say(format_args!("{} candidates were in the journal", self.taken));
+            }
+        }
+    }
+}
+
 /// Candidates that the table shows, besides the default and the failed.
 const SHOWN: usize = 8;
 
-fn report(out: &mut dyn Write, run: &Run, candidates: &[Candidate], winner: &str) -> Result<()> {
+fn report(
+    out: &mut dyn Write,
+    run: &Run,
+    candidates: &[Candidate],
+    winner: Option<&str>,
+) -> Result<()> {
     let mut correct: Vec<&Candidate> =
         candidates.iter().filter(|c| c.status == Status::Correct).collect();
     let time = |c: &Candidate| c.time_us.unwrap_or(f64::INFINITY);
@@ -198,7 +315,7 @@ fn report(out: &mut dyn Write, run: &Run, candidates: &[Candidate], winner: &str
         if place >= SHOWN && !is_default {
             continue;
         }
-        let mark = match (candidate.id == winner, is_default) {
+        let mark = match (Some(candidate.id.as_str()) == winner, is_default) {
             (true, true) => "best, default",
             (true, false) => "best",
             (false, true) => "default",

@@ -5,9 +5,16 @@ use fs_err as fs;
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_spans::{Dtype, KvLayout, SpanSet};
 use spanforge_tuner::Workload;
-use spanforge_tuner::record::{self, Record, Status};
+use spanforge_tuner::journal;
+use spanforge_tuner::record::{Record, Status};
 use spanforge_tuner::workload::WorkloadRow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The journals of runs that were made in a folder.
+fn journals(here: &Path) -> Vec<PathBuf> {
+    let folder = here.join("results/tune");
+    names(&folder).iter().map(|name| folder.join(name)).collect()
+}
 
 const QUICK: [&str; 10] = [
     "tune",
@@ -33,8 +40,11 @@ fn a_run_leaves_an_artifact_that_is_accepted_and_a_record_of_everything() {
     }
     spanforge(here.path(), ["inspect", &artifact]).expect(0).prints("sm_90a").prints("winner");
 
-    let records = record::read(&here.path().join("results/tune.jsonl")).expect("readable");
-    let Record::Run(run) = &records[0] else { panic!("{:?}", records[0]) };
+    let journals = journals(here.path());
+    assert_eq!(journals.len(), 1);
+    let records = journal::read(&journals[0]).expect("readable");
+    let [Record::Study(study), Record::Run(run), ..] = &records[..] else { panic!("{records:?}") };
+    assert_eq!((study.workload.rows.len(), study.strategy.as_str()), (4, "portfolio"));
     assert_eq!((run.seed, run.budget, run.device.as_str()), (0, 4, "emulated:h200"));
     assert!(run.floor_bytes > 0 && run.valid_configurations > 1000);
     let candidates: Vec<_> = records
@@ -100,9 +110,8 @@ fn the_same_seed_gives_the_same_run() {
     let outputs: Vec<String> =
         (0..2).map(|_| spanforge(here.path(), QUICK).expect(0).out).collect();
     assert_eq!(outputs[0], outputs[1]);
-    // The second run replaced the artifact and added to the record.
-    let records = record::read(&here.path().join("results/tune.jsonl")).expect("readable");
-    assert_eq!(records.iter().filter(|r| matches!(r, Record::Run(_))).count(), 2);
+    // The second run replaced the artifact and has a journal of its own.
+    assert_eq!(journals(here.path()).len(), 2);
     assert_eq!(names(&here.path().join("artifacts")), ["ssas-llama2-f16-d128-g1"]);
 }
 

@@ -65,12 +65,22 @@ pub fn compile(
     architecture: &str,
 ) -> Result<spanforge_device::Image, ExportError> {
     let rendered = render(spec)?;
+    compile_source(compiler, rendered.name, rendered.text, architecture)
+}
+
+/// Compiles a source for `architecture`, as [`compile`] does.
+pub(crate) fn compile_source(
+    compiler: &Compiler,
+    name: String,
+    text: String,
+    architecture: &str,
+) -> Result<spanforge_device::Image, ExportError> {
     let target = if architecture.starts_with("compute_") {
         Target::Ptx(architecture.to_owned())
     } else {
         Target::Cubin(architecture.to_owned())
     };
-    Ok(compiler.compile(&Source::new(rendered.name, rendered.text), &target)?)
+    Ok(compiler.compile(&Source::new(name, text), &target)?)
 }
 
 /// Writes the artifact, once its kernels as they were written pass the problems of `seeds`.

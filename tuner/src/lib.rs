@@ -3,16 +3,22 @@
 //!
 //! [`search`] knows nothing of attention. [`tune()`] is the way of a run: workload -> candidates ->
 //! compiled -> checked -> timed -> recorded -> winner -> artifact, verified once more as exported.
+//! Candidates run in worker [processes](evaluate), and a [`journal`] lets a run go on after whatever
+//! ended it.
 
 pub mod environment;
+pub mod evaluate;
 pub mod export;
 pub mod formats;
+pub mod journal;
 mod proposals;
 pub mod record;
 pub mod replay;
 pub mod search;
 pub mod tune;
+mod workers;
 pub mod workload;
 
-pub use tune::{Event, Outcome, Request, TuneError, tune};
+pub use tune::{Event, Interrupted, Means, Outcome, Request, TuneError, tune};
+pub use workers::CandidateLimits;
 pub use workload::{Workload, WorkloadError};

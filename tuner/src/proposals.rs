@@ -5,15 +5,19 @@ use crate::record::{Candidate, Status};
 use crate::search::{Evaluation, Point, Strategy};
 use spanforge_device::Basis;
 use spanforge_kernels::{Configuration, KernelSpec, SearchSpace};
+use std::collections::VecDeque;
 
 /// The default configuration, then what the strategy proposes, which is told what became of it.
 pub(crate) struct Proposals<'a> {
     space: &'a SearchSpace,
     default: KernelSpec,
     strategy: Box<dyn Strategy>,
-    /// Proposed points that it has not been told of; `None` for the default.
-    asked: Vec<Option<Point>>,
+    /// Proposals that it has not been told of; `None` for the default, which is not its own.
+    asked: VecDeque<Option<Point>>,
     begun: bool,
+    /// What became of the default, and its point, each once it is known.
+    default_candidate: Option<Candidate>,
+    default_point: Option<Point>,
 }
 
 impl<'a> Proposals<'a> {
@@ -23,45 +27,60 @@ impl<'a> Proposals<'a> {
         strategy: Box<dyn Strategy>,
     ) -> Self {
         let default = KernelSpec { shape: space.shape(), configuration: default };
-        Self { space, default, strategy, asked: Vec::new(), begun: false }
+        Self {
+            space,
+            default,
+            strategy,
+            asked: VecDeque::new(),
+            begun: false,
+            default_candidate: None,
+            default_point: None,
+        }
     }
 
     pub(crate) fn default(&self) -> &KernelSpec {
         &self.default
     }
 
-    /// The next few, to be evaluated side by side. `candidates` are all that were evaluated.
-    pub(crate) fn take(&mut self, count: usize, candidates: &[Candidate]) -> Vec<KernelSpec> {
-        let mut specs = Vec::with_capacity(count);
-        if count > 0 && !std::mem::replace(&mut self.begun, true) {
-            specs.push(self.default);
-            self.asked.push(None);
+    /// The next one to evaluate.
+    pub(crate) fn next(&mut self) -> Option<KernelSpec> {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.asked.push_back(None);
+            return Some(self.default);
         }
-        while specs.len() < count {
-            let Some(point) = self.strategy.propose(self.space) else { break };
+        loop {
+            let point = self.strategy.propose(self.space)?;
             match self.space.at(&point) {
                 // It was first; a strategy that comes to it learns what became of it.
                 Some(configuration) if configuration == self.default.configuration => {
-                    if let Some(candidate) = candidates.first() {
-                        self.observe(&point, candidate);
-                    }
+                    self.default_point = Some(point);
+                    self.tell_default();
                 }
                 Some(configuration) => {
-                    specs.push(KernelSpec { configuration, ..self.default });
-                    self.asked.push(Some(point));
+                    self.asked.push_back(Some(point));
+                    return Some(KernelSpec { configuration, ..self.default });
                 }
                 None => {}
             }
         }
-        specs
     }
 
-    /// What became of those that were taken last, in their order.
-    pub(crate) fn tell(&mut self, candidates: &[Candidate]) {
-        for (point, candidate) in std::mem::take(&mut self.asked).iter().zip(candidates) {
-            if let Some(point) = point {
-                self.observe(point, candidate);
+    /// What became of the first that the strategy has not been told of.
+    pub(crate) fn tell(&mut self, candidate: &Candidate) {
+        match self.asked.pop_front() {
+            Some(Some(point)) => self.observe(&point, candidate),
+            Some(None) => {
+                self.default_candidate = Some(candidate.clone());
+                self.tell_default();
             }
+            None => {}
+        }
+    }
+
+    fn tell_default(&mut self) {
+        if let (Some(point), Some(candidate)) = (&self.default_point, &self.default_candidate) {
+            let (point, candidate) = (point.clone(), candidate.clone());
+            self.observe(&point, &candidate);
         }
     }
 
@@ -82,7 +101,6 @@ mod tests {
     use crate::search::{Exhaustive, Space};
     use spanforge_kernels::{KernelShape, Limits};
     use spanforge_spans::Dtype;
-    use std::collections::BTreeMap;
     use std::sync::{Arc, Mutex};
 
     type Told = Arc<Mutex<Vec<(Point, Option<f64>)>>>;
@@ -112,30 +130,14 @@ mod tests {
     fn candidate(index: usize, spec: KernelSpec) -> Candidate {
         let wrong = index % 3 == 2;
         Candidate {
-            run: String::new(),
-            index,
-            id: spec.to_string(),
-            spec,
             status: if wrong { Status::Correctness } else { Status::Correct },
-            detail: None,
-            cases: 1,
-            first_case_seed: 0,
-            max_abs_error: 0.0,
-            bytes_ratio: None,
-            basis: Basis::Predicted,
-            samples_us: Vec::new(),
             time_us: (!wrong).then_some(index as f64 + 1.0),
-            predictions: Vec::new(),
-            resources: BTreeMap::new(),
-            shared_bytes: 0,
-            compile_s: 0.0,
-            check_s: 0.0,
-            time_s: 0.0,
+            ..Candidate::begun("", index, spec, Basis::Predicted, 0)
         }
     }
 
     #[test]
-    fn a_strategy_is_told_of_every_point_before_it_is_asked_for_more() {
+    fn a_strategy_is_told_of_every_point_in_the_order_of_its_proposals() {
         let shape = KernelShape { dtype: Dtype::F16, head_dim: 64, group_size: 4 };
         let limits = Limits {
             shared_bytes_per_block: 227 << 10,
@@ -143,7 +145,7 @@ mod tests {
             threads_per_multiprocessor: 2048,
         };
         let space = SearchSpace::new(shape, limits);
-        // A default that the strategy comes to itself, in the third round.
+        // A default that the strategy comes to itself, as its tenth point.
         let mut inner = Exhaustive::default();
         let mut points = std::iter::from_fn(|| inner.propose(&space));
         let default = space.at(&points.nth(9).expect("ten valid points")).expect("a configuration");
@@ -151,15 +153,18 @@ mod tests {
         let listening = Listening { inner: Exhaustive::default(), told: Arc::clone(&told) };
         let mut proposals = Proposals::new(&space, default, Box::new(listening));
         let mut candidates: Vec<Candidate> = Vec::new();
-        for round in 1..=3 {
-            let specs = proposals.take(4, &candidates);
-            assert_eq!(specs.len(), 4);
-            let from = candidates.len();
-            candidates.extend((from..).zip(specs).map(|(index, spec)| candidate(index, spec)));
-            proposals.tell(&candidates[from..]);
-            // All but the default, and that once the strategy has come to it.
-            let expected = 4 * round - usize::from(round < 3);
-            assert_eq!(told.lock().expect("one thread").len(), expected, "round {round}");
+        // Four are under way at a time.
+        let mut under_way = VecDeque::new();
+        for index in 0..12 {
+            under_way.push_back(candidate(index, proposals.next().expect("a large space")));
+            if index >= 3 {
+                let candidate: Candidate = under_way.pop_front().expect("four");
+                proposals.tell(&candidate);
+                candidates.push(candidate);
+                // All but the default, and that once the strategy has come to it.
+                let expected = candidates.len() - usize::from(index < 10);
+                assert_eq!(told.lock().expect("one thread").len(), expected, "{index}");
+            }
         }
         assert_eq!(candidates[0].spec.configuration, default);
         for (point, objective) in told.lock().expect("one thread").iter() {

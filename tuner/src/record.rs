@@ -1,27 +1,56 @@
-//! What is kept of a run: one JSON object per line, appended, never rewritten. A line is whole or it
-//! is not there; readers skip a last line that a crash has cut short.
-//!
-//! A file holds `run` lines, each followed by the `candidate` lines of that run and a `winner` line.
+//! What is kept of a run: the lines of its [`journal`](crate::journal).
 
 use crate::environment::Environment;
-use fs_err as fs;
+use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
 use spanforge_device::{Basis, DeviceProperties, Prediction, Resources};
 use spanforge_kernels::KernelSpec;
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::Path;
 
-/// One line of a results file.
+/// One line of a journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "kebab-case")]
 pub enum Record {
+    /// Everything that a run follows from; the first line.
+    Study(Box<Study>),
     /// The beginning of a run.
     Run(Box<Run>),
+    /// A configuration is about to be evaluated.
+    Started(Started),
     /// One configuration.
     Candidate(Box<Candidate>),
     /// The end of a run.
     Winner(Winner),
+}
+
+/// Everything that a run follows from: one study gives one list of candidates, as far as the device
+/// repeats.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Study {
+    /// The batch to be fast on.
+    pub workload: Workload,
+    /// Device, such as `emulated:h200` or `cuda:0`.
+    pub device: String,
+    /// Architectures to export machine code for; the device's own where empty.
+    pub architectures: Vec<String>,
+    /// One of [`STRATEGIES`](crate::search::STRATEGIES).
+    pub strategy: String,
+    /// Seed of the search, of the problems and of the tensors.
+    pub seed: u64,
+    /// Generated problems that each candidate is checked on.
+    pub cases: usize,
+}
+
+/// A configuration that is about to be evaluated. Written before anything is done with it, so that
+/// what it does to the machine can be told from the journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Started {
+    /// Position in the order of the run.
+    pub index: usize,
+    /// The configuration as an identifier.
+    pub id: String,
+    /// What the operating system calls its own present start, where it says.
+    pub boot: Option<String>,
 }
 
 /// What was asked for, of what, where.
@@ -53,6 +82,9 @@ pub struct Run {
     pub budget: usize,
     /// Points of the space that keep all constraints.
     pub valid_configurations: u64,
+    /// SHA-256 of the default configuration's source, which changes as the kernels do.
+    #[serde(default)]
+    pub kernel_source: String,
 }
 
 /// How an evaluation ended, in the words of the T4 results format.
@@ -61,9 +93,11 @@ pub struct Run {
 pub enum Status {
     /// Compiled, checked and timed.
     Correct,
+    /// Took longer than it may.
+    Timeout,
     /// Does not compile.
     Compile,
-    /// Cannot be loaded, launched or timed.
+    /// Cannot be loaded, launched or timed, or took its process with it.
     Runtime,
     /// A check or the oracle found a fault.
     Correctness,
@@ -112,6 +146,39 @@ pub struct Candidate {
     pub time_s: f64,
 }
 
+impl Candidate {
+    /// One of which nothing is known yet but that it was begun.
+    pub(crate) fn begun(
+        run: &str,
+        index: usize,
+        spec: KernelSpec,
+        basis: Basis,
+        seed: u64,
+    ) -> Self {
+        Self {
+            run: run.to_owned(),
+            index,
+            id: spec.to_string(),
+            spec,
+            status: Status::Runtime,
+            detail: None,
+            cases: 0,
+            first_case_seed: seed,
+            max_abs_error: 0.0,
+            bytes_ratio: None,
+            basis,
+            samples_us: Vec::new(),
+            time_us: None,
+            predictions: Vec::new(),
+            resources: BTreeMap::new(),
+            shared_bytes: spec.configuration.shared_bytes(&spec.shape),
+            compile_s: 0.0,
+            check_s: 0.0,
+            time_s: 0.0,
+        }
+    }
+}
+
 /// What a run chose.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Winner {
@@ -131,54 +198,4 @@ pub struct Winner {
     pub runner_up_us: Option<f64>,
     /// Time over the floor.
     pub over_floor: f64,
-}
-
-/// A results file that is appended to.
-pub struct Log {
-    file: fs::File,
-}
-
-impl Log {
-    /// Opens or creates the file and its folder.
-    pub fn open(path: &Path) -> std::io::Result<Self> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let mut file = fs::OpenOptions::new().create(true).read(true).append(true).open(path)?;
-        // A line that a crash has cut short is ended, so that it spoils no other.
-        if file.metadata()?.len() > 0 {
-            file.seek(SeekFrom::End(-1))?;
-            let mut last = [0];
-            file.read_exact(&mut last)?;
-            if last != *b"\n" {
-                file.write_all(b"\n")?;
-            }
-        }
-        Ok(Self { file })
-    }
-
-    /// Appends one line in one write.
-    pub fn append(&mut self, record: &Record) -> std::io::Result<()> {
-        let mut line = serde_json::to_vec(record)?;
-        line.push(b'\n');
-        self.file.write_all(&line)
-    }
-}
-
-/// Reads a results file. A line that a crash has cut short is left out; a whole line that is not a
-/// record is an error that names it.
-pub fn read(path: &Path) -> std::io::Result<Vec<Record>> {
-    let text = fs::read_to_string(path)?;
-    let mut records = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        match serde_json::from_str(line) {
-            Ok(record) => records.push(record),
-            Err(e) if e.is_eof() => {}
-            Err(e) => {
-                let place = format!("{}:{}: not a record: {e}", path.display(), index + 1);
-                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, place));
-            }
-        }
-    }
-    Ok(records)
 }

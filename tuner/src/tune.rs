@@ -1,23 +1,33 @@
-//! A tuning run.
+//! A tuning run: what a study leads to, with everything that is known already taken from its
+//! journal.
+//!
+//! The strategy is told of candidates in the order of its proposals, and a candidate is proposed once
+//! the strategy knows all but the [`WINDOW`] before it. So the list of candidates does not depend on
+//! which worker was quicker, on how many there are, or on whether the run was interrupted.
 
 use crate::environment::{Environment, unix_seconds};
+use crate::evaluate::Setup;
 use crate::export::{Chosen, ExportError, Facts, compile, export};
+use crate::journal::{Journal, JournalError, Kept, MOST_CRASHES, boot};
 use crate::proposals::Proposals;
-use crate::record::{Candidate, Log, Record, Run, Status, Winner};
+use crate::record::{Candidate, Record, Run, Started, Status, Study, Winner};
 use crate::search::{STRATEGIES, Space, strategy};
-use crate::workload::{Workload, WorkloadError};
-use rayon::prelude::*;
-use spanforge_device::{Basis, Compiler, Device, DeviceError, TimeOptions};
-use spanforge_kernels::artifact::check_replaceable;
+use crate::workers::{CandidateLimits, Pool};
+use crate::workload::WorkloadError;
+use spanforge_device::{Basis, Compiler, DeviceError};
+use spanforge_kernels::artifact::{check_replaceable, digest};
 use spanforge_kernels::configuration::ShapeError;
-use spanforge_kernels::decoder::UploadOptions;
-use spanforge_kernels::{DecodeProblem, Decoder, KernelSpec, Limits, SearchSpace};
-use spanforge_verify::check_seeds;
+use spanforge_kernels::{KernelSpec, Limits, SearchSpace, render};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// K and V bytes of the timed problem on an emulated device; see [`Workload::problem`].
+/// Candidates that may be under way at a time.
+pub const WINDOW: usize = 8;
+
+/// The most that K and V of the timed problem take on an emulated device.
 const EMULATED_CACHE_BYTES: u64 = 32 << 20;
 
 /// The most that K and V of the timed problem take on a GPU.
@@ -26,26 +36,28 @@ const GPU_CACHE_BYTES: u64 = 64 << 30;
 /// What to tune, and how.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The batch to be fast on.
-    pub workload: Workload,
-    /// Device, such as `emulated:h200` or `cuda:0`.
-    pub device: String,
-    /// Architectures to export machine code for; the device's own where empty.
-    pub architectures: Vec<String>,
-    /// One of [`STRATEGIES`].
-    pub strategy: String,
-    /// Configurations to evaluate at most, the default one included.
-    pub budget: usize,
+    /// What the run follows from, or the journal that has it and what is known already.
+    pub from: From,
+    /// Configurations to evaluate at most, the default one included; those of the resumed run where
+    /// none is given.
+    pub budget: Option<usize>,
     /// Time after which no further configuration is begun.
     pub time_limit: Option<Duration>,
-    /// Seed of the search, of the problems and of the tensors.
-    pub seed: u64,
-    /// Generated problems that each candidate is checked on.
-    pub cases: usize,
+    /// What one candidate may take.
+    pub limits: CandidateLimits,
+    /// Worker processes: all that work on an emulated device, or those that compile for a GPU.
+    pub workers: usize,
     /// Folder that the artifact is put in.
     pub output: PathBuf,
-    /// Folder that results are appended in.
-    pub results: PathBuf,
+}
+
+/// Where a run begins.
+#[derive(Clone, Debug)]
+pub enum From {
+    /// A new run, with its journal in this folder.
+    Study(Box<Study>, PathBuf),
+    /// The journal of a run to go on with.
+    Journal(PathBuf),
 }
 
 /// What happens during a run.
@@ -57,13 +69,27 @@ pub enum Event<'a> {
     Evaluated {
         /// It.
         candidate: &'a Candidate,
-        /// Evaluated so far.
+        /// Evaluated so far, those that the journal had included.
         done: usize,
         /// To evaluate.
         total: usize,
+        /// It was in the journal.
+        recorded: bool,
     },
     /// The winner is being exported.
     Exporting(&'a Winner),
+}
+
+/// How a run is carried out.
+pub struct Means<'a> {
+    /// Makes the artifact's files.
+    pub compiler: &'a Compiler,
+    /// Starts a worker, which calls [`serve`](crate::evaluate::serve).
+    pub worker: &'a dyn Fn() -> Command,
+    /// Ends the run as soon as it is set.
+    pub stop: &'a AtomicBool,
+    /// Is told what happens.
+    pub progress: &'a dyn Fn(Event<'_>),
 }
 
 /// A finished run.
@@ -77,8 +103,8 @@ pub struct Outcome {
     pub winner: Winner,
     /// Folder of the artifact.
     pub artifact: PathBuf,
-    /// File that the run was appended to.
-    pub results: PathBuf,
+    /// The journal.
+    pub journal: PathBuf,
 }
 
 /// A run that ends without an artifact.
@@ -129,6 +155,43 @@ pub enum TuneError {
     /// The export.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A journal that leads elsewhere now.
+    #[error(
+        "{journal} cannot be resumed here: {what} was {then} and is {now}; resume it where it was begun, or start anew"
+    )]
+    Changed {
+        /// The journal.
+        journal: PathBuf,
+        /// What has changed.
+        what: &'static str,
+        /// What it was.
+        then: String,
+        /// What it is.
+        now: String,
+    },
+    /// Worker processes that do not work, whatever the candidate.
+    #[error("the workers that evaluate candidates do not work: {0}")]
+    Worker(String),
+    /// What workers are told cannot be written down.
+    #[error("a worker cannot be told what to do: {0}")]
+    Message(#[from] serde_json::Error),
+    /// The run was told to stop.
+    #[error("interrupted")]
+    Interrupted(Box<Interrupted>),
+}
+
+/// A run that was told to stop.
+#[derive(Clone, Debug)]
+pub struct Interrupted {
+    /// What was asked for.
+    pub run: Run,
+    /// What was evaluated.
+    pub candidates: Vec<Candidate>,
+    /// The journal, to go on with.
+    pub journal: PathBuf,
 }
 
 impl Space for SearchSpace {
@@ -151,24 +214,31 @@ impl Space for SearchSpace {
 }
 
 /// Tunes, records, exports.
-pub fn tune(
-    request: &Request,
-    compiler: &Compiler,
-    progress: &(dyn Fn(Event<'_>) + Sync),
-) -> Result<Outcome, TuneError> {
-    let started = Instant::now();
-    let seeds =
-        request.seed..request.seed.checked_add(request.cases as u64).ok_or(TuneError::Seeds)?;
+///
+/// # Errors
+/// See [`TuneError`]. Whatever ends the run, what was evaluated is in the journal.
+pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> {
+    let kept = match &request.from {
+        From::Study(..) => None,
+        From::Journal(path) => Some(Journal::resume(path)?),
+    };
+    let study = match (&request.from, &kept) {
+        (_, Some((_, kept))) => kept.study.clone(),
+        (From::Study(study, _), None) => (**study).clone(),
+        (From::Journal(path), None) => return Err(JournalError::NoStudy(path.clone()).into()),
+    };
+    let last = study.seed.checked_add(study.cases as u64).ok_or(TuneError::Seeds)?;
+    let seeds = study.seed..last;
     if seeds.is_empty() {
         return Err(TuneError::NoCases);
     }
-    let device = spanforge_device::open(&request.device)?;
+    let device = spanforge_device::open(&study.device)?;
     let properties = device.properties().clone();
-    let architectures = match request.architectures.as_slice() {
+    let architectures = match study.architectures.as_slice() {
         [] => vec![properties.architecture.clone()],
         named => named.to_vec(),
     };
-    let shape = request.workload.attention.kernel_shape()?;
+    let shape = study.workload.attention.kernel_shape()?;
     let space = SearchSpace::new(shape, Limits::of(&properties));
     let census = space.census();
     let Some(default) = space.default_configuration() else {
@@ -179,95 +249,92 @@ pub fn tune(
             reason: format!("most points break the constraint `{worst}`"),
         });
     };
-    let strategy = strategy(&request.strategy, request.seed)
-        .ok_or_else(|| TuneError::Strategy(request.strategy.clone()))?;
-    let mut proposals = Proposals::new(&space, default, strategy);
+    let strategy = strategy(&study.strategy, study.seed)
+        .ok_or_else(|| TuneError::Strategy(study.strategy.clone()))?;
+    let proposals = Proposals::new(&space, default, strategy);
     // An unknown architecture is found out now, not after the search.
     for architecture in &architectures {
         if architecture.starts_with("compute_") {
             return Err(TuneError::NoMachineCode(architecture.clone()));
         }
-        compile(compiler, proposals.default(), architecture)?;
+        compile(means.compiler, proposals.default(), architecture)?;
     }
 
-    let emulated = properties.basis == Basis::Predicted;
-    let cache_bytes = if emulated { EMULATED_CACHE_BYTES } else { GPU_CACHE_BYTES };
-    let problem = request.workload.problem(request.seed, cache_bytes)?;
+    let problem = study.workload.problem(study.seed, cache_bytes(properties.basis))?;
     let floor_bytes = problem.floor_bytes();
     let unix_s = unix_seconds();
+    let kept_budget = kept.as_ref().map(|(_, kept)| kept.run.budget);
+    let name = file_name(&study.workload.name);
     let run = Run {
-        run: format!("{}-{}-{unix_s}-{}", request.workload.name, request.device, request.seed),
+        run: format!("{name}-{}-{unix_s}-{}", study.device.replace(':', "-"), study.seed),
         unix_s,
-        environment: Environment::current(compiler.nvrtc().version()),
-        device: request.device.clone(),
+        environment: Environment::current(means.compiler.nvrtc().version()),
+        device: study.device.clone(),
         floor_us: 1e6
             * (floor_bytes as f64 / properties.dram_bytes_per_second)
                 .max(problem.flops() / properties.float32_per_second),
         properties,
-        workload: request.workload.name.clone(),
-        problem: request.workload.describe(),
+        workload: study.workload.name.clone(),
+        problem: study.workload.describe(),
         floor_bytes,
-        strategy: request.strategy.clone(),
-        seed: request.seed,
-        budget: request.budget,
+        strategy: study.strategy.clone(),
+        seed: study.seed,
+        budget: request.budget.or(kept_budget).unwrap_or(1).max(1),
         valid_configurations: census.valid,
+        kernel_source: digest(
+            render(proposals.default()).map_err(ExportError::from)?.text.as_bytes(),
+        ),
     };
-    let results = request.results.join("tune.jsonl");
-    let mut log = Log::open(&results)?;
-    // So is a folder that cannot be written, or one that is in the way.
-    let directory = request.output.join(format!("{}-{shape}", file_name(&request.workload.name)));
+    if let Some((journal, kept)) = &kept {
+        check_unchanged(journal.path(), &kept.run, &run)?;
+    }
+    // A folder that cannot be written, or one that is in the way, is found out now too.
+    let directory = request.output.join(format!("{name}-{shape}"));
     check_replaceable(&directory).map_err(ExportError::from)?;
+    let (journal, kept) = match (kept, &request.from) {
+        (Some((journal, kept)), _) => (journal, Some(kept)),
+        (None, From::Study(_, folder)) => {
+            let mut journal = Journal::create(folder, &run.run)?;
+            journal.append(&Record::Study(Box::new(study.clone())))?;
+            journal.append(&Record::Run(Box::new(run.clone())))?;
+            (journal, None)
+        }
+        (None, From::Journal(path)) => return Err(JournalError::NoStudy(path.clone()).into()),
+    };
     fs_err::create_dir_all(&request.output)?;
     tempfile::tempfile_in(&request.output)
         .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", request.output.display())))?;
-    log.append(&Record::Run(Box::new(run.clone())))?;
-    progress(Event::Started(&run));
+    let budget = run.budget;
+    let run = kept.as_ref().map_or(run, |kept| Run { budget, ..kept.run.clone() });
+    (means.progress)(Event::Started(&run));
 
-    let evaluator = Evaluator { request, compiler, problem: &problem, run: &run };
-    let mut candidates: Vec<Candidate> = Vec::new();
-    let chunk = if emulated { 2 * rayon::current_num_threads() } else { 8 };
-    let budget = request.budget.max(1);
-    loop {
-        let base = candidates.len();
-        if base > 0 && request.time_limit.is_some_and(|limit| started.elapsed() >= limit) {
-            break;
-        }
-        let specs_here = proposals.take(chunk.min(budget - base), &candidates);
-        if specs_here.is_empty() {
-            break;
-        }
-        // Compiled side by side; what a GPU does is timed alone.
-        let evaluated: Vec<Candidate> = if emulated {
-            specs_here
-                .par_iter()
-                .enumerate()
-                .map(|(i, spec)| evaluator.candidate(base + i, *spec, None))
-                .collect()
-        } else {
-            specs_here.par_iter().for_each(|spec| {
-                // Whatever is wrong is found again, and recorded, when the candidate is evaluated.
-                let _ = compile(compiler, spec, &run.properties.architecture);
-            });
-            let device = device.as_ref();
-            let evaluate = |(i, spec): (usize, &KernelSpec)| {
-                evaluator.candidate(base + i, *spec, Some(device))
-            };
-            specs_here.iter().enumerate().map(evaluate).collect()
-        };
-        for candidate in evaluated {
-            log.append(&Record::Candidate(Box::new(candidate.clone())))?;
-            progress(Event::Evaluated {
-                candidate: &candidate,
-                done: candidate.index + 1,
-                total: budget.min(usize::try_from(census.valid).unwrap_or(usize::MAX)),
-            });
-            candidates.push(candidate);
-        }
-        proposals.tell(&candidates[base..]);
-    }
+    let memory_bytes = match run.properties.basis {
+        Basis::Predicted => Some(request.limits.memory_bytes),
+        Basis::Measured => None,
+    };
+    let setup = Setup {
+        run: run.run.clone(),
+        study,
+        architecture: run.properties.architecture.clone(),
+        basis: run.properties.basis,
+        memory_bytes,
+    };
+    let mut search = Search {
+        request,
+        means,
+        run: &run,
+        journal,
+        kept: kept.as_ref(),
+        proposals,
+        pool: Pool::new(means.worker, setup, request.limits, request.workers.max(1)),
+        finished: BTreeMap::new(),
+        done: 0,
+    };
+    let candidates = search.candidates()?;
+    let mut journal = search.journal;
 
     let winner = choose(&run, &candidates)?;
-    progress(Event::Exporting(&winner));
+    (means.progress)(Event::Exporting(&winner));
     let find = |id: &str| candidates.iter().find(|c| c.id == id);
     let mut chosen: Vec<Chosen<'_>> = find(&winner.id)
         .map(|candidate| Chosen { candidate, role: "winner" })
@@ -281,120 +348,155 @@ pub fn tune(
     }
     let evidence = serde_json::json!({ "run": run, "winner": winner });
     let facts = Facts {
-        workload: request.workload.name.clone(),
-        device: request.device.clone(),
-        unix_s,
+        workload: run.workload.clone(),
+        device: run.device.clone(),
+        unix_s: run.unix_s,
         evidence,
     };
-    export(&directory, &chosen, &architectures, facts, compiler, device.as_ref(), seeds)?;
-    log.append(&Record::Winner(winner.clone()))?;
-    Ok(Outcome { run, candidates, winner, artifact: directory, results })
+    export(&directory, &chosen, &architectures, facts, means.compiler, device.as_ref(), seeds)?;
+    if kept.and_then(|kept| kept.winner).as_ref() != Some(&winner) {
+        journal.append(&Record::Winner(winner.clone()))?;
+    }
+    let journal = journal.path().to_owned();
+    Ok(Outcome { run, candidates, winner, artifact: directory, journal })
 }
 
-struct Evaluator<'a> {
+/// K and V bytes of the timed problem; see [`Workload::problem`](crate::Workload::problem).
+pub(crate) fn cache_bytes(basis: Basis) -> u64 {
+    match basis {
+        Basis::Predicted => EMULATED_CACHE_BYTES,
+        Basis::Measured => GPU_CACHE_BYTES,
+    }
+}
+
+/// The candidates of a run, evaluated or taken from the journal.
+struct Search<'a> {
     request: &'a Request,
-    compiler: &'a Compiler,
-    problem: &'a DecodeProblem,
+    means: &'a Means<'a>,
     run: &'a Run,
+    journal: Journal,
+    kept: Option<&'a Kept>,
+    proposals: Proposals<'a>,
+    pool: Pool<'a>,
+    /// Evaluated, but not told of: one before them is not.
+    finished: BTreeMap<usize, Candidate>,
+    done: usize,
 }
 
-impl Evaluator<'_> {
-    /// Everything about one candidate, on `device` or on an emulated one of its own.
-    fn candidate(&self, index: usize, spec: KernelSpec, device: Option<&dyn Device>) -> Candidate {
-        let mut candidate = Candidate {
-            run: self.run.run.clone(),
-            index,
-            id: spec.to_string(),
-            spec,
-            status: Status::Runtime,
-            detail: None,
-            cases: 0,
-            first_case_seed: self.request.seed,
-            max_abs_error: 0.0,
-            bytes_ratio: None,
-            basis: self.run.properties.basis,
-            samples_us: Vec::new(),
-            time_us: None,
-            predictions: Vec::new(),
-            resources: BTreeMap::new(),
-            shared_bytes: spec.configuration.shared_bytes(&spec.shape),
-            compile_s: 0.0,
-            check_s: 0.0,
-            time_s: 0.0,
-        };
-        let (status, detail) = match self.evaluate(&mut candidate, device) {
-            Ok(()) => (Status::Correct, None),
-            Err((status, detail)) => (status, Some(detail)),
-        };
-        candidate.status = status;
-        candidate.detail = detail;
-        candidate
-    }
-
-    fn time_options(&self) -> TimeOptions {
-        TimeOptions { stand_ins: stand_ins(self.problem), ..TimeOptions::default() }
-    }
-
-    fn evaluate(
-        &self,
-        candidate: &mut Candidate,
-        device: Option<&dyn Device>,
-    ) -> Result<(), (Status, String)> {
+impl Search<'_> {
+    /// All candidates in the order of their proposals.
+    fn candidates(&mut self) -> Result<Vec<Candidate>, TuneError> {
         let begun = Instant::now();
-        let image = compile(self.compiler, &candidate.spec, &self.run.properties.architecture)
-            .map_err(|e| (Status::Compile, e.to_string()))?;
-        candidate.compile_s = begun.elapsed().as_secs_f64();
-        candidate.resources = image.resources.clone();
-
-        let runtime = |e: &dyn std::fmt::Display| (Status::Runtime, e.to_string());
-        let own = match device {
-            Some(_) => None,
-            None => Some(spanforge_device::open(&self.run.device).map_err(|e| runtime(&e))?),
-        };
-        let device = device.or(own.as_deref()).expect("one of the two is there");
-        let begun = Instant::now();
-        let decoder = Decoder::load(device, &image, candidate.spec).map_err(|e| runtime(&e))?;
-        let seed = self.request.seed;
-        // The last seed was checked to exist.
-        let reports = check_seeds(&decoder, seed..seed + self.request.cases as u64)
-            .map_err(|e| runtime(&e))?;
-        candidate.check_s = begun.elapsed().as_secs_f64();
-        candidate.cases = reports.len();
-        for report in &reports {
-            candidate.max_abs_error = candidate.max_abs_error.max(report.max_abs_error);
-            candidate.bytes_ratio = report.bytes_ratio.or(candidate.bytes_ratio);
-            if let Some(fault) = &report.fault {
-                let seed = report.seed.unwrap_or(0);
-                let place = format!("seed {seed} ({}): {fault}", report.problem);
-                return Err((Status::Correctness, place));
+        let budget = self.run.budget;
+        let mut told: Vec<Candidate> = Vec::new();
+        let (mut next, mut ended, mut alone) = (0, false, false);
+        loop {
+            let late = next > 0 && self.request.time_limit.is_some_and(|t| begun.elapsed() >= t);
+            let stopped = self.means.stop.load(Ordering::Relaxed);
+            while !(ended || late || stopped || alone) && next < budget.min(told.len() + WINDOW) {
+                // One that the machine went down with runs alone.
+                let crashes = self.kept.and_then(|kept| kept.crashes.get(&next)).copied();
+                alone = crashes.is_some_and(|crashes| crashes > 0);
+                if alone && next > told.len() {
+                    break;
+                }
+                match self.proposals.next() {
+                    Some(spec) => self.begin(next, spec, crashes.unwrap_or(0))?,
+                    None => {
+                        ended = true;
+                        break;
+                    }
+                }
+                next += 1;
+            }
+            if let Some(candidate) = self.finished.remove(&told.len()) {
+                self.proposals.tell(&candidate);
+                told.push(candidate);
+                alone = false;
+                continue;
+            }
+            if stopped {
+                told.extend(std::mem::take(&mut self.finished).into_values());
+                return Err(TuneError::Interrupted(Box::new(Interrupted {
+                    run: self.run.clone(),
+                    candidates: told,
+                    journal: self.journal.path().to_owned(),
+                })));
+            }
+            if told.len() == next {
+                return Ok(told);
+            }
+            for candidate in self.pool.finished()? {
+                self.journal.append(&Record::Candidate(Box::new(candidate.clone())))?;
+                self.finish(candidate, false);
             }
         }
+    }
 
-        let begun = Instant::now();
-        let resident =
-            decoder.upload(self.problem, UploadOptions::default()).map_err(|e| runtime(&e))?;
-        // A GPU runs the whole problem once before it is timed; an emulated device samples it.
-        if device.properties().basis == Basis::Measured {
-            decoder.run(&resident).map_err(|e| runtime(&e))?;
+    /// Takes a candidate from the journal, or has it evaluated.
+    fn begin(&mut self, index: usize, spec: KernelSpec, crashes: usize) -> Result<(), TuneError> {
+        if let Some(candidate) = self.kept.and_then(|kept| kept.candidates.get(&index)) {
+            if candidate.spec != spec {
+                return Err(TuneError::Changed {
+                    journal: self.journal.path().to_owned(),
+                    what: "a proposal of the strategy",
+                    then: candidate.id.clone(),
+                    now: spec.to_string(),
+                });
+            }
+            self.finish(candidate.clone(), true);
+            return Ok(());
         }
-        let timing = device
-            .time(&decoder.launches(&resident), &self.time_options())
-            .map_err(|e| runtime(&e))?;
-        candidate.time_s = begun.elapsed().as_secs_f64();
-        candidate.time_us = Some(timing.median_us());
-        candidate.samples_us = timing.samples_us;
-        candidate.predictions = timing.predictions;
+        if crashes >= MOST_CRASHES {
+            let Run { run, properties, seed, .. } = self.run;
+            let begun = Candidate::begun(run, index, spec, properties.basis, *seed);
+            let detail = format!("the machine went down {crashes} times while this was evaluated");
+            let candidate = Candidate { detail: Some(detail), ..begun };
+            self.journal.append(&Record::Candidate(Box::new(candidate.clone())))?;
+            self.finish(candidate, false);
+            return Ok(());
+        }
+        self.journal.append(&Record::Started(Started {
+            index,
+            id: spec.to_string(),
+            boot: boot(),
+        }))?;
+        self.pool.submit(index, spec);
         Ok(())
+    }
+
+    fn finish(&mut self, candidate: Candidate, recorded: bool) {
+        self.done += 1;
+        let valid = usize::try_from(self.run.valid_configurations).unwrap_or(usize::MAX);
+        let total = self.run.budget.min(valid);
+        let (candidate, done) = (&candidate, self.done);
+        (self.means.progress)(Event::Evaluated { candidate, done, total, recorded });
+        let candidate = candidate.clone();
+        self.finished.insert(candidate.index, candidate);
     }
 }
 
-/// A problem whose requests share pages stands for one in which they do not.
-fn stand_ins(problem: &DecodeProblem) -> Vec<String> {
-    let mut pages: Vec<i32> = problem.page_table.iter().copied().filter(|p| *p >= 0).collect();
-    let entries = pages.len();
-    pages.sort_unstable();
-    pages.dedup();
-    if pages.len() < entries { ["k", "v"].map(str::to_owned).to_vec() } else { Vec::new() }
+/// A journal goes on only where the same would come of it.
+fn check_unchanged(journal: &Path, then: &Run, now: &Run) -> Result<(), TuneError> {
+    let version = |run: &Run| run.environment.spanforge.clone();
+    let source = |run: &Run| run.kernel_source.clone();
+    let nvrtc = |run: &Run| run.environment.nvrtc.clone();
+    let device = |run: &Run| format!("{:?}", run.properties);
+    let space = |run: &Run| format!("a space of {} configurations", run.valid_configurations);
+    let parts: [(&'static str, &dyn Fn(&Run) -> String); 5] = [
+        ("the version of this program", &version),
+        ("the source of the kernels", &source),
+        ("the version of NVRTC", &nvrtc),
+        ("the device", &device),
+        ("the search space", &space),
+    ];
+    for (what, part) in parts {
+        let (then, now) = (part(then), part(now));
+        if then != now {
+            return Err(TuneError::Changed { journal: journal.to_owned(), what, then, now });
+        }
+    }
+    Ok(())
 }
 
 /// The fastest correct candidate, or the default configuration where the gain over it is within what

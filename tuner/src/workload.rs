@@ -7,6 +7,7 @@
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::{DecodeProblem, ProblemError};
 use spanforge_spans::trace::{Preset, Trace, TraceError};
@@ -21,7 +22,7 @@ const PRESET_RESPONSES: usize = 64;
 pub const LARGEST_PART_BYTES: u64 = 1 << 30;
 
 /// One row of the batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadRow {
     /// Tokens in the request's cache.
     pub kv_len: u32,
@@ -30,7 +31,7 @@ pub struct WorkloadRow {
 }
 
 /// A batch to tune for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Workload {
     /// Name of the preset or the file.
     pub name: String,

@@ -10,6 +10,7 @@ pub mod fuzz_coverage;
 pub mod generate;
 pub mod ledger;
 pub mod mutants;
+pub mod process;
 pub mod recipe;
 pub mod shrink;
 pub mod source_map;

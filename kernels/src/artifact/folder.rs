@@ -111,7 +111,8 @@ fn refuse_unlisted(
     Ok(())
 }
 
-pub(super) fn digest(data: &[u8]) -> String {
+/// The SHA-256 of `data` in hexadecimal digits.
+pub fn digest(data: &[u8]) -> String {
     Sha256::digest(data).iter().fold(String::with_capacity(64), |mut text, byte| {
         write!(text, "{byte:02x}").expect("writing to a string");
         text

@@ -2,12 +2,12 @@
 //! has what failed made smaller.
 
 use super::draw::{cases_of, draw, kernel_of};
-use super::pool::{Event, Happened, Process};
 use super::protocol::{KERNELS_HELD, Line, Reply, Request};
 use super::worker::SHRINK_TIME;
 use super::{Failure, FuzzError, LineCoverage, Lost, Options, Panicked, Subject, Summary};
 use crate::case::{Trial, kind};
 use crate::check::CaseReport;
+use crate::process::{Event, Happened, Process};
 use spanforge_emulator::SourceLine;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -65,7 +65,7 @@ pub struct Run<'a> {
     stop: &'a AtomicBool,
     worker: &'a dyn Fn() -> Command,
     begun: &'a dyn Fn(),
-    events: (Sender<Happened>, Receiver<Happened>),
+    events: (Sender<Happened<Reply>>, Receiver<Happened<Reply>>),
     slots: Vec<Option<Slot>>,
     started: u64,
     false_starts: u32,
@@ -278,7 +278,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn take(&mut self, number: u64, event: Event) -> Result<(), FuzzError> {
+    fn take(&mut self, number: u64, event: Event<Reply>) -> Result<(), FuzzError> {
         let is_it = |slot: &Option<Slot>| slot.as_ref().is_some_and(|s| s.number == number);
         // Of a worker that was given up there may still be something to hear.
         let Some(at) = self.slots.iter().position(is_it) else { return Ok(()) };

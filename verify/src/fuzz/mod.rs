@@ -4,7 +4,6 @@
 
 mod draw;
 mod drive;
-mod pool;
 mod protocol;
 mod worker;
 

@@ -1,5 +1,4 @@
-//! What the parent of a run and its workers tell each other: a JSON object per line, requests on a
-//! worker's standard input, replies on its standard output.
+//! What the parent of a run and its workers tell each other.
 
 use crate::case::Trial;
 use crate::check::CaseReport;

@@ -1,14 +1,21 @@
-//! Worker processes as the parent sees them. A worker ends when its standard input does, so none
-//! outlives its parent, however that ends.
+//! Worker processes as their parent sees them: a JSON object per line, requests on a worker's
+//! standard input, replies on its standard output. A worker ends when its standard input does, so
+//! none outlives its parent, however that ends.
 
-use super::protocol::{Reply, Request};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::{io, thread};
 
+/// The last lines of a worker's standard error that are kept.
+const LINES_KEPT: usize = 3;
+
 /// What a worker did.
-pub enum Event {
+#[derive(Debug)]
+pub enum Event<Reply> {
     /// It replied.
     Said(Reply),
     /// It has ended, or what it says is no reply.
@@ -16,24 +23,32 @@ pub enum Event {
 }
 
 /// What happened, after the number of the worker.
-pub type Happened = (u64, Event);
+pub type Happened<Reply> = (u64, Event<Reply>);
 
 /// A running worker. Killed on drop.
 pub struct Process {
     child: Child,
     requests: Sender<Vec<u8>>,
+    complaints: Option<JoinHandle<Vec<String>>>,
 }
 
 impl Process {
     /// Starts a worker; what it does goes to `events` under `number`.
-    pub fn start(mut command: Command, number: u64, events: Sender<Happened>) -> io::Result<Self> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    ///
+    /// # Errors
+    /// A program that cannot be started.
+    pub fn start<Reply: DeserializeOwned + Send + 'static>(
+        mut command: Command,
+        number: u64,
+        events: Sender<Happened<Reply>>,
+    ) -> io::Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C at a terminal goes to the whole group; the parent alone answers it.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn()?;
-        let pipes = child.stdin.take().zip(child.stdout.take());
-        let Some((mut stdin, stdout)) = pipes else {
+        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(mut stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(io::Error::other("the worker has no pipes"));
         };
         // Writing can block while the worker is busy, so it is not for the thread that watches it.
@@ -56,22 +71,32 @@ impl Process {
             // Nobody listens once the run is over.
             let _ = events.send((number, Event::Gone));
         });
-        Ok(Self { child, requests })
+        let complaints = Some(thread::spawn(move || last_lines(stderr)));
+        Ok(Self { child, requests, complaints })
     }
 
     /// Hands a request over. A worker that is gone says so by its event.
-    pub fn send(&self, request: &Request) -> serde_json::Result<()> {
+    ///
+    /// # Errors
+    /// A request that is no JSON.
+    pub fn send(&self, request: &impl Serialize) -> serde_json::Result<()> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         let _ = self.requests.send(line);
         Ok(())
     }
 
-    /// Kills the worker, if it is still there, and says how it ended.
+    /// Kills the worker, if it is still there, and says how it ended, with the last that it wrote
+    /// to its standard error.
     pub fn end(&mut self) -> String {
         // One that has ended by itself keeps its own status.
         let _ = self.child.kill();
-        self.child.wait().map_or_else(|error| error.to_string(), said)
+        let mut how = self.child.wait().map_or_else(|error| error.to_string(), said);
+        for line in self.complaints.take().and_then(|lines| lines.join().ok()).unwrap_or_default() {
+            how.push_str(": ");
+            how.push_str(&line);
+        }
+        how
     }
 }
 
@@ -79,6 +104,19 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// The last lines that say something, but for the advice of a panic.
+fn last_lines(stderr: ChildStderr) -> Vec<String> {
+    let mut kept = Vec::new();
+    for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).trim().to_owned();
+        if !line.is_empty() && !line.starts_with("note:") {
+            kept.push(line);
+            kept.drain(..kept.len().saturating_sub(LINES_KEPT));
+        }
+    }
+    kept
 }
 
 fn said(status: ExitStatus) -> String {

@@ -1,0 +1,280 @@
+//! One candidate: compiled, checked, timed. It happens in a worker process, so that a candidate
+//! that crashes, hangs or eats all memory costs itself alone.
+
+use crate::export::{ExportError, compile_source};
+use crate::record::{Candidate, Status, Study};
+use crate::tune::cache_bytes;
+use serde::{Deserialize, Serialize};
+use spanforge_device::{Basis, Compiler, Device, TimeOptions};
+use spanforge_kernels::decoder::UploadOptions;
+use spanforge_kernels::{DecodeProblem, Decoder, KernelSpec, render};
+use spanforge_verify::check_seeds;
+use std::io::{self, Write};
+use std::time::Instant;
+
+/// From the parent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// The first one.
+    Setup(Box<Setup>),
+    /// Compile a configuration, so that the compiler has it at hand when it is evaluated.
+    Compile(Job),
+    /// Compile, check and time a configuration.
+    Evaluate(Job),
+}
+
+/// What all candidates of a run have in common.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Setup {
+    /// Name of the run.
+    pub run: String,
+    /// What it follows from.
+    pub study: Study,
+    /// Architecture of the device.
+    pub architecture: String,
+    /// Whether its times are predicted or measured.
+    pub basis: Basis,
+    /// The most address space that the worker may have, in bytes; none for a GPU, whose driver
+    /// reserves more than there is.
+    pub memory_bytes: Option<u64>,
+}
+
+/// A configuration to work on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// Its position in the order of the run.
+    pub index: usize,
+    /// It.
+    pub spec: KernelSpec,
+}
+
+/// From a worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// The device is there.
+    Ready,
+    /// What it begins now.
+    Phase(Phase),
+    /// The configuration was compiled, which took these seconds.
+    Compiled(f64),
+    /// The configuration is done with.
+    Done(Box<Candidate>),
+    /// The worker cannot work, whatever the configuration.
+    Failed(String),
+}
+
+/// What is done with a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Rendering and NVRTC.
+    Compiling,
+    /// The problems against the oracle.
+    Checking,
+    /// The workload's problem.
+    Timing,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Compiling => "compiling",
+            Self::Checking => "checking",
+            Self::Timing => "timing",
+        })
+    }
+}
+
+/// Answers `requests` until there are no more. `alter` may change the source of a configuration
+/// before it is compiled, by position: a test's way to a bad one.
+///
+/// # Errors
+/// Replies that nobody reads.
+pub fn serve(
+    requests: impl IntoIterator<Item = Request>,
+    replies: &mut dyn Write,
+    compiler: &Compiler,
+    alter: &dyn Fn(usize, String) -> String,
+) -> io::Result<()> {
+    let mut tell = |reply: Reply| {
+        let mut line = serde_json::to_vec(&reply)?;
+        line.push(b'\n');
+        replies.write_all(&line)?;
+        replies.flush()
+    };
+    let mut worker = None;
+    for request in requests {
+        match (request, &worker) {
+            (Request::Setup(setup), _) => match Worker::new(*setup, compiler, alter) {
+                Ok(ready) => {
+                    worker = Some(ready);
+                    tell(Reply::Ready)?;
+                }
+                Err(reason) => tell(Reply::Failed(reason))?,
+            },
+            (Request::Compile(job), Some(worker)) => {
+                let reply = worker.compile(&job, &mut tell)?;
+                tell(reply)?;
+            }
+            (Request::Evaluate(job), Some(worker)) => {
+                let candidate = worker.candidate(&job, &mut tell)?;
+                tell(Reply::Done(Box::new(candidate)))?;
+            }
+            (_, None) => tell(Reply::Failed("the setup comes first".to_owned()))?,
+        }
+    }
+    Ok(())
+}
+
+type Tell<'a> = dyn FnMut(Reply) -> io::Result<()> + 'a;
+
+struct Worker<'a> {
+    setup: Setup,
+    compiler: &'a Compiler,
+    alter: &'a dyn Fn(usize, String) -> String,
+    device: Box<dyn Device>,
+    problem: DecodeProblem,
+}
+
+/// Why a candidate is not timed: it is at fault, or nobody reads what becomes of it.
+enum Stop {
+    Fault(Status, String),
+    Replies(io::Error),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Replies(error)
+    }
+}
+
+fn runtime(error: impl std::fmt::Display) -> Stop {
+    Stop::Fault(Status::Runtime, error.to_string())
+}
+
+impl<'a> Worker<'a> {
+    fn new(
+        setup: Setup,
+        compiler: &'a Compiler,
+        alter: &'a dyn Fn(usize, String) -> String,
+    ) -> Result<Self, String> {
+        if let Some(bytes) = setup.memory_bytes {
+            limit_memory(bytes)?;
+        }
+        let device = spanforge_device::open(&setup.study.device).map_err(|e| e.to_string())?;
+        let problem = setup.study.workload.problem(setup.study.seed, cache_bytes(setup.basis));
+        let problem = problem.map_err(|e| e.to_string())?;
+        Ok(Self { setup, compiler, alter, device, problem })
+    }
+
+    fn begun(&self, job: &Job) -> Candidate {
+        let Setup { run, study, basis, .. } = &self.setup;
+        Candidate::begun(run, job.index, job.spec, *basis, study.seed)
+    }
+
+    fn image(&self, job: &Job) -> Result<spanforge_device::Image, ExportError> {
+        let rendered = render(&job.spec)?;
+        let text = (self.alter)(job.index, rendered.text);
+        compile_source(self.compiler, rendered.name, text, &self.setup.architecture)
+    }
+
+    fn compile(&self, job: &Job, tell: &mut Tell<'_>) -> io::Result<Reply> {
+        tell(Reply::Phase(Phase::Compiling))?;
+        let begun = Instant::now();
+        let image = self.image(job);
+        let seconds = begun.elapsed().as_secs_f64();
+        Ok(match image {
+            Ok(_) => Reply::Compiled(seconds),
+            Err(error) => {
+                let (status, detail) = (Status::Compile, Some(error.to_string()));
+                let candidate = Candidate { status, detail, compile_s: seconds, ..self.begun(job) };
+                Reply::Done(Box::new(candidate))
+            }
+        })
+    }
+
+    fn candidate(&self, job: &Job, tell: &mut Tell<'_>) -> io::Result<Candidate> {
+        let mut candidate = self.begun(job);
+        let ended = self.evaluate(job, &mut candidate, tell);
+        (candidate.status, candidate.detail) = match ended {
+            Ok(()) => (Status::Correct, None),
+            Err(Stop::Fault(status, detail)) => (status, Some(detail)),
+            Err(Stop::Replies(error)) => return Err(error),
+        };
+        Ok(candidate)
+    }
+
+    fn evaluate(
+        &self,
+        job: &Job,
+        candidate: &mut Candidate,
+        tell: &mut Tell<'_>,
+    ) -> Result<(), Stop> {
+        tell(Reply::Phase(Phase::Compiling))?;
+        let begun = Instant::now();
+        let image = self.image(job).map_err(|e| Stop::Fault(Status::Compile, e.to_string()));
+        candidate.compile_s = begun.elapsed().as_secs_f64();
+        let image = image?;
+        candidate.resources = image.resources.clone();
+
+        tell(Reply::Phase(Phase::Checking))?;
+        let begun = Instant::now();
+        let device = self.device.as_ref();
+        let decoder = Decoder::load(device, &image, job.spec).map_err(runtime)?;
+        let study = &self.setup.study;
+        // The parent has seen to it that the last seed exists.
+        let reports = check_seeds(&decoder, study.seed..study.seed + study.cases as u64);
+        candidate.check_s = begun.elapsed().as_secs_f64();
+        let reports = reports.map_err(runtime)?;
+        candidate.cases = reports.len();
+        for report in &reports {
+            candidate.max_abs_error = candidate.max_abs_error.max(report.max_abs_error);
+            candidate.bytes_ratio = report.bytes_ratio.or(candidate.bytes_ratio);
+            if let Some(fault) = &report.fault {
+                let seed = report.seed.unwrap_or(0);
+                let place = format!("seed {seed} ({}): {fault}", report.problem);
+                return Err(Stop::Fault(Status::Correctness, place));
+            }
+        }
+
+        tell(Reply::Phase(Phase::Timing))?;
+        let begun = Instant::now();
+        let resident = decoder.upload(&self.problem, UploadOptions::default()).map_err(runtime)?;
+        // A GPU runs the whole problem once before it is timed; an emulated device samples it.
+        if self.setup.basis == Basis::Measured {
+            decoder.run(&resident).map_err(runtime)?;
+        }
+        let options = TimeOptions { stand_ins: stand_ins(&self.problem), ..TimeOptions::default() };
+        let timing = device.time(&decoder.launches(&resident), &options).map_err(runtime)?;
+        candidate.time_s = begun.elapsed().as_secs_f64();
+        candidate.time_us = Some(timing.median_us());
+        candidate.samples_us = timing.samples_us;
+        candidate.predictions = timing.predictions;
+        Ok(())
+    }
+}
+
+/// A problem whose requests share pages stands for one in which they do not.
+fn stand_ins(problem: &DecodeProblem) -> Vec<String> {
+    let mut pages: Vec<i32> = problem.page_table.iter().copied().filter(|p| *p >= 0).collect();
+    let entries = pages.len();
+    pages.sort_unstable();
+    pages.dedup();
+    if pages.len() < entries { ["k", "v"].map(str::to_owned).to_vec() } else { Vec::new() }
+}
+
+#[cfg(unix)]
+fn limit_memory(bytes: u64) -> Result<(), String> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::As).maximum;
+    let current = Some(maximum.map_or(bytes, |maximum| maximum.min(bytes)));
+    setrlimit(Resource::As, Rlimit { current, maximum })
+        .map_err(|e| format!("the memory of a worker cannot be limited: {e}"))
+}
+
+#[cfg(not(unix))]
+fn limit_memory(_: u64) -> Result<(), String> {
+    Ok(())
+}
