@@ -68,7 +68,21 @@ fn requests<Request: DeserializeOwned + Send + 'static>() -> Receiver<Request> {
         }
         // The parent has gone, or is not one: there is nobody to answer, and no reason to end what
         // is in hand first.
-        std::process::exit(0);
+        end();
     });
     waiting
+}
+
+/// Ends this process where it stands. Exit handlers do not run: they wait for the dynamic loader,
+/// which another thread may be in with NVRTC, which in turn waits for them.
+#[cfg(unix)]
+fn end() {
+    use rustix::process::{Signal, getpid, kill_process};
+    // A process may always send itself a signal.
+    let _ = kill_process(getpid(), Signal::KILL);
+}
+
+#[cfg(not(unix))]
+fn end() {
+    std::process::exit(0);
 }

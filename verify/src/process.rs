@@ -43,6 +43,8 @@ impl Process {
         events: Sender<Happened<Reply>>,
     ) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Of what a worker complains of only the end is kept, and a backtrace would be all of it.
+        command.env("RUST_BACKTRACE", "0");
         // Ctrl-C at a terminal goes to the whole group; the parent alone answers it.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
