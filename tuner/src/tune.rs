@@ -478,20 +478,16 @@ impl Search<'_> {
 
 /// A journal goes on only where the same would come of it.
 fn check_unchanged(journal: &Path, then: &Run, now: &Run) -> Result<(), TuneError> {
-    let version = |run: &Run| run.environment.spanforge.clone();
-    let source = |run: &Run| run.kernel_source.clone();
-    let nvrtc = |run: &Run| run.environment.nvrtc.clone();
-    let device = |run: &Run| format!("{:?}", run.properties);
-    let space = |run: &Run| format!("a space of {} configurations", run.valid_configurations);
-    let parts: [(&'static str, &dyn Fn(&Run) -> String); 5] = [
-        ("the version of this program", &version),
-        ("the source of the kernels", &source),
-        ("the version of NVRTC", &nvrtc),
-        ("the device", &device),
-        ("the search space", &space),
-    ];
-    for (what, part) in parts {
-        let (then, now) = (part(then), part(now));
+    let parts = |run: &Run| {
+        [
+            ("the version of this program", run.environment.spanforge.clone()),
+            ("the source of the kernels", run.kernel_source.clone()),
+            ("the version of NVRTC", run.environment.nvrtc.clone()),
+            ("the device", format!("{:?}", run.properties)),
+            ("the search space", format!("a space of {} configurations", run.valid_configurations)),
+        ]
+    };
+    for ((what, then), (_, now)) in parts(then).into_iter().zip(parts(now)) {
         if then != now {
             return Err(TuneError::Changed { journal: journal.to_owned(), what, then, now });
         }
