@@ -10,6 +10,7 @@ mod fuzz;
 mod replay;
 mod run;
 mod tune;
+mod tune_resume;
 mod verbs;
 mod workers;
 
