@@ -47,13 +47,15 @@ fn a_run_leaves_an_artifact_that_is_accepted_and_a_record_of_everything() {
     assert_eq!((study.workload.rows.len(), study.strategy.as_str()), (4, "portfolio"));
     assert_eq!((run.seed, run.budget, run.device.as_str()), (0, 4, "emulated:h200"));
     assert!(run.floor_bytes > 0 && run.valid_configurations > 1000);
-    let candidates: Vec<_> = records
+    let mut candidates: Vec<_> = records
         .iter()
         .filter_map(|r| match r {
             Record::Candidate(candidate) => Some(candidate),
             _ => None,
         })
         .collect();
+    // They are written as they end, whichever worker is quicker.
+    candidates.sort_by_key(|candidate| candidate.index);
     assert_eq!(candidates.len(), 4);
     for (index, candidate) in candidates.iter().enumerate() {
         assert_eq!((candidate.index, candidate.status), (index, Status::Correct));
