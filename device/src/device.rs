@@ -160,7 +160,8 @@ pub struct TimeOptions {
     pub samples: u32,
     /// Whether the L2 cache is flushed before each sample.
     pub cold_l2: bool,
-    /// How many blocks of a launch an emulated device executes before it scales the counters up.
+    /// How many blocks of a launch an emulated device executes at least, to stand for the others;
+    /// two or more.
     pub sampled_blocks: u32,
     /// Names of buffers that stand for larger ones, because several addresses of the real problem
     /// share one place in them. Their size then says nothing of how many different bytes a launch
@@ -170,7 +171,7 @@ pub struct TimeOptions {
 
 impl Default for TimeOptions {
     fn default() -> Self {
-        Self { samples: 20, cold_l2: true, sampled_blocks: 2, stand_ins: Vec::new() }
+        Self { samples: 20, cold_l2: true, sampled_blocks: 3, stand_ins: Vec::new() }
     }
 }
 
@@ -203,7 +204,10 @@ impl Timing {
 pub struct Prediction {
     /// Kernel name.
     pub kernel: String,
-    /// Counters of the blocks that were executed, not scaled.
+    /// Blocks that were executed; 0 where this was recorded before it was written down.
+    #[serde(default)]
+    pub executed_blocks: u64,
+    /// Counters of the whole grid, in which each executed block stands for those nearest to it.
     pub counters: Counters,
     /// The estimate for the whole grid, term by term.
     pub estimate: spanforge_emulator::cost::Estimate,

@@ -7,16 +7,13 @@ use crate::device::{
     Prediction, Resources, TimeOptions, Timing,
 };
 use crate::error::DeviceError;
+use crate::sampling::Sampling;
 use spanforge_emulator as emulator;
 use spanforge_emulator::counters::{Counters, SECTOR_BYTES};
 use spanforge_emulator::profile::Profile;
 use spanforge_emulator::{BlockSelection, LineCount, MatrixModel, cost};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
-
-/// Launches of no more blocks than this are executed in full when they are timed, so that what a
-/// small kernel plans is there for the large one that follows it.
-pub const BLOCKS_IN_FULL: u64 = 8;
 
 /// What an emulated device does besides executing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,22 +201,20 @@ impl State {
         }
     }
 
-    /// Most different bytes that a launch of `blocks` blocks can have read: of each buffer what was
-    /// counted, scaled to the whole grid, but no more than the buffer has, unless it stands for a
-    /// larger one.
-    fn footprint(&self, blocks: u64, counters: &Counters, stand_ins: &[String]) -> u64 {
-        let scale = blocks as f64 / counters.blocks.max(1) as f64;
+    /// Most different bytes that a whole grid with these counters can have read: of each buffer what
+    /// was counted, but no more than the buffer has, unless it stands for a larger one.
+    fn footprint(&self, counters: &Counters, stand_ins: &[String]) -> u64 {
         let read = counters.buffers.iter().map(|traffic| {
             let named = self.buffers.values().filter(|(name, _)| *name == traffic.name);
-            let counted = (traffic.read_sectors * SECTOR_BYTES) as f64 * scale;
+            let counted = traffic.read_sectors.saturating_mul(SECTOR_BYTES);
             let size = named.map(|(_, bytes)| *bytes as u64).reduce(u64::saturating_add);
             match size.filter(|_| !stand_ins.contains(&traffic.name)) {
                 // Sectors at the ends of a buffer can be partly outside it.
-                Some(size) => counted.min(size.saturating_add(2 * SECTOR_BYTES) as f64) as u64,
-                None => counted as u64, // also for a variable of the module
+                Some(size) => counted.min(size.saturating_add(2 * SECTOR_BYTES)),
+                None => counted, // also for a variable of the module
             }
         });
-        read.sum()
+        read.fold(0, u64::saturating_add)
     }
 }
 
@@ -229,19 +224,6 @@ fn faultless(launch: &Launch, report: emulator::Report) -> Result<Counters, Devi
         return Ok(report.counters);
     }
     Err(DeviceError::Findings { kernel: launch.kernel.clone(), findings: report.findings })
-}
-
-/// The blocks that stand for a grid: all of a small one, else `count` at even distances.
-fn sample(blocks: u64, count: u32) -> BlockSelection {
-    let count = u64::from(count.max(1));
-    if blocks <= count.max(BLOCKS_IN_FULL) {
-        return BlockSelection::All;
-    }
-    // The middle of each of `count` equal parts; wide, since blocks can exceed 2^32.
-    let middle = |part: u64| {
-        u64::try_from((2 * u128::from(part) + 1) * u128::from(blocks) / (2 * u128::from(count)))
-    };
-    BlockSelection::Only((0..count).filter_map(|part| middle(part).ok()).collect())
 }
 
 /// The arguments as the emulator takes them.
@@ -380,55 +362,53 @@ impl Device for EmulatedDevice {
         Ok(LineCount::merged(if self.options.lines { counts.collect() } else { Vec::new() }))
     }
 
-    /// Predicts once. Launches of at most [`BLOCKS_IN_FULL`] blocks are executed in full; of larger
-    /// ones `options.sampled_blocks` blocks, spread evenly over the grid, stand for all. So a small
-    /// kernel's output is there for the launches after it, a large one's in part only.
+    /// Predicts once. Launches of at most 8 blocks are executed in full; of larger ones some blocks
+    /// stand for all, `options.sampled_blocks` at even distances and more where those differ. So a
+    /// small kernel's output is there for the launches after it, a large one's in part only.
     fn time(&self, launches: &[Launch], options: &TimeOptions) -> Result<Timing, DeviceError> {
         let state = &mut *self.state();
         let mut predictions = Vec::new();
         for launch in launches {
             let resources = self.resources(state, launch)?;
             let blocks = launch.grid.into_iter().map(u64::from).product();
-            let sampled = emulator::Options {
-                checks: false,
-                counters: true,
-                seed: self.options.seed,
-                blocks: sample(blocks, options.sampled_blocks),
-                ..Default::default()
-            };
-            let counters = faultless(launch, self.execute(state, launch, &sampled)?)?;
+            let mut sampling = Sampling::new(blocks, options.sampled_blocks);
+            while let Some(block) = sampling.next() {
+                let one = emulator::Options {
+                    checks: false,
+                    counters: true,
+                    seed: self.options.seed,
+                    blocks: BlockSelection::Only(vec![block]),
+                    ..Default::default()
+                };
+                sampling.add(block, faultless(launch, self.execute(state, launch, &one)?)?);
+            }
+            let (counters, executed_blocks) = (sampling.total(), sampling.executed());
             let shape = cost::Shape {
                 blocks,
+                busy_blocks: sampling.busy(),
                 threads_per_block: launch.block.into_iter().product(),
                 registers: resources.registers,
                 shared_bytes_per_block: resources.static_shared_bytes + launch.shared_bytes,
             };
-            let footprint = state.footprint(blocks, &counters, &options.stand_ins);
-            let estimate =
+            let footprint = state.footprint(&counters, &options.stand_ins);
+            let mut estimate =
                 cost::estimate_with_footprint(&self.profile, &shape, &counters, footprint)
                     .map_err(|error| DeviceError::BadLaunch {
                         kernel: launch.kernel.clone(),
                         reason: error.to_string(),
                     })?;
-            predictions.push(Prediction { kernel: launch.kernel.clone(), counters, estimate });
+            estimate.assumptions.push(format!(
+                "{executed_blocks} of {blocks} blocks were executed, and each stands for those \
+                 nearest to it"
+            ));
+            predictions.push(Prediction {
+                kernel: launch.kernel.clone(),
+                executed_blocks,
+                counters,
+                estimate,
+            });
         }
         let total_us = predictions.iter().map(|prediction| prediction.estimate.time_us).sum();
         Ok(Timing { basis: Basis::Predicted, samples_us: vec![total_us], predictions })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn small_grids_run_in_full_and_large_ones_are_sampled_evenly() {
-        let only = |blocks: &[u64]| BlockSelection::Only(blocks.to_vec());
-        assert_eq!(sample(8, 2), BlockSelection::All);
-        assert_eq!(sample(20, 32), BlockSelection::All);
-        assert_eq!(sample(100, 2), only(&[25, 75]));
-        assert_eq!(sample(9, 3), only(&[1, 4, 7]));
-        assert_eq!(sample(100, 0), only(&[50]));
-        assert_eq!(sample(u64::MAX, 1), only(&[u64::MAX / 2]));
     }
 }

@@ -11,6 +11,7 @@ pub mod error;
 pub mod launch_file;
 pub mod nvrtc;
 mod open;
+mod sampling;
 pub mod settings;
 
 pub use compiler::{Architecture, Compiler, Source, Target};

@@ -126,7 +126,8 @@ fn a_prediction_is_the_same_every_time_and_says_that_it_is_one() {
     let [first, second] = &timing.predictions[..] else { unreachable!() };
     assert_eq!(first, second);
     assert_eq!(timing.samples_us[0], first.estimate.time_us + second.estimate.time_us);
-    assert_eq!((first.kernel.as_str(), first.counters.blocks), ("saxpy", 4));
+    assert_eq!((first.kernel.as_str(), first.executed_blocks), ("saxpy", 4));
+    assert_eq!(first.counters.blocks, 512);
     // 128 threads of a few registers: 16 blocks fill the 2048 threads of a multiprocessor.
     assert_eq!(first.estimate.occupancy.blocks_per_multiprocessor, 16);
     // No faster than moving the bytes: 8 read and 4 written per element.

@@ -70,12 +70,21 @@ impl fmt::Display for Estimate {
 pub struct Shape {
     /// Blocks of the grid.
     pub blocks: u64,
+    /// Those of them that have something to do, from 1 to `blocks`: all the work is theirs, in equal
+    /// parts. The others only start.
+    pub busy_blocks: u64,
     /// Threads of a block.
     pub threads_per_block: u32,
     /// Registers of a thread, as `ptxas` reports them for the GPU's architecture.
     pub registers: u32,
     /// Static plus dynamic shared memory of a block, without the system's reserve.
     pub shared_bytes_per_block: u32,
+}
+
+impl Shape {
+    fn busy(&self) -> u64 {
+        self.busy_blocks.clamp(self.blocks.min(1), self.blocks)
+    }
 }
 
 /// Why there is no estimate.
@@ -220,7 +229,7 @@ fn assumptions(
             profile.marketing_name, profile.boost_clock.value
         ),
         format!(
-            "counters of {} of {} blocks, which stand for all of them",
+            "the counters of {} of {} blocks stand for all of them",
             counters.blocks, shape.blocks
         ),
         match distinct_bytes {
@@ -243,7 +252,11 @@ fn assumptions(
             .to_owned(),
         "a warp keeps 4 independent instructions under way; a matrix instruction is an m16n8k16"
             .to_owned(),
-        "all blocks take equally long and all warps of a block do equal work".to_owned(),
+        format!(
+            "{} blocks share all the work evenly, and so do the warps of a block; {} only start",
+            shape.busy(),
+            shape.blocks - shape.busy()
+        ),
     ]
 }
 
@@ -270,11 +283,16 @@ fn ratio(part: u64, whole: u64) -> f64 {
 struct Launch<'a> {
     profile: &'a Profile,
     counters: &'a Counters,
+    /// Blocks with something to do.
     blocks: f64,
+    /// Those of them that one counted block stands for.
+    per_counted: f64,
     warps_per_block: f64,
     /// Grid blocks over resident blocks.
     waves: f64,
-    /// Blocks that the busiest multiprocessor runs, where blocks are dealt out evenly.
+    /// The same of blocks with something to do.
+    busy_waves: f64,
+    /// Blocks with something to do that the busiest multiprocessor runs, where blocks are dealt out evenly.
     busiest_blocks: f64,
     /// Partitions of the busiest multiprocessor that have a warp.
     busy_partitions: f64,
@@ -303,7 +321,7 @@ impl<'a> Launch<'a> {
         counters: &'a Counters,
         occupancy: &Occupancy,
     ) -> Self {
-        let blocks = shape.blocks as f64;
+        let blocks = shape.busy() as f64;
         let multiprocessors = profile.multiprocessors.value as f64;
         let warps_per_block = f64::from(shape.threads_per_block.div_ceil(WARP_THREADS));
         let resident = f64::from(occupancy.blocks_per_multiprocessor);
@@ -314,22 +332,24 @@ impl<'a> Launch<'a> {
             profile,
             counters,
             blocks,
+            per_counted: shape.blocks as f64 / blocks / counters.blocks as f64,
             warps_per_block,
-            waves: blocks / (resident * multiprocessors),
+            waves: shape.blocks as f64 / (resident * multiprocessors),
+            busy_waves: blocks / (resident * multiprocessors),
             busiest_blocks,
             busy_partitions,
             cycles_per_us: profile.boost_clock.value,
         }
     }
 
-    /// Mean per executed block.
-    fn per_block(&self, count: u64) -> f64 {
-        ratio(count, self.counters.blocks)
+    /// Mean of a count per block with something to do.
+    fn per_block(&self, count: f64) -> f64 {
+        count * self.per_counted
     }
 
     fn traffic(&self, distinct_bytes: Option<f64>) -> Traffic {
         let (profile, counters) = (self.profile, self.counters);
-        let bytes = |sectors: u64| self.per_block(sectors) * SECTOR_BYTES as f64;
+        let bytes = |sectors: u64| self.per_block(sectors as f64) * SECTOR_BYTES as f64;
         let read = bytes(counters.global_load.sectors) + bytes(counters.async_copy.sectors);
         let written = bytes(counters.global_store.sectors);
         let atomic = bytes(counters.global_atomic.sectors);
@@ -369,7 +389,7 @@ impl<'a> Launch<'a> {
             if bytes == 0 || in_flight <= 0.0 {
                 return 0.0;
             }
-            (self.per_block(bytes) / self.warps_per_block / in_flight).max(1.0)
+            (self.per_block(bytes as f64) / self.warps_per_block / in_flight).max(1.0)
         };
         let loads = latencies(
             load.bytes,
@@ -385,8 +405,8 @@ impl<'a> Launch<'a> {
             ),
         );
 
-        let waves = self.waves.ceil();
-        let start = waves * self.profile.block_start.value * 1e-3;
+        let waves = self.busy_waves.ceil();
+        let start = self.waves.ceil() * self.profile.block_start.value * 1e-3;
         let load_us = waves * loads * traffic.latency_us;
         let copy_us = waves * copies * traffic.latency_us;
         let instruction_us = waves * self.dependent_cycles() / self.cycles_per_us;
@@ -417,7 +437,7 @@ impl<'a> Launch<'a> {
             + SHARED_CYCLES * shared
             + MATRIX_CYCLES * mix.matrix as f64;
         let of_block = cycles / INDEPENDENT_INSTRUCTIONS + BARRIER_CYCLES * mix.synchronise as f64;
-        of_block / self.counters.blocks as f64 / self.warps_per_block
+        self.per_block(of_block) / self.warps_per_block
     }
 
     /// Times of the busiest multiprocessor's pipelines.
@@ -429,17 +449,18 @@ impl<'a> Launch<'a> {
         // Pipelines that each partition has a share of: idle partitions do not help.
         let spread = partitions / self.busy_partitions;
         let lanes = |count: f64, lanes: f64| {
-            us(count / self.counters.blocks as f64 * f64::from(WARP_THREADS) / lanes) * spread
+            us(self.per_block(count) * f64::from(WARP_THREADS) / lanes) * spread
         };
-        let issue = issued(mix) / self.counters.blocks as f64;
+        let issue = self.per_block(issued(mix));
         let multiply_add = mix.integer as f64 * INTEGER_ON_FLOAT_PIPE;
 
         let (load, store) = (&self.counters.shared_load, &self.counters.shared_store);
-        let copied = self.per_block(self.counters.async_copy.bytes);
-        let wavefronts = self.per_block(load.wavefronts)
-            + self.per_block(store.wavefronts)
+        let copied = self.per_block(self.counters.async_copy.bytes as f64);
+        let wavefronts = self.per_block(load.wavefronts as f64)
+            + self.per_block(store.wavefronts as f64)
             + copied / profile.shared_bytes_per_cycle.value
-            + self.per_block(mix.exchange) * f64::from(WARP_THREADS) / profile.exchange_lanes.value;
+            + self.per_block(mix.exchange as f64) * f64::from(WARP_THREADS)
+                / profile.exchange_lanes.value;
 
         let matrix_flop_per_cycle = profile.tensor_f16_flops.value
             * profile.warp_matrix_fraction.value
@@ -455,7 +476,8 @@ impl<'a> Launch<'a> {
             ("shared memory and shuffles", us(wavefronts)),
             (
                 "tensor cores",
-                us(self.per_block(mix.matrix) * MATRIX_FLOP / matrix_flop_per_cycle) * spread,
+                us(self.per_block(mix.matrix as f64) * MATRIX_FLOP / matrix_flop_per_cycle)
+                    * spread,
             ),
         ]
     }

@@ -113,3 +113,102 @@ pub struct Counters {
     /// Traffic by allocation, in the order in which the allocations were made.
     pub buffers: Vec<BufferTraffic>,
 }
+
+impl Counters {
+    /// Adds what `other` has, `times` times; sums that do not fit stay at the largest number.
+    pub fn add(&mut self, other: &Self, times: u64) {
+        let Self {
+            blocks,
+            warps,
+            warp_instructions,
+            thread_instructions,
+            mix,
+            global_load,
+            global_store,
+            async_copy,
+            global_atomic,
+            shared_load,
+            shared_store,
+            divergent_branches,
+            async_waits,
+            async_bytes_in_flight,
+            load_bytes_in_flight,
+            buffers,
+        } = self;
+        let sum = |to: &mut u64, from: u64| {
+            *to = to.saturating_add(from.saturating_mul(times));
+        };
+        sum(blocks, other.blocks);
+        sum(warps, other.warps);
+        sum(warp_instructions, other.warp_instructions);
+        sum(thread_instructions, other.thread_instructions);
+        sum(divergent_branches, other.divergent_branches);
+        sum(async_waits, other.async_waits);
+        sum(async_bytes_in_flight, other.async_bytes_in_flight);
+        sum(load_bytes_in_flight, other.load_bytes_in_flight);
+        mix.counts()
+            .into_iter()
+            .zip(other.mix.clone().counts())
+            .for_each(|(to, from)| sum(to, *from));
+        for (to, from) in [
+            (global_load, &other.global_load),
+            (global_store, &other.global_store),
+            (async_copy, &other.async_copy),
+            (global_atomic, &other.global_atomic),
+        ] {
+            sum(&mut to.requests, from.requests);
+            sum(&mut to.sectors, from.sectors);
+            sum(&mut to.bytes, from.bytes);
+        }
+        for (to, from) in [(shared_load, &other.shared_load), (shared_store, &other.shared_store)] {
+            sum(&mut to.requests, from.requests);
+            sum(&mut to.wavefronts, from.wavefronts);
+            sum(&mut to.ideal_wavefronts, from.ideal_wavefronts);
+        }
+        for from in &other.buffers {
+            let at = buffers.iter().position(|to| to.name == from.name).unwrap_or_else(|| {
+                buffers.push(BufferTraffic { name: from.name.clone(), ..BufferTraffic::default() });
+                buffers.len() - 1
+            });
+            let to = &mut buffers[at];
+            sum(&mut to.read_bytes, from.read_bytes);
+            sum(&mut to.read_sectors, from.read_sectors);
+            sum(&mut to.written_bytes, from.written_bytes);
+            sum(&mut to.written_sectors, from.written_sectors);
+        }
+    }
+}
+
+impl InstructionMix {
+    /// All counts, in the order of the fields.
+    fn counts(&mut self) -> [&mut u64; 12] {
+        let Self {
+            float32,
+            float64,
+            half,
+            integer,
+            convert,
+            special,
+            moves,
+            control,
+            memory,
+            exchange,
+            synchronise,
+            matrix,
+        } = self;
+        [
+            float32,
+            float64,
+            half,
+            integer,
+            convert,
+            special,
+            moves,
+            control,
+            memory,
+            exchange,
+            synchronise,
+            matrix,
+        ]
+    }
+}

@@ -60,6 +60,7 @@ fn a_run_leaves_an_artifact_that_is_accepted_and_a_record_of_everything() {
     for (index, candidate) in candidates.iter().enumerate() {
         assert_eq!((candidate.index, candidate.status), (index, Status::Correct));
         assert_eq!((candidate.cases, candidate.bytes_ratio), (3, Some(1.0)));
+        assert!(candidate.time_us > Some(run.floor_us), "{} is below the floor", candidate.id);
         let decode = &candidate.predictions[1];
         assert!(decode.counters.thread_instructions > 0 && decode.estimate.time_us > 0.0);
     }

@@ -87,6 +87,7 @@ fn shape() -> impl Strategy<Value = Shape> {
     (1_u64..20_000, 1_u32..=8, 16_u32..=128, 0_u32..=40_000).prop_map(
         |(blocks, warps, registers, shared_bytes_per_block)| Shape {
             blocks,
+            busy_blocks: blocks,
             threads_per_block: 32 * warps,
             registers,
             shared_bytes_per_block,
@@ -128,7 +129,8 @@ proptest! {
             change(&mut changed, &more);
             prop_assert!(not_less(least, time(&profile, &shape, &changed)), "{name}");
         }
-        let wider = Shape { blocks: shape.blocks + more.wavefronts, ..shape };
+        let blocks = shape.blocks + more.wavefronts;
+        let wider = Shape { blocks, busy_blocks: blocks, ..shape };
         prop_assert!(not_less(least, time(&profile, &wider, &base)), "blocks");
     }
 
@@ -209,6 +211,7 @@ fn a_deep_stream_reaches_the_achievable_bandwidth_and_a_shallow_one_does_not() {
         let profile = find(gpu).expect(gpu);
         let shape = Shape {
             blocks: profile.multiprocessors.value * 4,
+            busy_blocks: profile.multiprocessors.value * 4,
             threads_per_block: 256,
             registers: 32,
             shared_bytes_per_block: 20_000,
@@ -229,8 +232,13 @@ fn a_deep_stream_reaches_the_achievable_bandwidth_and_a_shallow_one_does_not() {
 #[test]
 fn one_block_is_far_from_the_bandwidth() {
     let h200 = find("h200").expect("built in");
-    let shape =
-        Shape { blocks: 1, threads_per_block: 256, registers: 64, shared_bytes_per_block: 65_536 };
+    let shape = Shape {
+        blocks: 1,
+        busy_blocks: 1,
+        threads_per_block: 256,
+        registers: 64,
+        shared_bytes_per_block: 65_536,
+    };
     let one = time(&h200, &shape, &streaming(64_000_000, 8192));
     let bandwidth = 64_000_000.0 / one * 1e6;
     assert!(bandwidth < 0.05 * h200.achievable_bandwidth(), "{bandwidth:e}");
@@ -282,6 +290,7 @@ fn the_published_streaming_curves_are_reproduced() {
             };
             let shape = Shape {
                 blocks: 1_000_000,
+                busy_blocks: 1_000_000,
                 threads_per_block,
                 registers: 32,
                 shared_bytes_per_block: u32::try_from(half).expect("small"),
@@ -304,6 +313,7 @@ fn a_known_launch_by_hand() {
     let h200 = find("h200").expect("built in");
     let shape = Shape {
         blocks: 132,
+        busy_blocks: 132,
         threads_per_block: 128,
         registers: 64,
         shared_bytes_per_block: 32_768,
@@ -322,8 +332,13 @@ fn a_known_launch_by_hand() {
 fn pipelines_by_hand() {
     // H200 at 1980 cycles per microsecond, one block of four warps on each multiprocessor.
     let h200 = find("h200").expect("built in");
-    let shape =
-        Shape { blocks: 132, threads_per_block: 128, registers: 64, shared_bytes_per_block: 0 };
+    let shape = Shape {
+        blocks: 132,
+        busy_blocks: 132,
+        threads_per_block: 128,
+        registers: 64,
+        shared_bytes_per_block: 0,
+    };
     let mut counters = streaming(0, 1).counters(1);
     counters.mix = InstructionMix {
         float32: 19_800,
@@ -366,8 +381,13 @@ fn pipelines_by_hand() {
 #[test]
 fn a_launch_without_a_time_says_why() {
     let h100 = find("h100").expect("built in");
-    let shape =
-        Shape { blocks: 2, threads_per_block: 128, registers: 32, shared_bytes_per_block: 0 };
+    let shape = Shape {
+        blocks: 2,
+        busy_blocks: 2,
+        threads_per_block: 128,
+        registers: 32,
+        shared_bytes_per_block: 0,
+    };
     let counters = streaming(4096, 512).counters(1);
     let fails = |shape: Shape, counters: &Counters| estimate(&h100, &shape, counters).unwrap_err();
     assert_eq!(fails(Shape { blocks: 0, ..shape }, &counters), CostError::EmptyGrid);
@@ -387,6 +407,7 @@ fn counters_at_their_limits_stay_finite() {
     let profile = find("l4").expect("built in");
     let shape = Shape {
         blocks: u64::MAX,
+        busy_blocks: u64::MAX,
         threads_per_block: 1024,
         registers: 32,
         shared_bytes_per_block: 0,
@@ -410,4 +431,27 @@ fn counters_at_their_limits_stay_finite() {
     };
     let estimate = estimate(&profile, &shape, &counters).expect("fits");
     assert!(estimate.time_us.is_finite());
+}
+
+#[test]
+fn blocks_that_have_nothing_to_do_take_no_part_in_the_work() {
+    let h200 = find("h200").expect("built in");
+    let few = Shape {
+        blocks: 17,
+        busy_blocks: 17,
+        threads_per_block: 128,
+        registers: 64,
+        shared_bytes_per_block: 0,
+    };
+    let alone = time(&h200, &few, &streaming(4_000_000, 8192));
+    // The same work, counted over all the blocks of a grid of which most only start.
+    let many = Shape { blocks: 792, ..few };
+    let mut counters = Counters::default();
+    counters.add(&streaming(4_000_000, 8192).counters(1), 17);
+    counters.blocks = 792;
+    let among = estimate(&h200, &many, &counters).expect("fits").time_us;
+    assert!((among / alone - 1.0).abs() < 1e-9, "{among} and {alone}");
+    // In more waves they cost what it takes to start them.
+    let more = estimate(&h200, &Shape { blocks: 79_200, ..many }, &counters).expect("fits");
+    assert!(more.time_us > alone, "{} and {alone}", more.time_us);
 }
