@@ -9,13 +9,17 @@ mod exhaustive;
 pub mod expression;
 mod features;
 mod forest;
+mod gaussian;
 mod genetic;
 mod guided;
+mod improvement;
+mod likeness;
 mod local;
 mod model;
 mod moves;
 pub mod parameters;
 mod portfolio;
+mod process;
 mod random;
 mod surrogate;
 mod unseen;
@@ -24,6 +28,7 @@ mod walk;
 pub use annealing::Annealing;
 pub use exhaustive::Exhaustive;
 pub use expression::{Expression, ExpressionError, Value};
+pub use gaussian::Gaussian;
 pub use genetic::Genetic;
 pub use guided::Guided;
 pub use local::Local;
@@ -88,8 +93,17 @@ pub trait Strategy: Send {
 }
 
 /// The names that [`strategy`] takes.
-pub const STRATEGIES: [&str; 8] =
-    ["portfolio", "guided", "surrogate", "genetic", "annealing", "local", "random", "exhaustive"];
+pub const STRATEGIES: [&str; 9] = [
+    "portfolio",
+    "guided",
+    "gaussian",
+    "surrogate",
+    "genetic",
+    "annealing",
+    "local",
+    "random",
+    "exhaustive",
+];
 
 /// The strategy for callers that have no reason to choose another.
 pub const DEFAULT_STRATEGY: &str = "portfolio";
@@ -99,6 +113,7 @@ pub fn strategy(name: &str, seed: u64) -> Option<Box<dyn Strategy>> {
     match name {
         "portfolio" => Some(Box::new(Portfolio::new(seed))),
         "guided" => Some(Box::new(Guided::new(seed))),
+        "gaussian" => Some(Box::new(Gaussian::new(seed))),
         "surrogate" => Some(Box::new(Surrogate::new(seed))),
         "genetic" => Some(Box::new(Genetic::new(seed))),
         "annealing" => Some(Box::new(Annealing::new(seed))),

@@ -5,10 +5,10 @@
 
 use super::features::Features;
 use super::forest::{Forest, Prediction, Sample};
+use super::improvement::{Scale, log_expected_improvement};
 use super::moves::hamming;
 use super::unseen::Unseen;
-use super::{Evaluation, Point, Points, Space};
-use rand::RngExt;
+use super::{Evaluation, Point, Space};
 use rand_chacha::ChaCha8Rng;
 
 /// New trees are grown when this share of all observations is new: their cost stays in proportion.
@@ -18,10 +18,6 @@ const DRAWN: usize = 2000;
 const LEADERS: usize = 10;
 /// Ranked points kept for each way of ranking.
 const RANKED: usize = 100;
-/// Products of sizes up to which the valid points are listed once, rather than drawn blindly.
-const LISTED: usize = 200_000;
-/// Blind draws for one candidate of a space that is not listed.
-const BLIND_DRAWS: usize = 200;
 /// Power of the predicted cost that gain is divided by: 1 is gain per second, but predictions of
 /// few points are rough, and budgets are also counted in evaluations.
 const COST: f32 = 0.25;
@@ -55,8 +51,6 @@ pub(super) struct Model {
     fitted: usize,
     /// The latest trees.
     forest: Option<Forest>,
-    /// Valid points of a small space.
-    listed: Option<Vec<Point>>,
     /// Recommended points by [`Worth`], the best last.
     ranked: [Vec<Point>; WORTHS],
 }
@@ -104,12 +98,12 @@ impl Model {
     }
 
     /// Grows trees on all observations and ranks candidates by them.
-    fn rank(&mut self, space: &dyn Space, unseen: &Unseen, rng: &mut ChaCha8Rng) {
+    fn rank(&mut self, space: &dyn Space, unseen: &mut Unseen, rng: &mut ChaCha8Rng) {
         self.fitted = self.points.len();
         let (samples, best) = self.samples();
         let width = self.rows.len() / self.points.len();
         let forest = Forest::grow(&self.rows, width, &samples, rng);
-        let mut candidates = self.drawn(space, unseen, rng);
+        let mut candidates = unseen.candidates(space, DRAWN, rng);
         let drawn = candidates.len();
         let sizes = space.sizes();
         for leader in self.order.iter().take(LEADERS) {
@@ -159,35 +153,12 @@ impl Model {
     /// best of them.
     fn samples(&self) -> (Vec<Sample>, f32) {
         let known: Vec<f64> = self.order.iter().filter_map(|i| self.objectives[*i]).collect();
-        // Times span orders of magnitude; an objective that is not positive has no logarithm.
-        let scale = |o: f64| if known[0] > 0.0 { o.ln() } else { o };
-        let n = known.len() as f64;
-        let mean = known.iter().map(|o| scale(*o)).sum::<f64>() / n;
-        let variance = known.iter().map(|o| (scale(*o) - mean).powi(2)).sum::<f64>() / n;
-        let deviation = if variance > 0.0 { variance.sqrt() } else { 1.0 };
-        let value = |o: f64| ((scale(o) - mean) / deviation) as f32;
+        let scale = Scale::of(&known);
         let samples = self.objectives.iter().zip(&self.costs).map(|(objective, cost)| Sample {
-            value: objective.map(value),
+            value: objective.map(|o| scale.scaled(o) as f32),
             cost: cost.max(1e-6).ln() as f32,
         });
-        (samples.collect(), value(known[0]))
-    }
-
-    /// Unseen points of the whole space.
-    fn drawn(&mut self, space: &dyn Space, unseen: &Unseen, rng: &mut ChaCha8Rng) -> Vec<Point> {
-        let sizes = space.sizes();
-        if Points::count(&sizes).is_none_or(|n| n > LISTED) {
-            let draws = (0..DRAWN).filter_map(|_| unseen.peek(space, &sizes, rng, BLIND_DRAWS));
-            return draws.collect();
-        }
-        let listed = self
-            .listed
-            .get_or_insert_with(|| Points::new(sizes).filter(|p| space.is_valid(p)).collect());
-        listed.retain(|p| unseen.has(space, p));
-        if listed.len() <= DRAWN {
-            return listed.clone();
-        }
-        (0..DRAWN).map(|_| listed[rng.random_range(0..listed.len())].clone()).collect()
+        (samples.collect(), scale.scaled(known[0]) as f32)
     }
 }
 
@@ -204,20 +175,7 @@ fn promise(predicted: &Prediction) -> f32 {
 /// Logarithm of the expected improvement over `best`, for the cost.
 fn gain(predicted: &Prediction, best: f32) -> f32 {
     let deviation = f64::from(predicted.deviation.max(1e-3));
-    let z = f64::from(best - predicted.mean) / deviation;
-    let density = (-0.5 * z * z).exp() / (2.0 * std::f64::consts::PI).sqrt();
-    let improvement = deviation * (z * normal(z) + density);
-    improvement.max(1e-300).ln() as f32 - COST * predicted.cost
-}
-
-/// The normal distribution function; Abramowitz and Stegun, 26.2.17.
-fn normal(z: f64) -> f64 {
-    if z < 0.0 {
-        return 1.0 - normal(-z);
-    }
-    let t = 1.0 / (1.0 + 0.231_641_9 * z);
-    let tail = [1.330_274_429, -1.821_255_978, 1.781_477_937, -0.356_563_782, 0.319_381_530]
-        .iter()
-        .fold(0.0, |sum, c| (sum + c) * t);
-    1.0 - (-0.5 * z * z).exp() / (2.0 * std::f64::consts::PI).sqrt() * tail
+    let improvement =
+        log_expected_improvement(f64::from(predicted.mean), deviation, f64::from(best));
+    improvement as f32 - COST * predicted.cost
 }

@@ -1,10 +1,12 @@
-//! The default strategy: several ways of choosing the next point, each used as much as it pays.
+//! The default strategy: a Gaussian process, and several other ways of choosing the next point once
+//! it stops paying.
 //!
-//! No single one wins on all recorded spaces: expected improvement is quickest where the trees are
-//! right, and stays on a plateau where they are wrong, which the other ways leave. Crediting ways by
-//! what they found of late is adaptive operator selection (Fialho et al., LION 3, 2009).
+//! The process needs the fewest evaluations on all recorded spaces, but may stay on a plateau where
+//! it is wrong, which trees and descents leave. These are each used as much as they pay: crediting
+//! ways by what they found of late is adaptive operator selection (Fialho et al., LION 3, 2009).
 
 use super::model::{Model, Worth};
+use super::process::Process;
 use super::unseen::Unseen;
 use super::walk::Walk;
 use super::{Evaluation, Point, Space, Strategy};
@@ -12,35 +14,45 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
 
-/// Random points before there is anything to model: few, for some budgets are as small.
-const START: usize = 8;
+/// Random points before there is anything to model: the fewest, for some budgets are as small.
+const START: usize = 2;
 
 /// A way of choosing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
+    Process,
     Model(Worth),
     Walk,
 }
 
-/// The ways, with the share of points that each is sure of, whatever it pays.
-const WAYS: [(Way, f64); 4] = [
-    (Way::Model(Worth::Gain), 0.50),
-    (Way::Model(Worth::Bound), 0.15),
+/// Observations without an improvement from which on the process is not the only way.
+const PATIENCE: usize = 20;
+
+/// The ways, with the share of points that each is then sure of, whatever it pays.
+const WAYS: [(Way, f64); 5] = [
+    (Way::Process, 0.40),
+    (Way::Model(Worth::Gain), 0.30),
+    (Way::Model(Worth::Bound), 0.05),
     (Way::Model(Worth::Near), 0.10),
-    (Way::Walk, 0.25),
+    (Way::Walk, 0.15),
 ];
+/// Where the process is among them.
+const PROCESS: usize = 0;
 /// Share of points that goes to the ways in proportion to what they paid, on the same scale.
 const PAID: f64 = 0.5;
 /// What a payment is still worth one observation later: half after 23.
 const MEMORY: f64 = 0.97;
 
-/// Surrogate search and descents, switched by what pays.
+/// Models and descents, switched by what pays.
 pub struct Portfolio {
     rng: ChaCha8Rng,
     unseen: Unseen,
+    process: Process,
     model: Model,
     walk: Walk,
     proposed: usize,
+    /// Observations since the last improvement.
+    fruitless: usize,
     /// Ways by which points that are not yet observed were chosen.
     chosen: HashMap<Point, usize>,
     /// Improvements that each way has found, old ones fading.
@@ -53,9 +65,11 @@ impl Portfolio {
         Self {
             rng: ChaCha8Rng::seed_from_u64(seed),
             unseen: Unseen::default(),
+            process: Process::default(),
             model: Model::default(),
             walk: Walk::new(),
             proposed: 0,
+            fruitless: 0,
             chosen: HashMap::new(),
             paid: [0.0; WAYS.len()],
         }
@@ -67,8 +81,11 @@ impl Portfolio {
         self.unseen.take(point)
     }
 
-    /// A way, drawn by its share.
+    /// The process while it pays, then a way drawn by its share.
     fn way(&mut self) -> usize {
+        if self.fruitless < PATIENCE {
+            return PROCESS;
+        }
         let all: f64 = self.paid.iter().sum();
         let paid = |way: usize| if all > 0.0 { PAID * self.paid[way] / all } else { 0.0 };
         let shares: Vec<f64> =
@@ -92,6 +109,7 @@ impl Strategy for Portfolio {
         if self.proposed > START {
             let way = self.way();
             let point = match WAYS[way].0 {
+                Way::Process => self.process.take(space, &mut self.unseen, &mut self.rng),
                 Way::Model(worth) => self.model.take(space, worth, &mut self.unseen, &mut self.rng),
                 Way::Walk => self.walk.take(space, &mut self.unseen, &mut self.rng),
             };
@@ -106,7 +124,10 @@ impl Strategy for Portfolio {
     fn observe(&mut self, space: &dyn Space, evaluation: &Evaluation<'_>) {
         self.unseen.take(evaluation.point);
         let before = self.model.best();
+        self.process.observe(space, evaluation);
         self.model.observe(space, evaluation);
+        let improved = before.is_some() && self.model.best() < before;
+        self.fruitless = if improved { 0 } else { self.fruitless + 1 };
         let Some(way) = self.chosen.remove(evaluation.point) else { return };
         if WAYS[way].0 == Way::Walk {
             self.walk.observe(space, evaluation, &self.model, &self.unseen, &mut self.rng);
@@ -114,7 +135,7 @@ impl Strategy for Portfolio {
         for paid in &mut self.paid {
             *paid *= MEMORY;
         }
-        if before.is_some() && self.model.best() < before {
+        if improved {
             self.paid[way] += 1.0;
         }
     }

@@ -10,12 +10,19 @@ use std::collections::HashSet;
 /// Blind draws for one point before the space is enumerated instead.
 pub(super) const BLIND_DRAWS: usize = 100_000;
 
+/// Blind draws for one candidate of a space that is not listed.
+const CANDIDATE_DRAWS: usize = 200;
+/// Products of sizes up to which the valid points are listed once, rather than drawn blindly.
+const LISTED: usize = 200_000;
+
 /// The points not yet proposed nor observed.
 #[derive(Default)]
 pub(super) struct Unseen {
     seen: HashSet<Point>,
     /// Set when drawing blindly has become hopeless: all valid points that were left then.
     rest: Option<Vec<Point>>,
+    /// Valid points of a small space, where candidates of it were asked for.
+    listed: Option<Vec<Point>>,
 }
 
 impl Unseen {
@@ -48,6 +55,28 @@ impl Unseen {
             }
         }
         None
+    }
+
+    /// At most `count` points that are left, of the whole space; they stay. There may be some twice.
+    pub fn candidates(
+        &mut self,
+        space: &dyn Space,
+        count: usize,
+        rng: &mut ChaCha8Rng,
+    ) -> Vec<Point> {
+        let sizes = space.sizes();
+        if Points::count(&sizes).is_none_or(|n| n > LISTED) {
+            let draws = (0..count).filter_map(|_| self.peek(space, &sizes, rng, CANDIDATE_DRAWS));
+            return draws.collect();
+        }
+        let listed = self
+            .listed
+            .get_or_insert_with(|| Points::new(sizes).filter(|p| space.is_valid(p)).collect());
+        listed.retain(|p| !self.seen.contains(p));
+        if listed.len() <= count {
+            return listed.clone();
+        }
+        (0..count).map(|_| listed[rng.random_range(0..listed.len())].clone()).collect()
     }
 
     /// A uniform valid point that is left, where one turns up within `draws` blind draws; it stays.
