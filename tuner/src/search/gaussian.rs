@@ -1,5 +1,5 @@
-//! Bayesian optimisation with a Gaussian process: after a few random points, the one of the highest
-//! expected improvement, by its chance of not failing.
+//! Bayesian optimisation with a Gaussian process: after the middle of the space and a random point,
+//! the one of the highest expected improvement, by its chance of not failing.
 
 use super::process::Process;
 use super::unseen::Unseen;
@@ -7,7 +7,7 @@ use super::{Evaluation, Point, Space, Strategy};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-/// Random points before there is anything to model: two make a first difference.
+/// Points before there is anything to model: two make a first difference.
 const START: usize = 2;
 
 /// Expected improvement by a Gaussian process.
@@ -37,6 +37,11 @@ impl Strategy for Gaussian {
 
     fn propose(&mut self, space: &dyn Space) -> Option<Point> {
         self.proposed += 1;
+        if self.proposed == 1
+            && let Some(point) = self.process.middle(space, &mut self.unseen, &mut self.rng)
+        {
+            return Some(point);
+        }
         if self.proposed > START
             && let Some(point) = self.process.take(space, &mut self.unseen, &mut self.rng)
         {

@@ -14,7 +14,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
 
-/// Random points before there is anything to model: the fewest, for some budgets are as small.
+/// Points before there is anything to model, the middle of the space and a random one: the fewest,
+/// for some budgets are as small.
 const START: usize = 2;
 
 /// A way of choosing.
@@ -106,6 +107,11 @@ impl Strategy for Portfolio {
 
     fn propose(&mut self, space: &dyn Space) -> Option<Point> {
         self.proposed += 1;
+        if self.proposed == 1
+            && let Some(point) = self.process.middle(space, &mut self.unseen, &mut self.rng)
+        {
+            return Some(point);
+        }
         if self.proposed > START {
             let way = self.way();
             let point = match WAYS[way].0 {

@@ -71,6 +71,25 @@ impl Process {
         Some(point)
     }
 
+    /// Takes the unseen point nearest to the middle of the space: where nothing is known yet, better
+    /// than chance on most recorded spaces, for what is very small or very large is mostly slow.
+    pub fn middle(
+        &mut self,
+        space: &dyn Space,
+        unseen: &mut Unseen,
+        rng: &mut ChaCha8Rng,
+    ) -> Option<Point> {
+        let coordinates = self.coordinates.get_or_insert_with(|| Coordinates::new(space));
+        let off = |point: &Point| -> f64 {
+            coordinates.of(point).iter().map(|x| (x - 0.5).powi(2)).sum()
+        };
+        let points = unseen.candidates(space, DRAWN, rng).into_iter();
+        let (_, point) = points
+            .map(|point| (off(&point), point))
+            .min_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)))?;
+        unseen.take(&point).then_some(point)
+    }
+
     /// Fits the likeness to what is remembered, and starts from there with new candidates.
     fn fit(&mut self, space: &dyn Space, unseen: &mut Unseen, rng: &mut ChaCha8Rng) {
         let Some(coordinates) = &self.coordinates else { return };
@@ -345,6 +364,15 @@ mod tests {
 
     fn of<'a>(posterior: &'a Posterior, point: &[usize]) -> &'a Candidate {
         posterior.candidates.iter().find(|c| c.point == point).expect("a candidate")
+    }
+
+    #[test]
+    fn the_middle_comes_first_and_next_what_is_left_beside_it() {
+        let (mut process, mut unseen) = (Process::default(), Unseen::default());
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut middle = || process.middle(&Square, &mut unseen, &mut rng);
+        assert_eq!(middle(), Some(vec![4, 4]));
+        assert_eq!(middle(), Some(vec![3, 4]));
     }
 
     #[test]
