@@ -76,6 +76,12 @@ struct Layout {
     static constexpr int OFFSETS = C::STAGED ? 2 * C::TILE * 8 : 0;   // two tiles of addresses
     static constexpr int SHARED_BYTES = OFFSETS_AT + OFFSETS;
 
+    // Where a lane's elements lie among a head's queries in shared memory, the first lane's as the
+    // others follow: fours of all lanes side by side, so that a warp reads them without conflicts.
+    static __device__ constexpr int query_at(int chunk, int element) {
+        return (chunk * VECTOR + element / 4 * 4) * LANES + element % 4;
+    }
+
     static_assert(C::STAGED || HEAD_WARPS == 1, "warps share K and V rows in shared memory only");
     static_assert(C::HEAD_DIM % VECTOR == 0 && VECTORS % LANES == 0, "rows are whole vectors");
     static_assert(SHARED_BYTES == C::SHARED_BYTES, "the host computes the same size");
@@ -139,15 +145,17 @@ struct LaneState {
             (static_cast<long long>(piece.row) * a.kv_heads + piece.head) * C::GROUP;
         const unsigned* q = static_cast<const unsigned*>(a.q) + first_head * (C::HEAD_DIM / 2);
         if constexpr (C::QUERY_SHARED) {
-            float2* to = reinterpret_cast<float2*>(shared + L::QUERY_AT);
+            float* queries = reinterpret_cast<float*>(shared + L::QUERY_AT);
             for (int i = threadIdx.x; i < L::QUERY / 8; i += L::THREADS) {
                 float2 pair = {0.f, 0.f};
                 if (i < C::GROUP * C::HEAD_DIM / 2) C::Element::widen(q[i], pair.x, pair.y);
-                to[i] = make_float2(pair.x * scale, pair.y * scale);
+                const int e = 2 * i % C::HEAD_DIM;
+                float* to = queries + (2 * i - e) + e / L::VECTOR % L::LANES * 4 +
+                            L::query_at(e / (L::VECTOR * L::LANES), e % L::VECTOR);
+                *reinterpret_cast<float2*>(to) = make_float2(pair.x * scale, pair.y * scale);
             }
             __syncthreads();  // all queries are written before any lane reads them
-            shared_query = reinterpret_cast<const float*>(to) +
-                           head_warp * L::HEADS * C::HEAD_DIM + lane_in_row * L::VECTOR;
+            shared_query = queries + head_warp * L::HEADS * C::HEAD_DIM + lane_in_row * 4;
         } else {
 #pragma unroll
             for (int h = 0; h < L::HEADS; ++h)
@@ -176,7 +184,7 @@ struct LaneState {
 
     __device__ __forceinline__ float query_at(int h, int c, int e) const {
         if constexpr (C::QUERY_SHARED)
-            return shared_query[h * C::HEAD_DIM + c * L::LANES * L::VECTOR + e];
+            return shared_query[h * C::HEAD_DIM + L::query_at(c, e)];
         else
             return query[h][c * L::VECTOR + e];
     }

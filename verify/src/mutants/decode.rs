@@ -128,8 +128,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "shared-query-scaled-in-part",
         Scale,
         &[QUERY_SHARED, DIRECT_WIDE],
-        "to[i] = make_float2(pair.x * scale, pair.y * scale);",
-        "to[i] = make_float2(pair.x * scale, pair.y);",
+        "= make_float2(pair.x * scale, pair.y * scale);",
+        "= make_float2(pair.x * scale, pair.y);",
     ),
     Mutant::new(
         "query-read-early",
@@ -143,10 +143,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "query-barrier-in-loop",
         Barrier,
         &[PADDED_SHARED],
-        "to[i] = make_float2(pair.x * scale, pair.y * scale);
+        "= make_float2(pair.x * scale, pair.y * scale);
             }
             __syncthreads();  // all queries are written before any lane reads them",
-        "to[i] = make_float2(pair.x * scale, pair.y * scale);
+        "= make_float2(pair.x * scale, pair.y * scale);
             __syncthreads();  // all queries are written before any lane reads them
             }",
     )
@@ -155,8 +155,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "shared-query-of-first-warp",
         Head,
         &[PADDED_SHARED],
-        "head_warp * L::HEADS * C::HEAD_DIM + lane_in_row * L::VECTOR;",
-        "lane_in_row * L::VECTOR;",
+        "head_warp * L::HEADS * C::HEAD_DIM + lane_in_row * 4;",
+        "lane_in_row * 4;",
     ),
     Mutant::new(
         "query-of-first-warp",
@@ -195,8 +195,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "shared-query-chunk-stride",
         Stride,
         &[DIRECT_WIDE],
-        "return shared_query[h * C::HEAD_DIM + c * L::LANES * L::VECTOR + e];",
-        "return shared_query[h * C::HEAD_DIM + c * L::VECTOR + e];",
+        "(chunk * VECTOR + element / 4 * 4) * LANES + element % 4;",
+        "chunk * VECTOR + element / 4 * 4 * LANES + element % 4;",
     ),
     Mutant::new(
         "dot-pairs-wrong-elements",
