@@ -18,7 +18,7 @@ use spanforge_device::{Basis, Compiler, DeviceError};
 use spanforge_kernels::artifact::{check_replaceable, digest};
 use spanforge_kernels::configuration::ShapeError;
 use spanforge_kernels::{KernelSpec, Limits, SearchSpace, render};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -386,28 +386,39 @@ struct Search<'a> {
 impl Search<'_> {
     /// All candidates in the order of their proposals.
     fn candidates(&mut self) -> Result<Vec<Candidate>, TuneError> {
-        let begun = Instant::now();
+        let start = Instant::now();
         let budget = self.run.budget;
         let mut told: Vec<Candidate> = Vec::new();
-        let (mut next, mut ended, mut alone) = (0, false, false);
+        let mut waiting = VecDeque::new();
+        let (mut proposed, mut begun, mut ended, mut alone) = (0, 0, false, false);
         loop {
-            let late = next > 0 && self.request.time_limit.is_some_and(|t| begun.elapsed() >= t);
+            let late =
+                proposed > 0 && self.request.time_limit.is_some_and(|t| start.elapsed() >= t);
             let stopped = self.means.stop.load(Ordering::Relaxed);
-            while !(ended || late || stopped || alone) && next < budget.min(told.len() + WINDOW) {
-                // One that the machine went down with runs alone.
-                let crashes = self.kept.and_then(|kept| kept.crashes.get(&next)).copied();
+            ended |= late || stopped;
+            while !ended && proposed < budget.min(told.len() + WINDOW) {
+                match self.proposals.next() {
+                    Some(spec) => waiting.push_back(spec),
+                    None => ended = true,
+                }
+                proposed = begun + waiting.len();
+            }
+            if late || stopped {
+                waiting.clear();
+            }
+            while !alone && let Some(spec) = waiting.front() {
+                // One that the machine went down with runs alone. It was proposed in its turn, for
+                // the strategy is to know no more of the others than it did then.
+                let crashes = self.kept.and_then(|kept| kept.crashes.get(&begun)).copied();
                 alone = crashes.is_some_and(|crashes| crashes > 0);
-                if alone && next > told.len() {
+                if alone && begun > told.len() {
+                    alone = false;
                     break;
                 }
-                match self.proposals.next() {
-                    Some(spec) => self.begin(next, spec, crashes.unwrap_or(0))?,
-                    None => {
-                        ended = true;
-                        break;
-                    }
-                }
-                next += 1;
+                let spec = *spec;
+                waiting.pop_front();
+                self.begin(begun, spec, crashes.unwrap_or(0))?;
+                begun += 1;
             }
             if let Some(candidate) = self.finished.remove(&told.len()) {
                 self.proposals.tell(&candidate);
@@ -423,7 +434,7 @@ impl Search<'_> {
                     journal: self.journal.path().to_owned(),
                 })));
             }
-            if told.len() == next {
+            if told.len() == begun {
                 return Ok(told);
             }
             for candidate in self.pool.finished()? {
