@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use spanforge_device::{Basis, Compiler};
 use spanforge_kernels::abi::Kernel;
 use spanforge_spans::{Dtype, KvLayout};
-use spanforge_tuner::record::{Candidate, Run, Status, Study};
+use spanforge_tuner::record::{Candidate, Run, Status, Study, Winner};
 use spanforge_tuner::search::DEFAULT_STRATEGY;
 use spanforge_tuner::tune::From;
 use spanforge_tuner::{CandidateLimits, Event, Means, Request, TuneError, Workload, tune};
@@ -206,7 +206,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
             }),
         )?;
     } else {
-        report(out, &outcome.run, &outcome.candidates, Some(&outcome.winner.id))?;
+        report(out, &outcome.run, &outcome.candidates, Some(&outcome.winner))?;
         notice::say(format_args!("recorded in {}", outcome.journal.display()));
     }
     writeln!(out, "{}", outcome.artifact.display())?;
@@ -296,12 +296,17 @@ fn report(
     out: &mut dyn Write,
     run: &Run,
     candidates: &[Candidate],
-    winner: Option<&str>,
+    winner: Option<&Winner>,
 ) -> Result<()> {
     let mut correct: Vec<&Candidate> =
         candidates.iter().filter(|c| c.status == Status::Correct).collect();
     let time = |c: &Candidate| c.time_us.unwrap_or(f64::INFINITY);
-    correct.sort_by(|a, b| time(a).total_cmp(&time(b)).then(a.id.cmp(&b.id)));
+    let wins = |c: &Candidate| winner.is_some_and(|winner| winner.id == c.id);
+    let is_tied = |c: &Candidate| winner.is_some_and(|winner| winner.ties.contains(&c.id));
+    correct.sort_by(|a, b| {
+        let place = wins(b).cmp(&wins(a)).then(time(a).total_cmp(&time(b)));
+        place.then(a.id.cmp(&b.id))
+    });
     let basis = match run.properties.basis {
         Basis::Predicted => "predicted us",
         Basis::Measured => "measured us",
@@ -315,11 +320,12 @@ fn report(
         if place >= SHOWN && !is_default {
             continue;
         }
-        let mark = match (Some(candidate.id.as_str()) == winner, is_default) {
-            (true, true) => "best, default",
-            (true, false) => "best",
-            (false, true) => "default",
-            (false, false) => "",
+        let mark = match (wins(candidate), is_tied(candidate), is_default) {
+            (true, _, true) => "best, default",
+            (true, _, false) => "best",
+            (_, _, true) => "default",
+            (_, true, false) => "tied",
+            (_, false, false) => "",
         };
         let resources = candidate.resources.get(Kernel::Decode.symbol());
         let prediction = candidate.predictions.iter().find(|p| p.kernel == Kernel::Decode.symbol());
@@ -330,7 +336,7 @@ fn report(
             format!("{:.1}", time(candidate)),
             format!("{:.2}", time(candidate) / run.floor_us),
             number(resources.map(|r| r.registers)),
-            number(resources.map(|r| r.spill_store_bytes + r.spill_load_bytes)),
+            number(resources.map(|_| candidate.spill_bytes())),
             candidate.shared_bytes.to_string(),
             prediction.map_or_else(
                 || "-".to_owned(),
@@ -339,6 +345,14 @@ fn report(
         ]);
     }
     table.write(out, "")?;
+    if let Some(Winner { ties, .. }) = winner.filter(|winner| !winner.ties.is_empty()) {
+        writeln!(
+            out,
+            "\n{} tied with the best: their times cannot be told apart; of those the default is \
+             chosen, else what spills least",
+            ties.len()
+        )?;
+    }
     let failed = candidates.len() - correct.len();
     let cases: usize = candidates.iter().map(|c| c.cases).sum();
     writeln!(

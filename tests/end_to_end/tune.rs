@@ -66,7 +66,8 @@ fn a_run_leaves_an_artifact_that_is_accepted_and_a_record_of_everything() {
     }
     let Some(Record::Winner(winner)) = records.last() else { panic!("no winner") };
     let fastest = candidates.iter().filter_map(|c| c.time_us).fold(f64::INFINITY, f64::min);
-    assert_eq!(winner.time_us, fastest);
+    let tied = winner.ties.len() + 1;
+    assert!(winner.time_us <= 1.01 * fastest && tied <= 4, "{winner:?}");
 
     // The export computes: a problem of its shape through `run`, the same bits twice.
     let problem = Workload {

@@ -6,6 +6,7 @@
 //! Candidates run in worker [processes](evaluate), and a [`journal`] lets a run go on after whatever
 //! ended it.
 
+pub mod choice;
 pub mod environment;
 pub mod evaluate;
 pub mod export;

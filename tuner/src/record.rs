@@ -188,14 +188,20 @@ pub struct Winner {
     pub id: String,
     /// Its time in microseconds.
     pub time_us: f64,
+    /// What that time may be; see [`Candidate::interval_us`].
+    #[serde(default)]
+    pub interval_us: Option<[f64; 2]>,
     /// Predicted or measured.
     pub basis: Basis,
     /// Time of the default configuration, where it was evaluated successfully.
     pub default_us: Option<f64>,
-    /// The next best configuration.
+    /// The fastest other configuration.
     pub runner_up: Option<String>,
-    /// Its time in microseconds.
+    /// Its time in microseconds; below the winner's where the two are tied.
     pub runner_up_us: Option<f64>,
+    /// All others that may be as fast, in order of time.
+    #[serde(default)]
+    pub ties: Vec<String>,
     /// Time over the floor.
     pub over_floor: f64,
 }

@@ -5,6 +5,7 @@
 //! the strategy knows all but the [`WINDOW`] before it. So the list of candidates does not depend on
 //! which worker was quicker, on how many there are, or on whether the run was interrupted.
 
+use crate::choice::choose;
 use crate::environment::{Environment, unix_seconds};
 use crate::evaluate::Setup;
 use crate::export::{Chosen, ExportError, Facts, compile, export};
@@ -333,7 +334,14 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     let candidates = search.candidates()?;
     let mut journal = search.journal;
 
-    let winner = choose(&run, &candidates)?;
+    let winner =
+        choose(&run.run, run.floor_us, &candidates).ok_or_else(|| TuneError::AllFailed {
+            count: candidates.len(),
+            first: candidates
+                .first()
+                .and_then(|c| c.detail.clone())
+                .unwrap_or_else(|| "nothing was evaluated".to_owned()),
+        })?;
     (means.progress)(Event::Exporting(&winner));
     let find = |id: &str| candidates.iter().find(|c| c.id == id);
     let mut chosen: Vec<Chosen<'_>> = find(&winner.id)
@@ -504,53 +512,6 @@ fn check_unchanged(journal: &Path, then: &Run, now: &Run) -> Result<(), TuneErro
         }
     }
     Ok(())
-}
-
-/// The fastest correct candidate, or the default configuration where the gain over it is within what
-/// its own samples vary by. Equal times are decided by the smaller identifier, so that the same
-/// numbers always give the same winner.
-fn choose(run: &Run, candidates: &[Candidate]) -> Result<Winner, TuneError> {
-    let mut correct: Vec<(f64, &str)> = candidates
-        .iter()
-        .filter(|c| c.status == Status::Correct)
-        .filter_map(|c| Some((c.time_us?, c.id.as_str())))
-        .collect();
-    correct.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(b.1)));
-    let default = candidates.first().filter(|c| c.status == Status::Correct);
-    if let Some((default, default_us)) = default.and_then(|c| Some((c, c.time_us?)))
-        && let Some(best) = correct.first()
-        && default_us - best.0 <= spread(&default.samples_us)
-    {
-        correct.retain(|c| c.1 != default.id);
-        correct.insert(0, (default_us, &default.id));
-    }
-    let Some(&(time_us, id)) = correct.first() else {
-        let first = candidates.first().and_then(|c| c.detail.clone());
-        return Err(TuneError::AllFailed {
-            count: candidates.len(),
-            first: first.unwrap_or_else(|| "nothing was evaluated".to_owned()),
-        });
-    };
-    Ok(Winner {
-        run: run.run.clone(),
-        id: id.to_owned(),
-        time_us,
-        basis: run.properties.basis,
-        default_us: default.and_then(|c| c.time_us),
-        runner_up: correct.get(1).map(|c| c.1.to_owned()),
-        runner_up_us: correct.get(1).map(|c| c.0),
-        over_floor: time_us / run.floor_us,
-    })
-}
-
-/// The range of the middle half of the samples; 0 for a single one.
-fn spread(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 | 1 => 0.0,
-        n => sorted[3 * (n - 1) / 4] - sorted[(n - 1) / 4],
-    }
 }
 
 /// A workload's name as part of a folder's name: a trace file loses its folders and ending.
