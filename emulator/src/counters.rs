@@ -115,6 +115,12 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Bytes of all sectors that plain loads, asynchronous copies and plain stores move.
+    pub fn bytes_moved(&self) -> u64 {
+        let sectors = [self.global_load, self.async_copy, self.global_store].map(|t| t.sectors);
+        sectors.into_iter().fold(0_u64, u64::saturating_add).saturating_mul(SECTOR_BYTES)
+    }
+
     /// Adds what `other` has, `times` times; sums that do not fit stay at the largest number.
     pub fn add(&mut self, other: &Self, times: u64) {
         let Self {

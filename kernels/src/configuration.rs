@@ -231,6 +231,12 @@ impl AttentionShape {
         shape.check()?;
         Ok(shape)
     }
+
+    /// Floating-point operations of the two products over `tokens` selected tokens of all rows
+    /// together (a multiply-add is two).
+    pub fn flops(&self, tokens: u64) -> f64 {
+        4.0 * tokens as f64 * f64::from(self.query_heads) * f64::from(self.head_dim)
+    }
 }
 
 impl fmt::Display for KernelSpec {

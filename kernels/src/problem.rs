@@ -219,8 +219,6 @@ impl DecodeProblem {
 
     /// Floating-point operations of the two products (a multiply-add is two).
     pub fn flops(&self) -> f64 {
-        let a = &self.attention;
-        let tokens = self.spans.canonicalise().total_selected_tokens() as f64;
-        4.0 * tokens * f64::from(a.query_heads) * f64::from(a.head_dim)
+        self.attention.flops(self.spans.canonicalise().total_selected_tokens())
     }
 }

@@ -296,6 +296,29 @@ impl SearchSpace {
         })
     }
 
+    /// The point of a configuration: the inverse of [`SearchSpace::at`]. `None` where one of its
+    /// values is not tried.
+    pub fn point_of(&self, configuration: &Configuration) -> Option<Vec<usize>> {
+        let c = configuration;
+        let values = [
+            u32::from(c.load_path == LoadPath::Direct),
+            c.tile_tokens,
+            c.stages,
+            c.token_warps,
+            c.heads_per_warp,
+            c.vector_bytes,
+            c.unroll,
+            u32::from(c.query == QueryHome::Shared),
+            c.l2_prefetch,
+            c.min_blocks,
+            c.blocks_per_multiprocessor,
+            c.smallest_share,
+            u32::from(c.merge == Merge::LastArriver),
+        ];
+        let places = self.parameters.iter().zip(values);
+        places.map(|(p, value)| p.values.iter().position(|v| *v == value)).collect()
+    }
+
     /// The first constraint that a configuration breaks, if any.
     pub fn broken_constraint(&self, configuration: &Configuration) -> Option<&'static Constraint> {
         CONSTRAINTS.iter().find(|c| !(c.holds)(&self.shape, &self.limits, configuration))
@@ -474,7 +497,9 @@ mod tests {
         #[test]
         fn ids_name_exactly_one_kernel(point in any_point(), head_dim in 0..4usize, group_size in 1..=128u32) {
             let shape = shape(HEAD_DIMS[head_dim], group_size);
-            let configuration = SearchSpace::new(KernelShape { group_size: 4, ..shape }, H200).at(&point).unwrap();
+            let space = SearchSpace::new(KernelShape { group_size: 4, ..shape }, H200);
+            let configuration = space.at(&point).unwrap();
+            prop_assert_eq!(space.point_of(&configuration), Some(point));
             let spec = KernelSpec { shape, configuration };
             prop_assert_eq!(spec.to_string().parse::<KernelSpec>().unwrap(), spec);
             let json = serde_json::to_string(&spec).unwrap();

@@ -14,6 +14,7 @@ mod kernel_choice;
 mod mutate;
 mod render;
 mod replay;
+mod report;
 mod run;
 mod trace;
 mod tune;
@@ -44,6 +45,7 @@ pub enum Verb {
     Compile(compile::Arguments),
     Configs(configs::Arguments),
     Replay(replay::Arguments),
+    Report(report::Arguments),
     Check(check::Arguments),
     Fuzz(fuzz::Arguments),
     /// Check cases for `fuzz`
@@ -69,6 +71,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Compile(arguments) => compile::run(&arguments, out),
         Verb::Configs(arguments) => configs::run(&arguments, out),
         Verb::Replay(arguments) => replay::run(&arguments, out),
+        Verb::Report(arguments) => report::run(&arguments, out),
         Verb::Check(arguments) => check::run(&arguments, out),
         Verb::Fuzz(arguments) => fuzz::run(&arguments, out),
         Verb::FuzzWorker => worker::fuzz(out),

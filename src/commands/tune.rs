@@ -207,7 +207,8 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         )?;
     } else {
         report(out, &outcome.run, &outcome.candidates, Some(&outcome.winner))?;
-        notice::say(format_args!("recorded in {}", outcome.journal.display()));
+        let journal = outcome.journal.display();
+        notice::say(format_args!("recorded in {journal}; to see it: spanforge report {journal}"));
     }
     writeln!(out, "{}", outcome.artifact.display())?;
     Ok(Outcome::Done)

@@ -8,6 +8,7 @@ mod conformance;
 mod emulate;
 mod fuzz;
 mod replay;
+mod report;
 mod run;
 mod tune;
 mod tune_resume;

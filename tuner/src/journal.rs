@@ -138,6 +138,14 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// What the journal `path` holds, which another process may be writing.
+    ///
+    /// # Errors
+    /// A file that cannot be read or that is no journal.
+    pub fn read(path: &Path) -> Result<Self, JournalError> {
+        Self::from(path, read(path)?)
+    }
+
     fn from(path: &Path, records: Vec<Record>) -> Result<Self, JournalError> {
         let (mut study, mut run, mut winner) = (None, None, None);
         let mut candidates = BTreeMap::new();

@@ -15,6 +15,7 @@ pub mod journal;
 mod proposals;
 pub mod record;
 pub mod replay;
+pub mod report;
 pub mod search;
 pub mod tune;
 mod workers;

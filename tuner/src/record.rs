@@ -103,6 +103,18 @@ pub enum Status {
     Correctness,
 }
 
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Correct => "correct",
+            Self::Timeout => "timeout",
+            Self::Compile => "compile",
+            Self::Runtime => "runtime",
+            Self::Correctness => "correctness",
+        })
+    }
+}
+
 /// One configuration and everything found out about it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {

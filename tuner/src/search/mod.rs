@@ -12,6 +12,7 @@ mod forest;
 mod gaussian;
 mod genetic;
 mod guided;
+pub mod importance;
 mod improvement;
 mod likeness;
 mod local;
