@@ -5,6 +5,7 @@ mod check;
 mod compile;
 mod configs;
 mod conformance;
+mod convert;
 mod device_choice;
 mod doctor;
 mod emulate;
@@ -46,6 +47,7 @@ pub enum Verb {
     Configs(configs::Arguments),
     Replay(replay::Arguments),
     Report(report::Arguments),
+    Convert(convert::Arguments),
     Check(check::Arguments),
     Fuzz(fuzz::Arguments),
     /// Check cases for `fuzz`
@@ -72,6 +74,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Configs(arguments) => configs::run(&arguments, out),
         Verb::Replay(arguments) => replay::run(&arguments, out),
         Verb::Report(arguments) => report::run(&arguments, out),
+        Verb::Convert(arguments) => convert::run(&arguments, out),
         Verb::Check(arguments) => check::run(&arguments, out),
         Verb::Fuzz(arguments) => fuzz::run(&arguments, out),
         Verb::FuzzWorker => worker::fuzz(out),

@@ -5,6 +5,7 @@ mod artifact;
 mod bad_input;
 mod check;
 mod conformance;
+mod convert;
 mod emulate;
 mod fuzz;
 mod replay;

@@ -146,7 +146,7 @@ impl Kept {
         Self::from(path, read(path)?)
     }
 
-    fn from(path: &Path, records: Vec<Record>) -> Result<Self, JournalError> {
+    pub(crate) fn from(path: &Path, records: Vec<Record>) -> Result<Self, JournalError> {
         let (mut study, mut run, mut winner) = (None, None, None);
         let mut candidates = BTreeMap::new();
         let mut starts: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
@@ -189,7 +189,11 @@ pub fn boot() -> Option<String> {
 /// # Errors
 /// A file that cannot be read, and a whole line that is none of a journal.
 pub fn read(path: &Path) -> Result<Vec<Record>, JournalError> {
-    let bytes = fs::read(path)?;
+    parse(path, &fs::read(path)?)
+}
+
+/// The lines of a journal's contents; errors name `path`.
+pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Record>, JournalError> {
     let mut records = Vec::new();
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         match serde_json::from_slice(line) {

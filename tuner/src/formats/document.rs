@@ -1,17 +1,12 @@
-//! The JSON text of a recorded space, unpacked and read entry by entry, so that what stands before
+//! The JSON text of a recorded space, read entry by entry, so that what stands before
 //! a cut is kept.
 
+use super::gzip::Plain;
 use super::{FormatError, Object, t4};
-use flate2::read::GzDecoder;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
 use std::borrow::Cow;
 use std::fmt;
-use std::io::{ErrorKind, Read};
-
-/// Text beyond this is refused: 60 times the largest public cache.
-const MAX_BYTES: u64 = 1 << 30;
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// What a file holds, as far as it goes.
 #[derive(Debug, Default)]
@@ -27,23 +22,9 @@ pub struct Document {
 }
 
 impl Document {
-    pub fn read(file: &str, bytes: &[u8]) -> Result<Self, FormatError> {
-        let mut document = Self::default();
-        let text = if bytes.starts_with(&GZIP_MAGIC) {
-            let mut text = Vec::new();
-            match GzDecoder::new(bytes).take(MAX_BYTES + 1).read_to_end(&mut text) {
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof => document.is_cut = true,
-                Err(error) => return Err(FormatError::Gzip { file: file.to_owned(), error }),
-            }
-            Cow::Owned(text)
-        } else {
-            Cow::Borrowed(bytes)
-        };
-        if text.len() as u64 > MAX_BYTES {
-            return Err(FormatError::TooLarge { file: file.to_owned() });
-        }
-        let text = without_nan(text);
+    pub fn read(file: &str, plain: Plain<'_>) -> Result<Self, FormatError> {
+        let mut document = Self { is_cut: plain.is_cut, ..Self::default() };
+        let text = without_nan(plain.bytes);
         let mut reader = serde_json::Deserializer::from_slice(&text);
         match Whole(&mut document).deserialize(&mut reader).and_then(|()| reader.end()) {
             Ok(()) => {}

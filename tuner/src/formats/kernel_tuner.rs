@@ -38,6 +38,7 @@ pub fn recording(document: &Document, cache: &[(String, Object)]) -> Result<Reco
         device: text(header.get("device_name")),
         kernel: text(header.get("kernel_name")),
         problem: text(header.get("problem_size")),
+        basis: None,
         parameters,
         entries,
         is_cut: document.is_cut,
@@ -81,5 +82,5 @@ fn entry(point: Vec<usize>, configuration: &Object) -> Entry {
         None if runs.objective_ms().is_none() => Err(Failure::Other("no time".into())),
         None => Ok(runs),
     };
-    Entry { point, result, phases }
+    Entry { point, result, phases, measurements: Vec::new() }
 }

@@ -1,16 +1,22 @@
-//! Tuning files of other tools: recorded search spaces (Kernel Tuner caches and T4 results) and
-//! descriptions of search spaces (T1). Read leniently, since files in use differ from the schemas.
+//! Recorded search spaces, of other tools (Kernel Tuner caches and T4 results) and of our own
+//! journals, and descriptions of search spaces (T1). Read leniently, since files in use differ from
+//! the schemas; written strictly, in [`write`].
 
 mod document;
+mod gzip;
+mod journal;
 mod kernel_tuner;
 pub mod t1;
 mod t4;
+pub mod write;
 
+use crate::journal::JournalError;
 use crate::search::parameters::{MOST_VALUES, Parameter};
 use crate::search::{Point, Value};
 use document::Document;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value as Json};
+use spanforge_device::Basis;
 use std::fmt;
 use std::path::Path;
 
@@ -45,7 +51,7 @@ pub enum FormatError {
     /// It is JSON of another kind.
     #[error(
         "{file} is neither a Kernel Tuner cache, which has a `cache`, nor a T4 file, which has \
-         `results`"
+         `results`, nor a journal of `spanforge tune`"
     )]
     UnknownFormat {
         /// The file.
@@ -57,6 +63,9 @@ pub enum FormatError {
         /// The file.
         file: String,
     },
+    /// A journal of ours that cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// Something in it is missing or does not fit.
     #[error("{file}: {message}")]
     Content {
@@ -184,6 +193,19 @@ pub struct Entry {
     pub result: Result<Runs, Failure>,
     /// What finding that out took.
     pub phases: Phases,
+    /// What else is known of it, of our own runs.
+    pub measurements: Vec<Measurement>,
+}
+
+/// A named number that belongs to a configuration.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measurement {
+    /// What it is, such as `registers`.
+    pub name: &'static str,
+    /// The number.
+    pub value: f64,
+    /// Its unit, such as `bytes`; empty for a count.
+    pub unit: &'static str,
 }
 
 /// A recorded search space.
@@ -195,6 +217,8 @@ pub struct Recording {
     pub kernel: Option<String>,
     /// Problem size, where the file gives one.
     pub problem: Option<String>,
+    /// Whether the times were measured or predicted, where the file says.
+    pub basis: Option<Basis>,
     /// Parameters and their values.
     pub parameters: Vec<Parameter>,
     /// Configurations in the order of the file.
@@ -205,10 +229,11 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Reads a Kernel Tuner cache or a T4 file, gzip or plain, also where it is cut off.
+    /// Reads a Kernel Tuner cache, a T4 file or a journal of ours, gzip or plain, also where it is
+    /// cut off.
     ///
     /// # Errors
-    /// The file cannot be read, is neither, holds no whole configuration, or a configuration in it
+    /// The file cannot be read, is none of them, holds no whole configuration, or a configuration in it
     /// lacks a parameter.
     pub fn read(path: &Path) -> Result<Self, FormatError> {
         Self::from_bytes(&path.display().to_string(), &fs_err::read(path)?)
@@ -219,7 +244,11 @@ impl Recording {
     /// # Errors
     /// As [`Recording::read`].
     pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Self, FormatError> {
-        let document = Document::read(file, bytes)?;
+        let plain = gzip::Plain::read(file, bytes)?;
+        if journal::is_journal(&plain.bytes) {
+            return journal::recording(file, &plain);
+        }
+        let document = Document::read(file, plain)?;
         let recording = match (&document.cache, &document.results) {
             (Some(cache), _) => kernel_tuner::recording(&document, cache),
             (None, Some(results)) => t4::recording(&document, results),

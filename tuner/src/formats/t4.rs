@@ -79,6 +79,7 @@ pub fn recording(document: &Document, results: &[Recorded]) -> Result<Recording,
         device: None,
         kernel: None,
         problem: None,
+        basis: None,
         parameters,
         entries,
         is_cut: document.is_cut,
@@ -127,7 +128,7 @@ fn entry(point: Vec<usize>, result: &Recorded, milliseconds: f64) -> Entry {
         _ if runs.objective_ms().is_none() => Err(Failure::Other("no time".into())),
         _ => Ok(runs),
     };
-    Entry { point, result, phases }
+    Entry { point, result, phases, measurements: Vec::new() }
 }
 
 /// Puts the values of each parameter in order, since the file only has them in passing.

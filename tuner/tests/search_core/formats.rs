@@ -3,12 +3,20 @@
 use crate::recorded;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use proptest::prelude::{ProptestConfig, prop_assert, proptest};
-use spanforge_tuner::formats::{Entry, Failure, FormatError, Phases, Recording, Runs, t1};
+use proptest::collection::vec;
+use proptest::prelude::{
+    Just, ProptestConfig, Strategy, prop_assert, prop_assert_eq, prop_oneof, proptest,
+};
+use spanforge_device::Basis;
+use spanforge_tuner::formats::{
+    Entry, Failure, FormatError, Measurement, Phases, Recording, Runs, t1,
+};
 use spanforge_tuner::replay::Recorded;
-use spanforge_tuner::search::parameters::Kind;
+use spanforge_tuner::search::parameters::{Kind, Parameter};
 use spanforge_tuner::search::{Space, Value};
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::sync::OnceLock;
 
 const CACHE: &str = r#"{
 "device_name": "NVIDIA \"Test\" é",
@@ -63,7 +71,12 @@ fn a_cache_is_read_with_its_failures() {
         Phases { compile_ms: 100.0, benchmark_ms: 0.5, framework_ms: 1.5, ..Phases::default() };
     let none = Phases::default();
     let no_time = || Err(Failure::Other("no time".into()));
-    let entry = |point: [usize; 3], result, phases| Entry { point: point.to_vec(), result, phases };
+    let entry = |point: [usize; 3], result, phases| Entry {
+        point: point.to_vec(),
+        result,
+        phases,
+        measurements: Vec::new(),
+    };
     let expected = [
         entry([0, 0, 0], ran(4.0, &[9.0, 2.0, 1.0]), phases),
         entry([1, 1, 1], Err(Failure::Runtime), failed),
@@ -211,6 +224,105 @@ fn files_of_another_kind_are_refused_with_the_reason() {
     damaged[middle..middle + 20].fill(0xff);
     let error = read(&damaged).expect_err("damaged").to_string();
     assert!(error.starts_with("file is"), "{error}");
+}
+
+/// Parameters of every kind, and configurations with every fate, as other tools may record them.
+fn any_recording() -> impl Strategy<Value = Recording> {
+    let failure = prop_oneof![
+        Just(Failure::Compile),
+        Just(Failure::Runtime),
+        Just(Failure::Constraints),
+        Just(Failure::Timeout),
+        Just(Failure::Correctness),
+    ];
+    let time = 1e-3..1e4_f64;
+    let runs = (time.clone(), vec(time, 0..6))
+        .prop_map(|(mean, runs_ms)| Ok(Runs { mean_ms: Some(mean), runs_ms }));
+    let result = prop_oneof![3 => runs, 1 => failure.prop_map(Err)];
+    let phases = [0.0..1e5_f64, 0.0..1e3, 0.0..1e4, 0.0..10.0, 0.0..10.0];
+    let entry = (0..4_usize, 0..3_usize, 0..2_usize, 0..3_usize, result, phases);
+    (vec(entry, 1..40), "[a-zA-Z\"<\\\\ ,é]{1,12}").prop_map(|(entries, text)| {
+        let float = |n: i64| Value::Float(n as f64 / 4.0);
+        let parameters = vec![
+            Parameter::new("tile", [16, 32, 64, 128].map(Value::Int).to_vec()),
+            Parameter::new("z share", (1..4).map(float).collect()),
+            Parameter::new("async", [false, true].map(Value::Bool).to_vec()),
+            Parameter::new("b", ["a", "b,c", &text].map(|t| Value::Text(t.to_owned())).to_vec()),
+        ];
+        // Each configuration once, as a cache can hold it.
+        let mut seen = BTreeSet::new();
+        let entries = entries.into_iter().filter_map(|(a, b, c, d, result, phases)| {
+            let [compile_ms, verification_ms, benchmark_ms, framework_ms, strategy_ms] = phases;
+            let phases =
+                Phases { compile_ms, verification_ms, benchmark_ms, framework_ms, strategy_ms };
+            let point = vec![a, b, c, d];
+            let registers = Measurement { name: "registers", value: 40.0, unit: "" };
+            let entry =
+                Entry { point: point.clone(), result, phases, measurements: vec![registers] };
+            seen.insert(point).then_some(entry)
+        });
+        Recording {
+            device: Some(format!("a GPU {text}")),
+            kernel: Some("k".into()),
+            problem: Some("[4096,16]".into()),
+            basis: Some(Basis::Measured),
+            parameters,
+            entries: entries.collect(),
+            is_cut: false,
+        }
+    })
+}
+
+/// Configurations by their values, as text, with what became of them.
+fn outcomes(recording: &Recording) -> Vec<(Vec<String>, Result<Runs, String>, Phases)> {
+    let outcome = |entry: &Entry| {
+        let values = entry.point.iter().zip(&recording.parameters);
+        let values = values.map(|(at, p)| format!("{}={}", p.name, p.values[*at])).collect();
+        (values, entry.result.clone().map_err(|f| f.to_string()), entry.phases)
+    };
+    recording.entries.iter().map(outcome).collect()
+}
+
+proptest! {
+    /// What is written is read again as it was; a cache has fewer words for failures.
+    #[test]
+    fn what_is_written_is_read_again(recording in any_recording()) {
+        let t4 = recording.to_t4().expect("writable");
+        prop_assert_eq!(outcomes(&read(t4.as_bytes()).expect("readable")), outcomes(&recording));
+        let cache = read(recording.to_kernel_tuner().expect("writable").as_bytes()).expect("readable");
+        prop_assert_eq!(&cache.device, &recording.device);
+        prop_assert_eq!(&cache.problem, &recording.problem);
+        let mut expected = outcomes(&recording);
+        for (_, result, _) in &mut expected {
+            if let Err(failure) = result
+                && !["compile", "constraints"].contains(&failure.as_str())
+            {
+                "runtime".clone_into(failure);
+            }
+        }
+        prop_assert_eq!(outcomes(&cache), expected);
+    }
+
+    /// Against the schema itself, where it lies beside the repository.
+    #[test]
+    fn t4_files_keep_the_schema(recording in any_recording()) {
+        if let Some(schema) = t4_schema() {
+            let text = recording.to_t4().expect("writable");
+            let file = serde_json::from_str(&text).expect("JSON");
+            let errors: Vec<String> = schema.iter_errors(&file).map(|e| e.to_string()).collect();
+            prop_assert!(errors.is_empty(), "{:?} in {}", errors, text);
+        }
+    }
+}
+
+fn t4_schema() -> Option<&'static jsonschema::Validator> {
+    static SCHEMA: OnceLock<Option<jsonschema::Validator>> = OnceLock::new();
+    let read = || {
+        let text = fs_err::read(recorded("schemas/T4-1.0.0-results-schema.json")?).expect("a file");
+        let schema = serde_json::from_slice(&text).expect("JSON");
+        Some(jsonschema::validator_for(&schema).expect("a schema"))
+    };
+    SCHEMA.get_or_init(read).as_ref()
 }
 
 proptest! {

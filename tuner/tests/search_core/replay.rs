@@ -35,11 +35,18 @@ fn generated(seed: u64, failing: f64) -> Recorded {
         };
         let runs = Runs { mean_ms: Some(9.0), runs_ms: vec![40.0, time, time, time] };
         let result = if failed { Err(Failure::Runtime) } else { Ok(runs) };
-        entries.push(Entry { point, result, phases });
+        entries.push(Entry { point, result, phases, measurements: Vec::new() });
     }
     let parameters = ["a", "b", "c"].map(|name| Parameter::new(name, values())).to_vec();
-    let recording =
-        Recording { device: None, kernel: None, problem: None, parameters, entries, is_cut: false };
+    let recording = Recording {
+        device: None,
+        kernel: None,
+        problem: None,
+        basis: None,
+        parameters,
+        entries,
+        is_cut: false,
+    };
     Recorded::new(recording).expect("some ran")
 }
 
