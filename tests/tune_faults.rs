@@ -64,6 +64,7 @@ fn bad_candidates_cost_themselves_alone() {
         strategy: "random".to_owned(),
         seed: 0,
         cases: 2,
+        window: 8,
     };
     let request = Request {
         from: From::Study(Box::new(study), here.path().to_owned()),
@@ -85,6 +86,7 @@ fn bad_candidates_cost_themselves_alone() {
     };
     let means = Means {
         compiler: &compiler,
+        cluster: None,
         worker: &worker,
         stop: &AtomicBool::new(false),
         progress: &|_| {},

@@ -53,6 +53,11 @@ pub fn emulated_specs() -> impl Iterator<Item = String> {
     profile::names().into_iter().map(|name| format!("emulated:{name}"))
 }
 
+/// Names of the GPUs of this machine.
+pub fn gpu_specs() -> impl Iterator<Item = String> {
+    (0..cuda::device_count().unwrap_or(0)).map(|ordinal| format!("cuda:{ordinal}"))
+}
+
 /// The name of the device to use where none is given: `cuda:0` where there is one that can be
 /// opened, else `emulated:h200`.
 pub fn default_spec() -> &'static str {

@@ -11,6 +11,7 @@ mod doctor;
 mod emulate;
 mod fuzz;
 mod inspect;
+mod join;
 mod kernel_choice;
 mod mutate;
 mod render;
@@ -48,6 +49,8 @@ pub enum Verb {
     Replay(replay::Arguments),
     Report(report::Arguments),
     Convert(convert::Arguments),
+    #[command(name = "worker")]
+    Join(join::Arguments),
     Check(check::Arguments),
     Fuzz(fuzz::Arguments),
     /// Check cases for `fuzz`
@@ -75,6 +78,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Replay(arguments) => replay::run(&arguments, out),
         Verb::Report(arguments) => report::run(&arguments, out),
         Verb::Convert(arguments) => convert::run(&arguments, out),
+        Verb::Join(arguments) => join::run(&arguments, out),
         Verb::Check(arguments) => check::run(&arguments, out),
         Verb::Fuzz(arguments) => fuzz::run(&arguments, out),
         Verb::FuzzWorker => worker::fuzz(out),

@@ -10,9 +10,10 @@ use indicatif::ProgressBar;
 use spanforge_device::{Basis, Compiler};
 use spanforge_kernels::abi::Kernel;
 use spanforge_spans::{Dtype, KvLayout};
+use spanforge_tuner::cluster::{Cluster, PATIENCE};
 use spanforge_tuner::record::{Candidate, Run, Status, Study, Winner};
 use spanforge_tuner::search::DEFAULT_STRATEGY;
-use spanforge_tuner::tune::From;
+use spanforge_tuner::tune::{From, WINDOW};
 use spanforge_tuner::{CandidateLimits, Event, Means, Request, TuneError, Workload, tune};
 use std::cell::RefCell;
 use std::io::Write;
@@ -68,11 +69,21 @@ pub struct Arguments {
         long,
         value_name = "JOURNAL",
         conflicts_with_all = [
-            "workload", "device", "arch", "strategy", "seed", "cases", "results",
+            "workload", "device", "arch", "strategy", "seed", "cases", "results", "window",
             "batch", "dtype", "head_dim", "query_heads", "kv_heads", "page_size", "layout",
         ]
     )]
     resume: Option<PathBuf>,
+    /// Have workers elsewhere evaluate: NATS servers with JetStream, with commas between them; see
+    /// spanforge worker
+    #[arg(long, value_name = "SERVERS")]
+    study: Option<String>,
+    /// Seconds that the study's servers may be away before it is an error
+    #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE.as_secs(), requires = "study")]
+    patience: u64,
+    /// Candidates that may be under way at a time: as many as there are workers, or more
+    #[arg(long, value_name = "N", default_value_t = WINDOW as u32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    window: u32,
     /// Print the run, every candidate and the winner as JSON before the path
     #[arg(long)]
     json: bool,
@@ -178,17 +189,27 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         command.env("RAYON_NUM_THREADS", "1");
         command
     };
+    let patience = Duration::from_secs(arguments.patience);
+    let cluster = arguments.study.as_deref().map(|servers| Cluster::connect(servers, patience));
+    let cluster = cluster.transpose()?;
     let shown = RefCell::new(Shown::default());
     let progress = |event: Event<'_>| shown.borrow_mut().show(event);
-    let means = Means { compiler: &compiler, worker: &worker, stop: &stop, progress: &progress };
+    let means = Means {
+        compiler: &compiler,
+        cluster: cluster.as_ref(),
+        worker: &worker,
+        stop: &stop,
+        progress: &progress,
+    };
     let outcome = match tune(&request, &means) {
         Ok(outcome) => outcome,
         Err(TuneError::Interrupted(known)) => {
             shown.borrow().clear();
             report(out, &known.run, &known.candidates, None)?;
+            let journal = known.journal.display();
+            let on = cluster.map_or_else(String::new, |c| format!(" --study {}", c.servers()));
             notice::say(format_args!(
-                "interrupted; to go on: spanforge tune --resume {}",
-                known.journal.display()
+                "interrupted; to go on: spanforge tune --resume {journal}{on}"
             ));
             return Ok(Outcome::Interrupted);
         }
@@ -234,6 +255,7 @@ fn study(arguments: &Arguments) -> Result<Study> {
         strategy: arguments.strategy.clone(),
         seed: arguments.seed,
         cases: arguments.cases as usize,
+        window: arguments.window as usize,
     })
 }
 

@@ -4,6 +4,7 @@
 mod artifact;
 mod bad_input;
 mod check;
+mod cluster;
 mod conformance;
 mod convert;
 mod emulate;

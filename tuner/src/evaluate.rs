@@ -2,8 +2,9 @@
 //! that crashes, hangs or eats all memory costs itself alone.
 
 use crate::export::{ExportError, compile_source};
-use crate::record::{Candidate, Status, Study};
+use crate::record::{Candidate, Run, Status, Study};
 use crate::tune::cache_bytes;
+use crate::workers::CandidateLimits;
 use serde::{Deserialize, Serialize};
 use spanforge_device::{Basis, Compiler, Device, TimeOptions};
 use spanforge_kernels::decoder::UploadOptions;
@@ -38,6 +39,23 @@ pub struct Setup {
     /// The most address space that the worker may have, in bytes; none for a GPU, whose driver
     /// reserves more than there is.
     pub memory_bytes: Option<u64>,
+}
+
+impl Setup {
+    /// What workers of a run are told, of a study on a device of their own.
+    pub(crate) fn new(run: &Run, study: Study, limits: &CandidateLimits) -> Self {
+        let memory_bytes = match run.properties.basis {
+            Basis::Predicted => Some(limits.memory_bytes),
+            Basis::Measured => None,
+        };
+        Self {
+            run: run.run.clone(),
+            study,
+            architecture: run.properties.architecture.clone(),
+            basis: run.properties.basis,
+            memory_bytes,
+        }
+    }
 }
 
 /// A configuration to work on.

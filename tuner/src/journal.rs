@@ -75,6 +75,19 @@ impl Journal {
         unreachable!("numbers do not end")
     }
 
+    /// Makes the journal `path` of what is known from elsewhere.
+    ///
+    /// # Errors
+    /// A file that is there already or cannot be written.
+    pub fn restore(path: &Path, records: &[Record]) -> Result<(), JournalError> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let file = fs::OpenOptions::new().create_new(true).append(true).open(path)?;
+        let mut journal = Self { file }.locked()?;
+        Ok(records.iter().try_for_each(|record| journal.append(record))?)
+    }
+
     /// Goes on with the journal `path`: it, and what it holds.
     ///
     /// # Errors

@@ -3,10 +3,11 @@
 //!
 //! [`search`] knows nothing of attention. [`tune()`] is the way of a run: workload -> candidates ->
 //! compiled -> checked -> timed -> recorded -> winner -> artifact, verified once more as exported.
-//! Candidates run in worker [processes](evaluate), and a [`journal`] lets a run go on after whatever
-//! ended it.
+//! Candidates run in worker [processes](evaluate), of this machine or of a [`cluster`], and a
+//! [`journal`] lets a run go on after whatever ended it.
 
 pub mod choice;
+pub mod cluster;
 pub mod environment;
 pub mod evaluate;
 pub mod export;

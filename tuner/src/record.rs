@@ -1,6 +1,7 @@
 //! What is kept of a run: the lines of its [`journal`](crate::journal).
 
 use crate::environment::Environment;
+use crate::tune::WINDOW;
 use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
 use spanforge_device::{Basis, DeviceProperties, Prediction, Resources};
@@ -39,6 +40,14 @@ pub struct Study {
     pub seed: u64,
     /// Generated problems that each candidate is checked on.
     pub cases: usize,
+    /// Candidates that may be under way at a time: the strategy proposes one when it knows all but so
+    /// many before it.
+    #[serde(default = "default_window")]
+    pub window: usize,
+}
+
+fn default_window() -> usize {
+    WINDOW
 }
 
 /// A configuration that is about to be evaluated. Written before anything is done with it, so that

@@ -2,10 +2,11 @@
 //! journal.
 //!
 //! The strategy is told of candidates in the order of its proposals, and a candidate is proposed once
-//! the strategy knows all but the [`WINDOW`] before it. So the list of candidates does not depend on
+//! the strategy knows all but the [window](Study::window) before it. So the list of candidates does not depend on
 //! which worker was quicker, on how many there are, or on whether the run was interrupted.
 
 use crate::choice::choose;
+use crate::cluster::{Announced, Cluster, ClusterError, Coordinator, State};
 use crate::environment::{Environment, unix_seconds};
 use crate::evaluate::Setup;
 use crate::export::{Chosen, ExportError, Facts, compile, export};
@@ -13,7 +14,7 @@ use crate::journal::{Journal, JournalError, Kept, MOST_CRASHES, boot};
 use crate::proposals::Proposals;
 use crate::record::{Candidate, Record, Run, Started, Status, Study, Winner};
 use crate::search::{STRATEGIES, Space, strategy};
-use crate::workers::{CandidateLimits, Pool};
+use crate::workers::{CandidateLimits, Evaluators, Pool};
 use crate::workload::WorkloadError;
 use spanforge_device::{Basis, Compiler, DeviceError};
 use spanforge_kernels::artifact::{check_replaceable, digest};
@@ -25,7 +26,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Candidates that may be under way at a time.
+/// Candidates that may be under way at a time, unless a study says otherwise.
 pub const WINDOW: usize = 8;
 
 /// The most that K and V of the timed problem take on an emulated device.
@@ -85,7 +86,9 @@ pub enum Event<'a> {
 pub struct Means<'a> {
     /// Makes the artifact's files.
     pub compiler: &'a Compiler,
-    /// Starts a worker, which calls [`serve`](crate::evaluate::serve).
+    /// The servers of a study that workers elsewhere evaluate.
+    pub cluster: Option<&'a Cluster>,
+    /// Starts a worker of this machine, which calls [`serve`](crate::evaluate::serve).
     pub worker: &'a dyn Fn() -> Command,
     /// Ends the run as soon as it is set.
     pub stop: &'a AtomicBool,
@@ -161,17 +164,26 @@ pub enum TuneError {
     Journal(#[from] JournalError),
     /// A journal that leads elsewhere now.
     #[error(
-        "{journal} cannot be resumed here: {what} was {then} and is {now}; resume it where it was begun, or start anew"
+        "{journal} cannot be resumed here: {change}; resume it where it was begun, or start anew"
     )]
     Changed {
         /// The journal.
         journal: PathBuf,
         /// What has changed.
-        what: &'static str,
-        /// What it was.
-        then: String,
-        /// What it is.
-        now: String,
+        change: Change,
+    },
+    /// Servers that a study is shared by, before there is a journal.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The same during a run.
+    #[error("{error}; to go on: spanforge tune --resume {journal} --study {servers}")]
+    Lost {
+        /// The journal.
+        journal: PathBuf,
+        /// Where the servers are.
+        servers: String,
+        /// What went wrong.
+        error: ClusterError,
     },
     /// Worker processes that do not work, whatever the candidate.
     #[error("the workers that evaluate candidates do not work: {0}")]
@@ -182,6 +194,23 @@ pub enum TuneError {
     /// The run was told to stop.
     #[error("interrupted")]
     Interrupted(Box<Interrupted>),
+}
+
+/// Something that a run follows from and that is not the same here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What it is.
+    pub what: &'static str,
+    /// What it was.
+    pub then: String,
+    /// What it is here.
+    pub now: String,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} was {} and is {}", self.what, self.then, self.now)
+    }
 }
 
 /// A run that was told to stop.
@@ -221,7 +250,7 @@ impl Space for SearchSpace {
 pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> {
     let kept = match &request.from {
         From::Study(..) => None,
-        From::Journal(path) => Some(Journal::resume(path)?),
+        From::Journal(path) => Some(resume(path, means.cluster)?),
     };
     let study = match (&request.from, &kept) {
         (_, Some((_, kept))) => kept.study.clone(),
@@ -282,12 +311,12 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
         seed: study.seed,
         budget: request.budget.or(kept_budget).unwrap_or(1).max(1),
         valid_configurations: census.valid,
-        kernel_source: digest(
-            render(proposals.default()).map_err(ExportError::from)?.text.as_bytes(),
-        ),
+        kernel_source: kernel_source(proposals.default())?,
     };
-    if let Some((journal, kept)) = &kept {
-        check_unchanged(journal.path(), &kept.run, &run)?;
+    if let Some((journal, kept)) = &kept
+        && let Some(change) = change(&kept.run, &run)
+    {
+        return Err(TuneError::Changed { journal: journal.path().to_owned(), change });
     }
     // A folder that cannot be written, or one that is in the way, is found out now too.
     let directory = request.output.join(format!("{name}-{shape}"));
@@ -305,20 +334,20 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     fs_err::create_dir_all(&request.output)?;
     tempfile::tempfile_in(&request.output)
         .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", request.output.display())))?;
-    let budget = run.budget;
+    let (budget, window) = (run.budget, study.window.max(1));
     let run = kept.as_ref().map_or(run, |kept| Run { budget, ..kept.run.clone() });
     (means.progress)(Event::Started(&run));
 
-    let memory_bytes = match run.properties.basis {
-        Basis::Predicted => Some(request.limits.memory_bytes),
-        Basis::Measured => None,
-    };
-    let setup = Setup {
-        run: run.run.clone(),
-        study,
-        architecture: run.properties.architecture.clone(),
-        basis: run.properties.basis,
-        memory_bytes,
+    let limits = request.limits;
+    let evaluators: Box<dyn Evaluators + '_> = match means.cluster {
+        Some(cluster) => {
+            let announced = Announced { state: State::Running, study, run: run.clone(), limits };
+            Box::new(Coordinator::new(cluster, announced, kept.is_some())?)
+        }
+        None => {
+            let setup = Setup::new(&run, study, &limits);
+            Box::new(Pool::new(means.worker, setup, limits, request.workers.max(1)))
+        }
     };
     let mut search = Search {
         request,
@@ -327,12 +356,20 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
         journal,
         kept: kept.as_ref(),
         proposals,
-        pool: Pool::new(means.worker, setup, request.limits, request.workers.max(1)),
+        window,
+        evaluators,
         finished: BTreeMap::new(),
         done: 0,
     };
-    let candidates = search.candidates()?;
-    let mut journal = search.journal;
+    let candidates = search.candidates().map_err(|error| match (error, means.cluster) {
+        (TuneError::Cluster(error), Some(cluster)) => TuneError::Lost {
+            journal: search.journal.path().to_owned(),
+            servers: cluster.servers().to_owned(),
+            error,
+        },
+        (error, _) => error,
+    })?;
+    let Search { mut journal, mut evaluators, .. } = search;
 
     let winner =
         choose(&run.run, run.floor_us, &candidates).ok_or_else(|| TuneError::AllFailed {
@@ -362,11 +399,36 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
         evidence,
     };
     export(&directory, &chosen, &architectures, facts, means.compiler, device.as_ref(), seeds)?;
-    if kept.and_then(|kept| kept.winner).as_ref() != Some(&winner) {
+    if kept.as_ref().and_then(|kept| kept.winner.as_ref()) != Some(&winner) {
         journal.append(&Record::Winner(winner.clone()))?;
     }
+    evaluators.end()?;
     let journal = journal.path().to_owned();
-    Ok(Outcome { run, candidates, winner, artifact: directory, journal })
+    Ok(Outcome { run: run.clone(), candidates, winner, artifact: directory, journal })
+}
+
+/// The journal `path`, with what the servers of a shared study know besides; where there is none, it
+/// is restored from them, as the run that the file is named after.
+fn resume(path: &Path, cluster: Option<&Cluster>) -> Result<(Journal, Kept), TuneError> {
+    let Some(cluster) = cluster else { return Ok(Journal::resume(path)?) };
+    if !path.exists() {
+        let run = path.file_stem().unwrap_or_default().to_string_lossy();
+        Journal::restore(path, &cluster.journal(&run)?)?;
+    }
+    let (mut journal, mut kept) = Journal::resume(path)?;
+    if cluster.study(&kept.run.run)?.is_some() {
+        for record in cluster.journal(&kept.run.run)? {
+            if let Record::Candidate(candidate) = &record
+                && !kept.candidates.contains_key(&candidate.index)
+            {
+                journal.append(&record)?;
+                kept.candidates.insert(candidate.index, (**candidate).clone());
+            }
+        }
+    }
+    // What was under way was so on other machines.
+    kept.crashes.clear();
+    Ok((journal, kept))
 }
 
 /// K and V bytes of the timed problem; see [`Workload::problem`](crate::Workload::problem).
@@ -385,7 +447,9 @@ struct Search<'a> {
     journal: Journal,
     kept: Option<&'a Kept>,
     proposals: Proposals<'a>,
-    pool: Pool<'a>,
+    evaluators: Box<dyn Evaluators + 'a>,
+    /// Candidates that may be under way at a time.
+    window: usize,
     /// Evaluated, but not told of: one before them is not.
     finished: BTreeMap<usize, Candidate>,
     done: usize,
@@ -404,7 +468,7 @@ impl Search<'_> {
                 proposed > 0 && self.request.time_limit.is_some_and(|t| start.elapsed() >= t);
             let stopped = self.means.stop.load(Ordering::Relaxed);
             ended |= late || stopped;
-            while !ended && proposed < budget.min(told.len() + WINDOW) {
+            while !ended && proposed < budget.min(told.len() + self.window) {
                 match self.proposals.next() {
                     Some(spec) => waiting.push_back(spec),
                     None => ended = true,
@@ -445,7 +509,7 @@ impl Search<'_> {
             if told.len() == begun {
                 return Ok(told);
             }
-            for candidate in self.pool.finished()? {
+            for candidate in self.evaluators.finished()? {
                 self.journal.append(&Record::Candidate(Box::new(candidate.clone())))?;
                 self.finish(candidate, false);
             }
@@ -458,9 +522,11 @@ impl Search<'_> {
             if candidate.spec != spec {
                 return Err(TuneError::Changed {
                     journal: self.journal.path().to_owned(),
-                    what: "a proposal of the strategy",
-                    then: candidate.id.clone(),
-                    now: spec.to_string(),
+                    change: Change {
+                        what: "a proposal of the strategy",
+                        then: candidate.id.clone(),
+                        now: spec.to_string(),
+                    },
                 });
             }
             self.finish(candidate.clone(), true);
@@ -480,7 +546,7 @@ impl Search<'_> {
             id: spec.to_string(),
             boot: boot(),
         }))?;
-        self.pool.submit(index, spec);
+        self.evaluators.submit(index, spec)?;
         Ok(())
     }
 
@@ -495,8 +561,8 @@ impl Search<'_> {
     }
 }
 
-/// A journal goes on only where the same would come of it.
-fn check_unchanged(journal: &Path, then: &Run, now: &Run) -> Result<(), TuneError> {
+/// The first difference between two runs that makes other times of the same configurations.
+pub(crate) fn change(then: &Run, now: &Run) -> Option<Change> {
     let parts = |run: &Run| {
         [
             ("the version of this program", run.environment.spanforge.clone()),
@@ -506,12 +572,14 @@ fn check_unchanged(journal: &Path, then: &Run, now: &Run) -> Result<(), TuneErro
             ("the search space", format!("a space of {} configurations", run.valid_configurations)),
         ]
     };
-    for ((what, then), (_, now)) in parts(then).into_iter().zip(parts(now)) {
-        if then != now {
-            return Err(TuneError::Changed { journal: journal.to_owned(), what, then, now });
-        }
-    }
-    Ok(())
+    let mut pairs = parts(then).into_iter().zip(parts(now));
+    let ((what, then), (_, now)) = pairs.find(|((_, then), (_, now))| then != now)?;
+    Some(Change { what, then, now })
+}
+
+/// SHA-256 of the source of a space's default configuration, which changes as the kernels do.
+pub(crate) fn kernel_source(default: &KernelSpec) -> Result<String, ExportError> {
+    Ok(digest(render(default)?.text.as_bytes()))
 }
 
 /// A workload's name as part of a folder's name: a trace file loses its folders and ending.

@@ -4,6 +4,7 @@
 use crate::evaluate::{Job, Phase, Reply, Request, Setup};
 use crate::record::{Candidate, Status};
 use crate::tune::TuneError;
+use serde::{Deserialize, Serialize};
 use spanforge_device::Basis;
 use spanforge_kernels::KernelSpec;
 use spanforge_verify::process::{Event, Happened, Process};
@@ -13,7 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 /// What one candidate may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct CandidateLimits {
     /// Time to compile.
     pub compile: Duration,
@@ -37,7 +38,7 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 const FALSE_STARTS: u32 = 3;
 
 /// How often to look at the clock.
-const TICK: Duration = Duration::from_millis(50);
+pub(crate) const TICK: Duration = Duration::from_millis(50);
 
 /// What a worker is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,6 +63,21 @@ struct Worker {
     since: Instant,
 }
 
+/// Where candidates are evaluated.
+pub(crate) trait Evaluators {
+    /// Has a candidate evaluated.
+    fn submit(&mut self, index: usize, spec: KernelSpec) -> Result<(), TuneError>;
+
+    /// What has been finished after a moment, often nothing.
+    fn finished(&mut self) -> Result<Vec<Candidate>, TuneError>;
+
+    /// There is nothing more to evaluate.
+    fn end(&mut self) -> Result<(), TuneError> {
+        Ok(())
+    }
+}
+
+/// Processes on this machine.
 pub(crate) struct Pool<'a> {
     command: &'a dyn Fn() -> Command,
     setup: Setup,
@@ -106,31 +122,6 @@ impl<'a> Pool<'a> {
             done: Vec::new(),
             tick: Instant::now(),
         }
-    }
-
-    pub fn submit(&mut self, index: usize, spec: KernelSpec) {
-        self.waiting.insert(index, spec);
-    }
-
-    /// What has been finished after a moment, often nothing.
-    pub fn finished(&mut self) -> Result<Vec<Candidate>, TuneError> {
-        self.employ()?;
-        match self.events.1.recv_timeout(TICK) {
-            Ok((number, event)) => self.take(number, event)?,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => unreachable!("this end holds a sender"),
-        }
-        while let Ok((number, event)) = self.events.1.try_recv() {
-            self.take(number, event)?;
-        }
-        // Where the whole program was stopped for a while, so were its workers.
-        let pause = self.tick.elapsed().saturating_sub(20 * TICK);
-        for worker in self.slots.iter_mut().filter_map(|slot| slot.worker.as_mut()) {
-            worker.since += pause;
-        }
-        self.tick = Instant::now();
-        self.watch()?;
-        Ok(std::mem::take(&mut self.done))
     }
 
     /// Starts the workers that there is work for and gives those that are ready something to do.
@@ -263,5 +254,32 @@ impl<'a> Pool<'a> {
         let detail = Some(format!("{}: {how}", worker.phase));
         self.finish(Candidate { status, detail, ..begun });
         Ok(())
+    }
+}
+
+impl Evaluators for Pool<'_> {
+    fn submit(&mut self, index: usize, spec: KernelSpec) -> Result<(), TuneError> {
+        self.waiting.insert(index, spec);
+        Ok(())
+    }
+
+    fn finished(&mut self) -> Result<Vec<Candidate>, TuneError> {
+        self.employ()?;
+        match self.events.1.recv_timeout(TICK) {
+            Ok((number, event)) => self.take(number, event)?,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => unreachable!("this end holds a sender"),
+        }
+        while let Ok((number, event)) = self.events.1.try_recv() {
+            self.take(number, event)?;
+        }
+        // Where the whole program was stopped for a while, so were its workers.
+        let pause = self.tick.elapsed().saturating_sub(20 * TICK);
+        for worker in self.slots.iter_mut().filter_map(|slot| slot.worker.as_mut()) {
+            worker.since += pause;
+        }
+        self.tick = Instant::now();
+        self.watch()?;
+        Ok(std::mem::take(&mut self.done))
     }
 }

@@ -1,6 +1,6 @@
 //! The report of a run: one HTML file with everything in it, read without a network or a script.
 //!
-//! [`html`] gathers what the journal holds; `templates/report.html` is the page; [`figures`] draws.
+//! [`html`] gathers what the journal holds; `templates/report.html` is the page; `figures` draws.
 
 mod figures;
 mod plot;
