@@ -209,6 +209,12 @@ pub struct Prediction {
     pub executed_blocks: u64,
     /// Counters of the whole grid, in which each executed block stands for those nearest to it.
     pub counters: Counters,
+    /// The launch as the model takes it; `None` where this was recorded before it was written down.
+    #[serde(default)]
+    pub shape: Option<spanforge_emulator::cost::Shape>,
+    /// Different bytes that the launch reads at most.
+    #[serde(default)]
+    pub footprint_bytes: u64,
     /// The estimate for the whole grid, term by term.
     pub estimate: spanforge_emulator::cost::Estimate,
 }

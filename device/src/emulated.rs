@@ -405,6 +405,8 @@ impl Device for EmulatedDevice {
                 kernel: launch.kernel.clone(),
                 executed_blocks,
                 counters,
+                shape: Some(shape),
+                footprint_bytes: footprint,
                 estimate,
             });
         }

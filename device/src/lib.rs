@@ -20,7 +20,9 @@ pub use device::*;
 pub use emulated::{EmulatedDevice, EmulatedOptions, SharedCode};
 pub use error::{CompileError, CubinError, DeviceError, NvrtcError};
 pub use nvrtc::Nvrtc;
-pub use open::{default_device, default_spec, emulated_specs, gpu_specs, open, open_with};
+pub use open::{
+    default_device, default_spec, emulated_specs, gpu_specs, open, open_emulated, open_with,
+};
 pub use settings::Settings;
 pub use spanforge_emulator::{
     MatrixModel, OutOfBoundsFill, Swizzle, TensorElement, TensorMap, TensorMapError,

@@ -18,34 +18,42 @@ pub fn open(spec: &str) -> Result<Box<dyn Device>, DeviceError> {
 
 /// [`open`] with options for an emulated device; a GPU has none. The name of an emulated device may
 /// say by itself how its tensor cores add: `emulated:h200,mma=hopper`.
-pub fn open_with(spec: &str, mut options: EmulatedOptions) -> Result<Box<dyn Device>, DeviceError> {
-    let unknown =
-        || DeviceError::UnknownDevice { spec: spec.into(), known: emulated_specs().collect() };
-    let place = match spec.rsplit_once(",mma=") {
-        Some((place, model)) if spec.starts_with("emulated:") => {
-            options.matrix = MatrixModel::parse(model).ok_or_else(unknown)?;
-            place
-        }
-        _ => spec,
-    };
-    match place.split_once(':') {
+pub fn open_with(spec: &str, options: EmulatedOptions) -> Result<Box<dyn Device>, DeviceError> {
+    match spec.split_once(':') {
         Some(("cuda", number)) if number.bytes().all(|b| b.is_ascii_digit()) => {
-            let ordinal = number.parse().map_err(|_| unknown())?;
+            let ordinal = number.parse().map_err(|_| unknown(spec))?;
             Ok(Box::new(CudaDevice::open(ordinal)?))
         }
+        _ => Ok(Box::new(open_emulated(spec, options)?)),
+    }
+}
+
+/// Opens an emulated device by its name, as [`open_with`] does.
+pub fn open_emulated(
+    spec: &str,
+    mut options: EmulatedOptions,
+) -> Result<EmulatedDevice, DeviceError> {
+    let place = match spec.rsplit_once(",mma=") {
+        Some((place, model)) => {
+            options.matrix = MatrixModel::parse(model).ok_or_else(|| unknown(spec))?;
+            place
+        }
+        None => spec,
+    };
+    let profile = match place.split_once(':') {
         Some(("emulated", file)) if file.ends_with(".json") => {
             let bad = |reason| DeviceError::BadProfile { file: file.into(), reason };
             let text = fs_err::read_to_string(file).map_err(|error| bad(error.to_string()))?;
-            let profile =
-                Profile::from_json(file, &text).map_err(|error| bad(error.to_string()))?;
-            Ok(Box::new(EmulatedDevice::new(profile, options)))
+            Profile::from_json(file, &text).map_err(|error| bad(error.to_string()))?
         }
-        Some(("emulated", name)) => {
-            let profile = profile::find(name).map_err(|_| unknown())?;
-            Ok(Box::new(EmulatedDevice::new(profile, options)))
-        }
-        _ => Err(unknown()),
-    }
+        Some(("emulated", name)) => profile::find(name).map_err(|_| unknown(spec))?,
+        _ => return Err(unknown(spec)),
+    };
+    Ok(EmulatedDevice::new(profile, options))
+}
+
+fn unknown(spec: &str) -> DeviceError {
+    DeviceError::UnknownDevice { spec: spec.into(), known: emulated_specs().collect() }
 }
 
 /// Names of the emulated devices.

@@ -11,8 +11,11 @@ use crate::counters::{Counters, InstructionMix, SECTOR_BYTES};
 use crate::occupancy::{DoesNotFit, WARP_THREADS, occupancy};
 use crate::profile::Profile;
 
+mod levers;
 #[cfg(test)]
 mod properties;
+
+pub use levers::{Lever, levers};
 
 /// How many blocks fit on a multiprocessor, and what stops more.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -145,7 +145,8 @@ pub fn checked(spec: KernelSpec, limits: Limits) -> Result<KernelSpec> {
     }
 }
 
-fn read_config(config: &str) -> Result<KernelSpec> {
+/// The kernel of an identifier or a JSON file, not checked against any limits.
+pub fn read_config(config: &str) -> Result<KernelSpec> {
     if !config.ends_with(".json") && !Path::new(config).is_file() {
         return Ok(config.parse()?);
     }

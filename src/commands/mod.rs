@@ -14,6 +14,7 @@ mod inspect;
 mod join;
 mod kernel_choice;
 mod mutate;
+mod predict;
 mod render;
 mod replay;
 mod report;
@@ -21,6 +22,7 @@ mod run;
 mod trace;
 mod tune;
 mod worker;
+mod workload_choice;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -48,6 +50,7 @@ pub enum Verb {
     Configs(configs::Arguments),
     Replay(replay::Arguments),
     Report(report::Arguments),
+    Predict(predict::Arguments),
     Convert(convert::Arguments),
     #[command(name = "worker")]
     Join(join::Arguments),
@@ -76,6 +79,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Compile(arguments) => compile::run(&arguments, out),
         Verb::Configs(arguments) => configs::run(&arguments, out),
         Verb::Replay(arguments) => replay::run(&arguments, out),
+        Verb::Predict(arguments) => predict::run(&arguments, out),
         Verb::Report(arguments) => report::run(&arguments, out),
         Verb::Convert(arguments) => convert::run(&arguments, out),
         Verb::Join(arguments) => join::run(&arguments, out),

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
     spanforge report results/tune/da-qwen3.6-cuda-0-1790000000-0.jsonl --output report.html\n\n\
     The last line on standard output is the report's path.")]
 pub struct Arguments {
-    /// Journal of the run [default: the newest one in the results' folder `tune`]
+    /// Journal of the run, plain or gzip [default: the newest one in the results' folder `tune`]
     #[arg(value_name = "JOURNAL")]
     journal: Option<PathBuf>,
     /// File to write [default: beside the journal, with the ending .html]
@@ -36,7 +36,14 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     };
     let kept = journal::Kept::read(&path)?;
     let html = report::html(&kept).context("the report cannot be made")?;
-    let output = arguments.output.clone().unwrap_or_else(|| path.with_extension("html"));
+    let beside = || match path.file_name().and_then(|name| name.to_str()) {
+        Some(name) => {
+            let run = name.trim_end_matches(".gz").trim_end_matches(".jsonl");
+            path.with_file_name(format!("{run}.html"))
+        }
+        None => path.with_extension("html"),
+    };
+    let output = arguments.output.clone().unwrap_or_else(beside);
     if output == path {
         bail!("{} is the journal itself: choose another --output", output.display());
     }

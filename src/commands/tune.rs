@@ -1,6 +1,7 @@
 //! `tune`: the main job. Searches configurations for a workload, prints what was found, and leaves
 //! an artifact whose path is the last line of standard output.
 
+use super::workload_choice::WorkloadArguments;
 use super::{Outcome, worker, write_json};
 use crate::notice;
 use crate::table::{Table, grouped};
@@ -9,12 +10,11 @@ use clap::Args;
 use indicatif::ProgressBar;
 use spanforge_device::{Basis, Compiler};
 use spanforge_kernels::abi::Kernel;
-use spanforge_spans::{Dtype, KvLayout};
 use spanforge_tuner::cluster::{Cluster, PATIENCE};
 use spanforge_tuner::record::{Candidate, Run, Status, Study, Winner};
 use spanforge_tuner::search::DEFAULT_STRATEGY;
 use spanforge_tuner::tune::{From, WINDOW};
-use spanforge_tuner::{CandidateLimits, Event, Means, Request, TuneError, Workload, tune};
+use spanforge_tuner::{CandidateLimits, Event, Means, Request, TuneError, tune};
 use std::cell::RefCell;
 use std::io::Write;
 use std::path::PathBuf;
@@ -34,9 +34,8 @@ use std::time::Duration;
     spanforge tune --resume results/tune/da-qwen3.6-cuda-0-1790000000-0.jsonl --budget 200\n\n\
     The last line on standard output is the artifact's path.")]
 pub struct Arguments {
-    /// da-gemma4, da-qwen3.6, ssas-llama2, or a trace file
-    #[arg(long, value_name = "WORKLOAD", default_value = "da-qwen3.6")]
-    workload: String,
+    #[command(flatten)]
+    workload: WorkloadArguments,
     /// Device to tune on [default: cuda:0 where there is one, else emulated:h200]
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
@@ -88,8 +87,6 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    model: ModelArguments,
-    #[command(flatten)]
     limits: LimitArguments,
 }
 
@@ -109,45 +106,6 @@ struct LimitArguments {
     /// Worker processes; for a GPU those that compile [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: Option<u16>,
-}
-
-/// The workload's spans on another model's attention.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Model and cache (default: the workload's own)")]
-struct ModelArguments {
-    /// Rows of the batch
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    batch: u32,
-    /// Element type: f16 or bf16
-    #[arg(long, value_name = "TYPE")]
-    dtype: Option<Dtype>,
-    /// Elements per head: 64, 128, 256 or 512
-    #[arg(long, value_name = "N")]
-    head_dim: Option<u32>,
-    /// Query heads
-    #[arg(long, value_name = "N")]
-    query_heads: Option<u32>,
-    /// KV heads
-    #[arg(long, value_name = "N")]
-    kv_heads: Option<u32>,
-    /// Tokens per page of the cache [default: 16]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    page_size: Option<u32>,
-    /// Order of a page: NHD or HND [default: NHD]
-    #[arg(long, value_name = "LAYOUT")]
-    layout: Option<KvLayout>,
-}
-
-impl ModelArguments {
-    fn apply(&self, workload: &mut Workload) {
-        let a = &mut workload.attention;
-        a.dtype = self.dtype.unwrap_or(a.dtype);
-        a.head_dim = self.head_dim.unwrap_or(a.head_dim);
-        a.query_heads = self.query_heads.unwrap_or(a.query_heads);
-        a.kv_heads = self.kv_heads.unwrap_or(a.kv_heads);
-        a.page_size = self.page_size.unwrap_or(a.page_size);
-        a.layout = self.layout.unwrap_or(a.layout);
-    }
 }
 
 /// Budget of a new run where none is given.
@@ -237,9 +195,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
 
 /// What a new run follows from.
 fn study(arguments: &Arguments) -> Result<Study> {
-    let mut workload =
-        Workload::named(&arguments.workload, arguments.model.batch as usize, arguments.seed)?;
-    arguments.model.apply(&mut workload);
+    let workload = arguments.workload.workload(arguments.seed)?;
     let device = match &arguments.device {
         Some(device) => device.clone(),
         None => {

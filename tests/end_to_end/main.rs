@@ -9,6 +9,7 @@ mod conformance;
 mod convert;
 mod emulate;
 mod fuzz;
+mod predict;
 mod replay;
 mod report;
 mod run;

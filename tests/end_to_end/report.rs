@@ -1,8 +1,11 @@
 //! `report`: the page of a run, as its readers and as a browser meet it.
 
 use crate::{folder, names, spanforge};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use fs_err as fs;
 use serde_json::Value;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,6 +19,12 @@ fn tuned() -> (tempfile::TempDir, PathBuf) {
     let tune = here.path().join("results/tune");
     let journal = tune.join(&names(&tune)[0]);
     (here, journal)
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes).expect("in memory");
+    encoder.finish().expect("in memory")
 }
 
 /// Rewrites each line of a journal.
@@ -71,7 +80,11 @@ fn a_report_says_what_was_chosen_and_why_and_needs_nothing_else() {
     // The only address is the name of SVG.
     let named = html.matches("xmlns=\"http://www.w3.org/2000/svg\"").count();
     assert_eq!(html.matches("http").count(), named);
-    // The same journal, the same page.
+    // The same journal, the same page, packed or not.
+    let packed = here.path().join("packed.jsonl.gz");
+    fs::write(&packed, gzip(&fs::read(&journal).unwrap())).unwrap();
+    let ran = spanforge(here.path(), ["report", "packed.jsonl.gz"]).expect(0).prints("packed.html");
+    assert_eq!(fs::read_to_string(here.path().join(ran.out.trim())).unwrap(), html);
     let again = here.path().join("again.html");
     let output = ["report", journal.to_str().unwrap(), "--output", "again.html"];
     spanforge(here.path(), output).expect(0);

@@ -1,12 +1,13 @@
 //! One candidate: compiled, checked, timed. It happens in a worker process, so that a candidate
 //! that crashes, hangs or eats all memory costs itself alone.
 
-use crate::export::{ExportError, compile_source};
+use crate::export::{ExportError, compile, compile_source};
 use crate::record::{Candidate, Run, Status, Study};
-use crate::tune::cache_bytes;
+use crate::tune::{TuneError, cache_bytes};
 use crate::workers::CandidateLimits;
+use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
-use spanforge_device::{Basis, Compiler, Device, TimeOptions};
+use spanforge_device::{Basis, Compiler, Device, DeviceProperties, Prediction, TimeOptions};
 use spanforge_kernels::decoder::UploadOptions;
 use spanforge_kernels::{DecodeProblem, Decoder, KernelSpec, render};
 use spanforge_verify::check_seeds;
@@ -264,7 +265,7 @@ impl<'a> Worker<'a> {
         if self.setup.basis == Basis::Measured {
             decoder.run(&resident).map_err(runtime)?;
         }
-        let options = TimeOptions { stand_ins: stand_ins(&self.problem), ..TimeOptions::default() };
+        let options = options(&self.problem);
         let timing = device.time(&decoder.launches(&resident), &options).map_err(runtime)?;
         candidate.time_s = begun.elapsed().as_secs_f64();
         candidate.time_us = Some(timing.median_us());
@@ -272,6 +273,52 @@ impl<'a> Worker<'a> {
         candidate.predictions = timing.predictions;
         Ok(())
     }
+}
+
+/// What the cost model says of one configuration.
+#[derive(Clone, Debug)]
+pub struct Predicted {
+    /// By launch.
+    pub predictions: Vec<Prediction>,
+    /// Bytes that no kernel can do without.
+    pub floor_bytes: u64,
+    /// The same as a time in microseconds; see [`floor_us`].
+    pub floor_us: f64,
+}
+
+/// Predicts the time of a configuration for a workload on an emulated device, unchecked.
+///
+/// # Errors
+/// A workload that cannot be timed, a configuration that does not compile or cannot be launched.
+pub fn predict(
+    device: &dyn Device,
+    compiler: &Compiler,
+    workload: &Workload,
+    spec: KernelSpec,
+    seed: u64,
+) -> Result<Predicted, TuneError> {
+    let properties = device.properties();
+    let problem = workload.problem(seed, cache_bytes(properties.basis))?;
+    let image = compile(compiler, &spec, &properties.architecture)?;
+    let decoder = Decoder::load(device, &image, spec)?;
+    let resident = decoder.upload(&problem, UploadOptions::default())?;
+    let timing = device.time(&decoder.launches(&resident), &options(&problem))?;
+    Ok(Predicted {
+        predictions: timing.predictions,
+        floor_bytes: problem.floor_bytes(),
+        floor_us: floor_us(&problem, properties),
+    })
+}
+
+/// The time in microseconds that no kernel can beat: the floor's bytes over the bandwidth of the data
+/// sheet, or the operations over its peak.
+pub fn floor_us(problem: &DecodeProblem, properties: &DeviceProperties) -> f64 {
+    let bytes = problem.floor_bytes() as f64 / properties.dram_bytes_per_second;
+    1e6 * bytes.max(problem.flops() / properties.float32_per_second)
+}
+
+fn options(problem: &DecodeProblem) -> TimeOptions {
+    TimeOptions { stand_ins: stand_ins(problem), ..TimeOptions::default() }
 }
 
 /// A problem whose requests share pages stands for one in which they do not.

@@ -13,6 +13,7 @@
 //! ran in a process of its own and can hardly be the reason that the run ended; unless the machine
 //! itself went down. Then it runs alone, and after a second time not any more.
 
+use crate::formats::gzip::Plain;
 use crate::record::{Candidate, Record, Run, Study, Winner};
 use fs_err as fs;
 use std::collections::{BTreeMap, BTreeSet};
@@ -151,12 +152,15 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// What the journal `path` holds, which another process may be writing.
+    /// What the journal `path` holds, which another process may be writing; as gzip too.
     ///
     /// # Errors
     /// A file that cannot be read or that is no journal.
     pub fn read(path: &Path) -> Result<Self, JournalError> {
-        Self::from(path, read(path)?)
+        let bytes = fs::read(path)?;
+        let plain = Plain::read(&path.display().to_string(), &bytes);
+        let plain = plain.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Self::from(path, parse(path, &plain.bytes)?)
     }
 
     pub(crate) fn from(path: &Path, records: Vec<Record>) -> Result<Self, JournalError> {

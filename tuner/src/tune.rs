@@ -8,7 +8,7 @@
 use crate::choice::choose;
 use crate::cluster::{Announced, Cluster, ClusterError, Coordinator, State};
 use crate::environment::{Environment, unix_seconds};
-use crate::evaluate::Setup;
+use crate::evaluate::{Setup, floor_us};
 use crate::export::{Chosen, ExportError, Facts, compile, export};
 use crate::journal::{Journal, JournalError, Kept, MOST_CRASHES, boot};
 use crate::proposals::Proposals;
@@ -19,6 +19,7 @@ use crate::workload::WorkloadError;
 use spanforge_device::{Basis, Compiler, DeviceError};
 use spanforge_kernels::artifact::{check_replaceable, digest};
 use spanforge_kernels::configuration::ShapeError;
+use spanforge_kernels::decoder::DecoderError;
 use spanforge_kernels::{KernelSpec, Limits, SearchSpace, render};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -145,6 +146,9 @@ pub enum TuneError {
     /// The device.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A kernel that cannot be loaded, or a problem that it does not take.
+    #[error(transparent)]
+    Decoder(#[from] DecoderError),
     /// The results or the artifact cannot be written.
     #[error("results cannot be kept: {0}")]
     Write(#[from] std::io::Error),
@@ -300,9 +304,7 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
         unix_s,
         environment: Environment::current(means.compiler.nvrtc().version()),
         device: study.device.clone(),
-        floor_us: 1e6
-            * (floor_bytes as f64 / properties.dram_bytes_per_second)
-                .max(problem.flops() / properties.float32_per_second),
+        floor_us: floor_us(&problem, &properties),
         properties,
         workload: study.workload.name.clone(),
         problem: study.workload.describe(),

@@ -107,6 +107,24 @@ fn not_less(a: f64, b: f64) -> bool {
 }
 
 proptest! {
+    /// Every lever gains, in order, and takes a whole launch no lower than its own launching.
+    #[test]
+    fn levers_are_gains_the_largest_first(
+        gpu in prop::sample::select(names()), shape in shape(), block in block(),
+    ) {
+        let profile = find(gpu).expect(gpu);
+        let counters = block.counters(1);
+        let now = estimate_with_footprint(&profile, &shape, &counters, u64::MAX).expect("fits");
+        let levers = levers(&profile, &shape, &counters, u64::MAX).expect("fits");
+        for lever in &levers {
+            prop_assert!(lever.time_us < now.time_us, "{:?}", lever);
+            prop_assert!(lever.time_us >= profile.kernel_launch.value, "{:?}", lever);
+        }
+        prop_assert!(levers.is_sorted_by(|a, b| a.time_us <= b.time_us));
+        let bank = levers.iter().any(|lever| lever.what == "no bank conflicts");
+        prop_assert!(!bank || block.conflicts > 0);
+    }
+
     #[test]
     fn more_work_is_never_faster(
         gpu in prop::sample::select(names()), shape in shape(), base in block(), more in block(),

@@ -3,7 +3,7 @@
 //! the schemas; written strictly, in [`write`].
 
 mod document;
-mod gzip;
+pub(crate) mod gzip;
 mod journal;
 mod kernel_tuner;
 pub mod t1;

@@ -1,0 +1,197 @@
+//! `predict`: why the cost model gives a configuration the time that it does.
+
+use super::kernel_choice::{checked, default_spec, read_config};
+use super::workload_choice::WorkloadArguments;
+use super::{Outcome, write_json};
+use crate::notice;
+use crate::table::{Table, grouped};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+use spanforge_device::{Compiler, Device, EmulatedOptions, Prediction};
+use spanforge_emulator::cost::{Lever, levers};
+use spanforge_kernels::Limits;
+use spanforge_tuner::evaluate::predict;
+use std::io::Write;
+
+/// Explain a configuration's predicted time: term by term, and what would change it
+///
+/// The emulated device executes some blocks of each launch and counts what they do; the cost model
+/// makes a time of it (docs/cost-model.md). Nothing is measured.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    spanforge predict\n  \
+    spanforge predict --workload ssas-llama2 --device emulated:a100\n  \
+    spanforge predict --config bf16-d256-g6-staged-t16-s3-w2-h3-v16-u2-qr-p0-b1-x2-m128-second")]
+pub struct Arguments {
+    /// Configuration: an id, or a JSON file [default: the default one of the workload's shape]
+    #[arg(short, long, value_name = "ID|FILE.json")]
+    config: Option<String>,
+    /// Emulated device to predict for
+    #[arg(long, value_name = "DEVICE", default_value = "emulated:h200")]
+    device: String,
+    /// Seed of the batch and the tensors
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    workload: WorkloadArguments,
+}
+
+/// One launch, explained.
+#[derive(Serialize)]
+struct Explained {
+    #[serde(flatten)]
+    prediction: Prediction,
+    levers: Vec<Lever>,
+}
+
+pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
+    if arguments.device.starts_with("cuda:") {
+        bail!("{} measures and does not predict: name an emulated device", arguments.device);
+    }
+    let device = spanforge_device::open_emulated(&arguments.device, EmulatedOptions::default())?;
+    let workload = arguments.workload.workload(arguments.seed)?;
+    let shape = workload.attention.kernel_shape()?;
+    let limits = Limits::of(device.properties());
+    let spec = match &arguments.config {
+        Some(config) => checked(read_config(config)?, limits)?,
+        None => default_spec(shape, limits)?,
+    };
+    if spec.shape != shape {
+        bail!("{spec} is for {}, and the workload is {shape}: name a fitting one", spec.shape);
+    }
+    let compiler = Compiler::new(&notice::settings())?;
+    let problem = predict(&device, &compiler, &workload, spec, arguments.seed)?;
+    let explained = problem.predictions.into_iter().map(|prediction| {
+        let shape = prediction.shape.context("a prediction without its launch")?;
+        let bytes = prediction.footprint_bytes;
+        let levers = levers(device.profile(), &shape, &prediction.counters, bytes)?;
+        Ok(Explained { prediction, levers })
+    });
+    let explained: Vec<Explained> = explained.collect::<Result<_>>()?;
+    let time_us: f64 = explained.iter().map(|e| e.prediction.estimate.time_us).sum();
+    if arguments.json {
+        let value = serde_json::json!({
+            "configuration": spec.to_string(),
+            "workload": workload.describe(),
+            "device": device.properties().name,
+            "basis": "predicted",
+            "time_us": time_us,
+            "floor_us": problem.floor_us,
+            "floor_bytes": problem.floor_bytes,
+            "launches": explained,
+        });
+        write_json(out, &value)?;
+        return Ok(Outcome::Done);
+    }
+    writeln!(out, "{spec}\n{}\n", workload.describe())?;
+    writeln!(
+        out,
+        "predicted {time_us:.1} us on {}, {:.2} x the floor of {:.1} us ({} bytes at {:.2} TB/s)",
+        device.profile().marketing_name,
+        time_us / problem.floor_us,
+        problem.floor_us,
+        grouped(problem.floor_bytes),
+        device.properties().dram_bytes_per_second / 1e12,
+    )?;
+    for launch in &explained {
+        print(launch, time_us, out)?;
+    }
+    writeln!(out, "\nAssumptions of the largest launch:")?;
+    let largest = explained
+        .iter()
+        .max_by(|a, b| a.prediction.estimate.time_us.total_cmp(&b.prediction.estimate.time_us));
+    for assumption in largest.iter().flat_map(|e| &e.prediction.estimate.assumptions) {
+        writeln!(out, "- {assumption}")?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Launches that take less of the whole are told in a line.
+const SMALL: f64 = 0.05;
+
+/// Terms below this many microseconds are left out.
+const SHOWN_US: f64 = 0.05;
+
+fn print(explained: &Explained, whole_us: f64, out: &mut dyn Write) -> Result<()> {
+    let Explained { prediction, levers } = explained;
+    let (estimate, counters) = (&prediction.estimate, &prediction.counters);
+    let occupancy = &estimate.occupancy;
+    writeln!(out, "\n{}: {:.1} us", prediction.kernel, estimate.time_us)?;
+    if let Some(shape) = prediction.shape {
+        writeln!(
+            out,
+            "  {} blocks ({} with work) of {} threads, {} registers, {} bytes of shared memory; {} per \
+             multiprocessor at once ({} stop more), {:.0} % occupancy, {:.2} waves",
+            grouped(shape.blocks),
+            grouped(shape.busy_blocks),
+            shape.threads_per_block,
+            shape.registers,
+            grouped(shape.shared_bytes_per_block.into()),
+            occupancy.blocks_per_multiprocessor,
+            occupancy.limiter,
+            100.0 * occupancy.fraction,
+            estimate.waves
+        )?;
+    }
+    if estimate.time_us < SMALL * whole_us {
+        return Ok(());
+    }
+    let mut table = Table::new(&["term", "us alone", "counted, whole grid"], &[1]);
+    for term in estimate.terms.iter().filter(|term| term.us >= SHOWN_US) {
+        table.row([term.name.clone(), format!("{:.1}", term.us), counted(&term.name, counters)]);
+    }
+    writeln!(out)?;
+    table.write(out, "  ")?;
+    if levers.is_empty() {
+        writeln!(out, "\n  nothing that the model knows of would make it faster alone")?;
+        return Ok(());
+    }
+    let mut table = Table::new(&["what would change it, each alone", "us", "gain"], &[1, 2]);
+    for lever in levers {
+        let gain = 100.0 * (1.0 - lever.time_us / estimate.time_us);
+        table.row([lever.what.clone(), format!("{:.1}", lever.time_us), format!("{gain:.1} %")]);
+    }
+    writeln!(out)?;
+    table.write(out, "  ")?;
+    Ok(())
+}
+
+/// The counts that a term is made of.
+fn counted(term: &str, counters: &spanforge_emulator::counters::Counters) -> String {
+    let mix = &counters.mix;
+    let megabytes = |bytes: u64| format!("{} MB", grouped(bytes / 1_000_000));
+    let warps = |count: u64| format!("{} warp instructions", grouped(count));
+    match term {
+        "dram bandwidth" | "l2 bandwidth" | "l2 to multiprocessor" => {
+            format!("{} in sectors", megabytes(counters.bytes_moved()))
+        }
+        "memory latency" => {
+            let bytes = counters.global_load.bytes + counters.async_copy.bytes;
+            let waits = counters.async_waits.max(1);
+            let flight = counters.async_bytes_in_flight / waits;
+            format!("{} asked for, {} bytes in flight at a wait", megabytes(bytes), grouped(flight))
+        }
+        "instruction issue" | "instruction latency" => warps(counters.warp_instructions),
+        "float32 pipe" => warps(mix.float32),
+        "float64 pipe" => warps(mix.float64),
+        "half pipe" => warps(mix.half),
+        "integer pipe" => warps(mix.integer),
+        "convert pipe" => warps(mix.convert),
+        "special functions" => warps(mix.special),
+        "tensor cores" => warps(mix.matrix),
+        "shared memory and shuffles" => {
+            let (load, store) = (&counters.shared_load, &counters.shared_store);
+            format!(
+                "{} wavefronts ({} without bank conflicts), {} shuffles",
+                grouped(load.wavefronts + store.wavefronts),
+                grouped(load.ideal_wavefronts + store.ideal_wavefronts),
+                grouped(mix.exchange)
+            )
+        }
+        _ => String::new(),
+    }
+}

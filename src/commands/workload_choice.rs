@@ -1,0 +1,51 @@
+//! The arguments that choose a workload.
+
+use anyhow::Result;
+use clap::Args;
+use spanforge_spans::{Dtype, KvLayout};
+use spanforge_tuner::Workload;
+
+/// A workload, or its spans on another model's attention.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model and cache (default: the workload's own)")]
+pub struct WorkloadArguments {
+    /// da-gemma4, da-qwen3.6, ssas-llama2, or a trace file
+    #[arg(long, value_name = "WORKLOAD", default_value = "da-qwen3.6", help_heading = "Options")]
+    workload: String,
+    /// Rows of the batch
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    batch: u32,
+    /// Element type: f16 or bf16
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<Dtype>,
+    /// Elements per head: 64, 128, 256 or 512
+    #[arg(long, value_name = "N")]
+    head_dim: Option<u32>,
+    /// Query heads
+    #[arg(long, value_name = "N")]
+    query_heads: Option<u32>,
+    /// KV heads
+    #[arg(long, value_name = "N")]
+    kv_heads: Option<u32>,
+    /// Tokens per page of the cache [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    page_size: Option<u32>,
+    /// Order of a page: NHD or HND [default: NHD]
+    #[arg(long, value_name = "LAYOUT")]
+    layout: Option<KvLayout>,
+}
+
+impl WorkloadArguments {
+    /// The workload with a batch drawn by `seed`.
+    pub fn workload(&self, seed: u64) -> Result<Workload> {
+        let mut workload = Workload::named(&self.workload, self.batch as usize, seed)?;
+        let a = &mut workload.attention;
+        a.dtype = self.dtype.unwrap_or(a.dtype);
+        a.head_dim = self.head_dim.unwrap_or(a.head_dim);
+        a.query_heads = self.query_heads.unwrap_or(a.query_heads);
+        a.kv_heads = self.kv_heads.unwrap_or(a.kv_heads);
+        a.page_size = self.page_size.unwrap_or(a.page_size);
+        a.layout = self.layout.unwrap_or(a.layout);
+        Ok(workload)
+    }
+}

@@ -1,0 +1,54 @@
+//! `predict`: the time that `tune` gives a configuration, taken apart.
+
+use crate::{folder, names, spanforge};
+use serde_json::Value;
+
+const SMALL: [&str; 4] =
+    ["--workload=ssas-llama2", "--batch=4", "--device=emulated:h200", "--json"];
+
+#[test]
+fn the_terms_and_levers_belong_to_the_time_that_tune_predicts() {
+    let here = folder();
+    let [workload, batch, device, json] = SMALL;
+    let ran = spanforge(here.path(), ["predict", workload, batch, device, json]).expect(0);
+    let predicted = ran.json();
+    assert_eq!(predicted["basis"], "predicted");
+    let tune = ["tune", workload, batch, device, json, "--budget=1", "--cases=1"];
+    let tuned = spanforge(here.path(), tune).expect(0);
+    let json = tuned.out.rsplit_once('}').unwrap().0.to_owned() + "}";
+    let tuned: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(predicted["time_us"], tuned["candidates"][0]["time_us"]);
+    assert_eq!(predicted["configuration"], tuned["candidates"][0]["id"]);
+    assert_eq!(predicted["floor_us"], tuned["run"]["floor_us"]);
+
+    let launches = predicted["launches"].as_array().unwrap();
+    let time = |launch: &Value| launch["estimate"]["time_us"].as_f64().unwrap();
+    let sum: f64 = launches.iter().map(time).sum();
+    assert!((sum / predicted["time_us"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    let decode = launches.iter().max_by(|a, b| time(a).total_cmp(&time(b))).unwrap();
+    assert_eq!(decode["kernel"], "spanforge_decode");
+    let levers = decode["levers"].as_array().unwrap();
+    assert!(levers.iter().any(|lever| lever["what"] == "10 % fewer instructions of every kind"));
+    for lever in levers {
+        assert!(lever["time_us"].as_f64().unwrap() < time(decode), "{lever}");
+    }
+    let text = spanforge(here.path(), ["predict", workload, batch, device]).expect(0);
+    for said in ["x the floor of", "without bank conflicts", "occupancy", "what would change it"] {
+        assert!(text.out.contains(said), "no {said:?} in {}", text.out);
+    }
+}
+
+#[test]
+fn what_cannot_be_predicted_is_named() {
+    let here = folder();
+    let predict =
+        |flag| spanforge(here.path(), ["predict", "--workload=ssas-llama2", flag]).expect(2);
+    predict("--device=cuda:0").says("name an emulated device");
+    predict("--device=emulated:none").says("emulated:h200");
+    predict("--config=nonsense").says("nonsense");
+    predict("--config=bf16-d256-g6-staged-t16-s3-w2-h3-v16-u2-qr-p0-b1-x2-m128-second")
+        .says("the workload is f16-d128-g1");
+    predict("--config=f16-d128-g1-staged-t16-s1-w2-h1-v16-u2-qr-p0-b1-x2-m128-second")
+        .says("staged-needs-a-ring");
+    assert!(names(here.path()).is_empty());
+}
