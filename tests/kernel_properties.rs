@@ -9,6 +9,8 @@ use spanforge_kernels::configuration::HEAD_DIMS;
 use spanforge_kernels::launch::Launcher;
 use spanforge_kernels::{Decoder, KernelShape, KernelSpec, Limits, SearchSpace};
 use spanforge_spans::{Dtype, SpanBatch, SpanSet};
+use spanforge_tuner::Workload;
+use spanforge_tuner::evaluate::predict;
 use spanforge_tuner::export::compile;
 use spanforge_tuner::search::strategy;
 use spanforge_verify::check_seeds;
@@ -58,6 +60,30 @@ fn unusual_groups_match_the_oracle() {
         let shape = KernelShape { dtype: Dtype::F16, head_dim, group_size };
         let configuration = space(shape).default_configuration().unwrap();
         assert_correct(&compiler, KernelSpec { shape, configuration }, 100..110);
+    }
+}
+
+/// 2026-11-25: queries in shared memory were read by pairs of floats 16 bytes apart, which takes every
+/// bank twice: 1.95 times the wavefronts in the best kernel for groups of one.
+#[test]
+fn loads_from_shared_memory_have_no_bank_conflicts() {
+    let compiler = compiler();
+    let device = spanforge_device::open(DEVICE).unwrap();
+    for (preset, count) in [("ssas-llama2", 8), ("da-qwen3.6", 6), ("da-gemma4", 4)] {
+        let workload = Workload::named(preset, 4, 1).unwrap();
+        let shape = workload.attention.kernel_shape().unwrap();
+        let space = space(shape);
+        let mut random = strategy("random", 5).unwrap();
+        for _ in 0..count {
+            let configuration = space.at(&random.propose(&space).unwrap()).unwrap();
+            let spec = KernelSpec { shape, configuration };
+            let predicted = predict(device.as_ref(), &compiler, &workload, spec, 1).unwrap();
+            for launch in &predicted.predictions {
+                let loads = launch.counters.shared_load;
+                let name = &launch.kernel;
+                assert_eq!(loads.wavefronts, loads.ideal_wavefronts, "{name} of {spec}: {loads:?}");
+            }
+        }
     }
 }
 

@@ -182,23 +182,31 @@ struct LaneState {
         }
     }
 
-    __device__ __forceinline__ float query_at(int h, int c, int e) const {
-        if constexpr (C::QUERY_SHARED)
-            return shared_query[h * C::HEAD_DIM + L::query_at(c, e)];
-        else
-            return query[h][c * L::VECTOR + e];
+    // Four elements of a query, in shared memory one load.
+    __device__ __forceinline__ float4 query_at(int h, int c, int e) const {
+        if constexpr (C::QUERY_SHARED) {
+            const float* from = shared_query + h * C::HEAD_DIM + L::query_at(c, e);
+            return *reinterpret_cast<const float4*>(from);
+        } else {
+            const float* from = &query[h][c * L::VECTOR + e];
+            return make_float4(from[0], from[1], from[2], from[3]);
+        }
     }
 
     // Adds this lane's elements of one chunk of K rows to the logits.
     __device__ __forceinline__ void dot(const Chunk& k, int c, float (&logit)[L::HEADS]) const {
 #pragma unroll
-        for (int w = 0; w < L::VECTOR / 2; ++w) {
-            float low, high;
-            C::Element::widen(k.word[w], low, high);
+        for (int w = 0; w < L::VECTOR / 2; w += 2) {
+            float4 of_k;
+            C::Element::widen(k.word[w], of_k.x, of_k.y);
+            C::Element::widen(k.word[w + 1], of_k.z, of_k.w);
 #pragma unroll
             for (int h = 0; h < L::HEADS; ++h) {
-                logit[h] = fmaf(query_at(h, c, 2 * w), low, logit[h]);
-                logit[h] = fmaf(query_at(h, c, 2 * w + 1), high, logit[h]);
+                const float4 of_q = query_at(h, c, 2 * w);
+                logit[h] = fmaf(of_q.x, of_k.x, logit[h]);
+                logit[h] = fmaf(of_q.y, of_k.y, logit[h]);
+                logit[h] = fmaf(of_q.z, of_k.z, logit[h]);
+                logit[h] = fmaf(of_q.w, of_k.w, logit[h]);
             }
         }
     }

@@ -138,7 +138,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "__syncthreads();  // all queries are written before any lane reads them",
         "",
     )
-    .shows_at(&["return shared_query[h * C::HEAD_DIM"]),
+    .shows_at(&["const float* from = shared_query + h"]),
     Mutant::new(
         "query-barrier-in-loop",
         Barrier,
@@ -202,8 +202,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "dot-pairs-wrong-elements",
         Operands,
         ANY,
-        "fmaf(query_at(h, c, 2 * w + 1), high, logit[h]);",
-        "fmaf(query_at(h, c, 2 * w), high, logit[h]);",
+        "fmaf(of_q.y, of_k.y, logit[h]);",
+        "fmaf(of_q.x, of_k.y, logit[h]);",
     ),
     // weigh
     Mutant::new(
