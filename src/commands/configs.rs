@@ -1,5 +1,7 @@
 //! `configs`: the search space of a shape, and what its constraints leave of it.
 
+mod t1;
+
 use super::kernel_choice::{LimitsArgument, ShapeArguments, default_spec};
 use super::{Outcome, write_json};
 use crate::table::{Table, grouped};
@@ -9,25 +11,36 @@ use serde::Serialize;
 use spanforge_kernels::space::{CONSTRAINTS, Parameter};
 use spanforge_kernels::{KernelSpec, SearchSpace};
 use std::io::Write;
+use std::path::PathBuf;
 
 /// List the configurations of a shape, and what each constraint prunes
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     spanforge configs\n  \
     spanforge configs --dtype bf16 --head-dim 256 --query-heads 24 --kv-heads 4 --limit 5\n  \
-    spanforge configs --device emulated:l4 --all --json")]
+    spanforge configs --device emulated:l4 --all --json\n  \
+    spanforge configs --t1 gemm.json --sample 5")]
 pub struct Arguments {
     #[command(flatten)]
     shape: ShapeArguments,
     #[command(flatten)]
     limits: LimitsArgument,
+    /// Describe the space of a T1 file of another kernel instead
+    #[arg(
+        long,
+        value_name = "FILE.json",
+        conflicts_with_all = [
+            "dtype", "head_dim", "group_size", "query_heads", "kv_heads", "device", "ids", "all",
+        ]
+    )]
+    t1: Option<PathBuf>,
     /// How many ids to list
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: usize,
     /// List every id
     #[arg(long, conflicts_with = "limit")]
     all: bool,
-    /// List N ids at even distances over the whole space
+    /// List N ids at even distances over the whole space (of a T1 file: at random)
     #[arg(long, value_name = "N", conflicts_with_all = ["limit", "all"])]
     sample: Option<u32>,
     /// Print the ids alone, one per line
@@ -65,6 +78,9 @@ struct Pruned {
 }
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
+    if let Some(file) = &arguments.t1 {
+        return t1::run(file, arguments.limit, arguments.sample, arguments.json, out);
+    }
     let shape = arguments.shape.shape()?;
     let limits = arguments.limits.limits()?;
     let default = default_spec(shape, limits)?;

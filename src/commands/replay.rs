@@ -6,11 +6,11 @@ use crate::table::{Table, grouped};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use serde::Serialize;
-use spanforge_tuner::formats::{Failure, Recording};
+use spanforge_tuner::formats::{Failure, Recording, t1};
 use spanforge_tuner::replay::{
     Figures, LEAST_EVALUATIONS, Recorded, Run, Scale, Score, Until, aggregate, repeats,
 };
-use spanforge_tuner::search::{STRATEGIES, strategy};
+use spanforge_tuner::search::{ParameterSpace, STRATEGIES, strategy};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
@@ -28,6 +28,9 @@ pub struct Arguments {
     /// Recorded search spaces
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
+    /// T1 description of the space that the files are to be of: what does not fit it is refused
+    #[arg(long, value_name = "FILE.json")]
+    t1: Option<PathBuf>,
     /// Strategy to replay, or all; can be given several times
     #[arg(long, value_name = "S", default_value = "random")]
     strategy: Vec<String>,
@@ -111,11 +114,12 @@ struct Mean {
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let names = strategies(&arguments.strategy)?;
+    let described = arguments.t1.as_deref().map(t1::read).transpose()?;
     let steps = arguments.files.len() * names.len() * arguments.repeats as usize;
     let bar = notice::bar(steps as u64, "replays");
     let mut files = Vec::with_capacity(arguments.files.len());
     for path in &arguments.files {
-        files.push(replay_file(arguments, path, &names, &|| bar.inc(1))?);
+        files.push(replay_file(arguments, path, described.as_ref(), &names, &|| bar.inc(1))?);
     }
     bar.finish_and_clear();
     let mean = names.iter().filter_map(|name| mean(name, &files)).collect();
@@ -160,6 +164,7 @@ fn strategies(asked: &[String]) -> Result<Vec<String>> {
 fn replay_file(
     arguments: &Arguments,
     path: &std::path::Path,
+    described: Option<&ParameterSpace>,
     names: &[String],
     finished: &(dyn Fn() + Sync),
 ) -> Result<FileReport> {
@@ -168,6 +173,10 @@ fn replay_file(
     let (device, kernel) = (recording.device.clone(), recording.kernel.clone());
     let (problem, is_cut) = (recording.problem.clone(), recording.is_cut);
     let space = Recorded::new(recording).with_context(|| file.clone())?;
+    if let Some(described) = described {
+        let outside = |error| format!("{file} is not a record of the described space: {error}");
+        space.check_within(described).map_err(|error| anyhow!(outside(error)))?;
+    }
     let scale = Scale::new(&space);
     let budget = scale.as_ref().map_or(0.0, |scale| scale.budget_seconds);
     let until = match arguments.evaluations {

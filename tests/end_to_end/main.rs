@@ -13,6 +13,7 @@ mod predict;
 mod replay;
 mod report;
 mod run;
+mod t1;
 mod tune;
 mod tune_resume;
 mod verbs;

@@ -9,7 +9,7 @@ pub use score::{Scale, Score, aggregate};
 
 use crate::formats::{Failure, Recording};
 use crate::search::parameters::Parameter;
-use crate::search::{Evaluation, Point, Space, Strategy, Value};
+use crate::search::{Evaluation, ParameterSpace, Point, Space, Strategy, Value};
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
 use std::collections::HashMap;
 
@@ -85,6 +85,29 @@ impl Recorded {
         let (optimum, _) = best.ok_or(NothingRan)?;
         let sizes = recording.parameters.iter().map(|p| p.values.len()).collect();
         Ok(Self { parameters: recording.parameters, sizes, outcomes, by_point, optimum })
+    }
+
+    /// Checks that every recorded configuration is a valid point of the described space.
+    ///
+    /// # Errors
+    /// What is not, in words.
+    pub fn check_within(&self, described: &ParameterSpace) -> Result<(), String> {
+        let is_known = |p: &Parameter| described.parameters().iter().any(|d| d.name == p.name);
+        if let Some(unknown) = self.parameters.iter().find(|p| !is_known(p)) {
+            return Err(format!("that has no parameter `{}`", unknown.name));
+        }
+        for (index, outcome) in self.outcomes.iter().enumerate() {
+            let value = |name: &str| {
+                let at = self.parameters.iter().position(|p| p.name == name)?;
+                self.parameters[at].values.get(outcome.point[at]).cloned()
+            };
+            let here = |error: String| format!("configuration {}: {error}", self.key(index));
+            let point = described.point_of(&value).map_err(|error| here(error.to_string()))?;
+            if let Some(broken) = described.pruned_by(&point) {
+                return Err(here(format!("it breaks `{}`", broken.name)));
+            }
+        }
+        Ok(())
     }
 
     /// The parameters.

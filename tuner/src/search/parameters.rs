@@ -106,12 +106,30 @@ pub enum SpaceError {
     },
 }
 
+/// A configuration that is no point of a space.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PointError {
+    /// It lacks a parameter.
+    #[error("it has no parameter `{0}`")]
+    Missing(String),
+    /// A parameter has another value.
+    #[error("`{parameter}` does not have the value {value}")]
+    Value {
+        /// The parameter.
+        parameter: String,
+        /// What it is to be.
+        value: String,
+    },
+}
+
 /// Values of a parameter, at most: they are compared in pairs.
 pub const MOST_VALUES: usize = 10_000;
 /// Points of a group that are listed before draws from it are made blindly and rejected instead.
 const LISTED: usize = 1 << 16;
 /// Partial points visited to list a group.
 const VISITED: usize = 1 << 20;
+/// Partial points visited to count a group.
+const COUNTED: usize = 1 << 24;
 /// Blind draws of a group before giving up.
 const DRAWS: usize = 1 << 20;
 
@@ -185,6 +203,11 @@ impl ParameterSpace {
         &self.parameters
     }
 
+    /// The constraints.
+    pub fn constraints(&self) -> &[Constraint] {
+        &self.constraints
+    }
+
     /// The values of a point; parameters beyond a point that is too short are left out.
     pub fn values<'a>(&'a self, point: &'a [usize]) -> impl Iterator<Item = &'a Value> {
         self.parameters.iter().zip(point).filter_map(|(p, index)| p.values.get(*index))
@@ -231,6 +254,61 @@ impl ParameterSpace {
             }
         }
         Some(point)
+    }
+
+    /// How many points are valid; `None` where that takes too long to find out.
+    pub fn count_valid(&self) -> Option<u64> {
+        let groups = self.groups.get_or_init(|| self.make_groups());
+        groups.iter().try_fold(1_u64, |product, group| {
+            let count = match &group.valid {
+                Some(valid) => valid.len() as u64,
+                None => self.count_group(group)?,
+            };
+            product.checked_mul(count)
+        })
+    }
+
+    fn count_group(&self, group: &Group) -> Option<u64> {
+        let mut count = 0;
+        let search = Backtracking::new(self, group.parameters.clone(), &group.constraints);
+        for (visited, found) in search.enumerate() {
+            count += u64::from(found.is_some());
+            if visited >= COUNTED {
+                return None;
+            }
+        }
+        Some(count)
+    }
+
+    /// The first constraint that leaves no point valid together with those before it; `None` where
+    /// there are valid points, or where that takes too long to find out.
+    pub fn contradiction(&self) -> Option<&Constraint> {
+        if self.count_valid() != Some(0) {
+            return None;
+        }
+        self.constraints.iter().enumerate().find_map(|(last, constraint)| {
+            let constraints = self.constraints[..=last].to_vec();
+            let parameters = self.parameters.clone();
+            let fewer = Self { parameters, constraints, groups: OnceLock::new() };
+            (fewer.count_valid() == Some(0)).then_some(constraint)
+        })
+    }
+
+    /// The point of the values that are given by name; a parameter with one value need not be given.
+    ///
+    /// # Errors
+    /// Another parameter without a value, or one with a value that it does not have.
+    pub fn point_of(&self, value: &dyn Fn(&str) -> Option<Value>) -> Result<Point, PointError> {
+        let index = |parameter: &Parameter| {
+            let name = || parameter.name.clone();
+            let Some(value) = value(&parameter.name) else {
+                let is_fixed = parameter.values.len() == 1;
+                return is_fixed.then_some(0).ok_or_else(|| PointError::Missing(name()));
+            };
+            let place = parameter.values.iter().position(|known| *known == value);
+            place.ok_or_else(|| PointError::Value { parameter: name(), value: value.to_string() })
+        };
+        self.parameters.iter().map(index).collect()
     }
 
     fn draw(&self, group: &Group, point: &mut [usize], rng: &mut impl Rng) -> Option<()> {
