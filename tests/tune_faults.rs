@@ -86,6 +86,7 @@ fn bad_candidates_cost_themselves_alone() {
     };
     let means = Means {
         compiler: &compiler,
+        open: &spanforge_device::open,
         cluster: None,
         worker: &worker,
         stop: &AtomicBool::new(false),
@@ -146,7 +147,8 @@ fn work() {
         }
     };
     let mut replies = Saboteur { plant: &present, out: std::io::stdout() };
-    serve(requests, &mut replies, &compiler, &alter).expect("somebody reads the replies");
+    serve(requests, &mut replies, &compiler, &spanforge_device::open, &alter)
+        .expect("somebody reads the replies");
 }
 
 fn replaced(source: &str, from: &str, to: &str) -> String {

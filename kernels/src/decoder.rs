@@ -172,12 +172,7 @@ impl<'d> Decoder<'d> {
             row_tokens: builder.scratch("row_tokens", 4 * (rows + 1))?,
             span_tokens: builder.scratch("span_tokens", 4 * (spans.spans().len() + 1))?,
         };
-        let scratch = self.launcher.workspace_bytes(rows, a.kv_heads);
-        let workspace = Workspace {
-            partial_acc: builder.scratch("partial_acc", scratch.partial_acc)?,
-            partial_ml: builder.scratch("partial_ml", scratch.partial_ml)?,
-            arrivals: builder.input("arrivals", &vec![0u8; scratch.arrivals], |b| [*b])?,
-        };
+        let workspace = self.workspace(rows, a.kv_heads, builder)?;
         // `check` has established that all of these fit.
         let scalars = Scalars {
             rows: rows as i32,
@@ -191,6 +186,42 @@ impl<'d> Decoder<'d> {
             scale: problem.scale,
         };
         Ok((operands, plan, workspace, scalars))
+    }
+
+    fn workspace(
+        &self,
+        rows: usize,
+        kv_heads: u32,
+        builder: &mut Builder<'d>,
+    ) -> Result<Workspace, DeviceError> {
+        let scratch = self.launcher.workspace_bytes(rows, kv_heads);
+        let [partial_acc, partial_ml, arrivals] = WORKSPACE;
+        Ok(Workspace {
+            partial_acc: builder.scratch(partial_acc, scratch.partial_acc)?,
+            partial_ml: builder.scratch(partial_ml, scratch.partial_ml)?,
+            arrivals: builder.input(arrivals, &vec![0u8; scratch.arrivals], |b| [*b])?,
+        })
+    }
+
+    /// Takes over a problem that another decoder of the same shape has uploaded, as several decoders
+    /// take turns at one: what is read stays where it is, the workspace is made anew.
+    ///
+    /// # Errors
+    /// A device without memory for the workspace.
+    pub fn adopt(&self, resident: &mut Resident<'d>) -> Result<(), DecoderError> {
+        let is_workspace = |(name, _): &(String, Buffer)| WORKSPACE.contains(&name.as_str());
+        for (_, buffer) in resident.allocations.extract_if(.., |a| is_workspace(a)) {
+            self.device.free(buffer)?;
+        }
+        let options =
+            UploadOptions { guard_bytes: resident.guard_bytes, ..UploadOptions::default() };
+        let mut builder = Builder { device: self.device, options, allocations: Vec::new() };
+        let rows = resident.scalars.rows as usize;
+        let made = self.workspace(rows, resident.scalars.kv_heads as u32, &mut builder);
+        resident.allocations.append(&mut builder.allocations);
+        resident.workspace = made?;
+        resident.scalars.smallest_share = self.spec().configuration.smallest_share as i32;
+        Ok(())
     }
 
     /// The launches of one decode step, the plan first. None for a problem without rows.
@@ -276,6 +307,9 @@ impl Drop for Resident<'_> {
         }
     }
 }
+
+/// Names of the buffers that a kernel keeps its partial states in.
+const WORKSPACE: [&str; 3] = ["partial_acc", "partial_ml", "arrivals"];
 
 /// All bits set: NaN in every float type, and a negative integer.
 const POISON: u8 = 0xff;

@@ -154,6 +154,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let progress = |event: Event<'_>| shown.borrow_mut().show(event);
     let means = Means {
         compiler: &compiler,
+        open: &spanforge_device::open,
         cluster: cluster.as_ref(),
         worker: &worker,
         stop: &stop,

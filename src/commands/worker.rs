@@ -26,7 +26,8 @@ pub fn fuzz(out: &mut dyn Write) -> Result<Outcome> {
 pub fn tune(out: &mut dyn Write) -> Result<Outcome> {
     let requests = requests();
     let compiler = Compiler::new(&notice::settings())?;
-    spanforge_tuner::evaluate::serve(requests, out, &compiler, &|_, source| source)
+    let open = &spanforge_device::open;
+    spanforge_tuner::evaluate::serve(requests, out, &compiler, open, &|_, source| source)
         .context("nobody reads the replies")?;
     Ok(Outcome::Done)
 }

@@ -5,17 +5,53 @@
 //! the default configuration, else the one that spills least, else the fastest, else the smaller
 //! identifier.
 
-use crate::record::{Candidate, Status, Winner};
+use crate::measure::{FINALISTS, NEAR};
+use crate::record::{Candidate, Remeasured, Status, Winner};
 use spanforge_device::Basis;
 
 /// What the cost model cannot tell apart, as a share of a time. Chosen: its terms are known to some
 /// per cent, and most of their errors are the same for configurations that are alike.
 pub const PREDICTION_RESOLUTION: f64 = 0.01;
 
-/// The winner among `candidates`, the first of which is the default configuration; `None` where none
-/// is correct. `run` is the run's name, `floor_us` its floor in microseconds.
-pub fn choose(run: &str, floor_us: f64, candidates: &[Candidate]) -> Option<Winner> {
+/// The candidates with the samples of those that were timed once more in place of their first ones.
+pub fn judged(candidates: &[Candidate], remeasured: &Remeasured) -> Vec<Candidate> {
+    let mut candidates = candidates.to_vec();
+    for candidate in &mut candidates {
+        if let Some(samples) = remeasured.samples_us(candidate.index) {
+            candidate.samples_us = samples.to_vec();
+            candidate.time_us = median(samples).or(candidate.time_us);
+        }
+    }
+    candidates
+}
+
+/// Those that may be the winner, or could be taken for it: what is to be timed once more. The default
+/// configuration, which the first candidate is, is one of them in any case.
+pub fn finalists(candidates: &[Candidate]) -> Vec<&Candidate> {
     let mut timed: Vec<Timed<'_>> = candidates.iter().filter_map(Timed::new).collect();
+    timed.sort_by(|a, b| a.us.total_cmp(&b.us).then_with(|| a.candidate.id.cmp(&b.candidate.id)));
+    let near = timed.first().map_or(0.0, |best| NEAR * best.interval_us[1]);
+    let (default, others): (Vec<Timed<'_>>, Vec<Timed<'_>>) =
+        timed.iter().partition(|t| t.candidate.index == 0);
+    let others = others.into_iter().filter(|t| t.interval_us[0] <= near).take(FINALISTS);
+    default.into_iter().chain(others).map(|t| t.candidate).collect()
+}
+
+/// The winner among `candidates`, the first of which is the default configuration; `None` where none
+/// is correct. Where some were timed once more, it is one of those. `run` is the run's name, `floor_us`
+/// its floor in microseconds.
+pub fn choose(
+    run: &str,
+    floor_us: f64,
+    candidates: &[Candidate],
+    remeasured: &Remeasured,
+) -> Option<Winner> {
+    let candidates = judged(candidates, remeasured);
+    let takes_part = |c: &&Candidate| {
+        remeasured.finalists.is_empty() || remeasured.samples_us(c.index).is_some()
+    };
+    let mut timed: Vec<Timed<'_>> =
+        candidates.iter().filter(takes_part).filter_map(Timed::new).collect();
     timed.sort_by(|a, b| a.us.total_cmp(&b.us).then_with(|| a.candidate.id.cmp(&b.candidate.id)));
     let fastest_us = timed.first()?.interval_us[1];
     let ties = timed.iter().filter(|t| t.interval_us[0] <= fastest_us);
@@ -74,6 +110,15 @@ impl Candidate {
     }
 }
 
+/// The median; `None` without samples.
+fn median(samples: &[f64]) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let upper = *sorted.get(middle)?;
+    Some(if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + upper) / 2.0 } else { upper })
+}
+
 /// The 95 % confidence interval of the median of what the samples are drawn from, whatever its
 /// distribution: the k-th smallest and the k-th largest sample, k as large as leaves the true median
 /// outside with a probability of 5 % (by the binomial distribution with p = 1/2). Of fewer than six
@@ -127,7 +172,7 @@ mod tests {
     }
 
     fn winner(candidates: &[Candidate]) -> (String, Vec<String>) {
-        let winner = choose("run", 10.0, candidates).expect("a winner");
+        let winner = choose("run", 10.0, candidates, &Remeasured::default()).expect("a winner");
         (winner.id, winner.ties)
     }
 
@@ -148,8 +193,8 @@ mod tests {
         assert_eq!(chosen(&[(80.0, 0), (80.0, 0)]), "c0 c1");
         let mut wrong = candidate(0, 50.0, 0);
         wrong.status = Status::Correctness;
-        assert_eq!(choose("run", 10.0, &[wrong]), None);
-        assert_eq!(choose("run", 10.0, &[]), None);
+        assert_eq!(choose("run", 10.0, &[wrong], &Remeasured::default()), None);
+        assert_eq!(choose("run", 10.0, &[], &Remeasured::default()), None);
     }
 
     #[test]

@@ -2,13 +2,16 @@
 //! that crashes, hangs or eats all memory costs itself alone.
 
 use crate::export::{ExportError, compile, compile_source};
+use crate::measure::{BATCH, ROUNDS, interleave, measure};
 use crate::record::{Candidate, Run, Status, Study};
 use crate::tune::{TuneError, cache_bytes};
 use crate::workers::CandidateLimits;
 use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
-use spanforge_device::{Basis, Compiler, Device, DeviceProperties, Prediction, TimeOptions};
-use spanforge_kernels::decoder::UploadOptions;
+use spanforge_device::{
+    Basis, Compiler, Device, DeviceError, DeviceProperties, Prediction, TimeOptions,
+};
+use spanforge_kernels::decoder::{DecoderError, UploadOptions};
 use spanforge_kernels::{DecodeProblem, Decoder, KernelSpec, render};
 use spanforge_verify::check_seeds;
 use std::io::{self, Write};
@@ -24,6 +27,8 @@ pub enum Request {
     Compile(Job),
     /// Compile, check and time a configuration.
     Evaluate(Job),
+    /// Time configurations that are known to be correct once more, in turn.
+    Remeasure(Vec<Job>),
 }
 
 /// What all candidates of a run have in common.
@@ -66,6 +71,9 @@ pub struct Job {
     pub index: usize,
     /// It.
     pub spec: KernelSpec,
+    /// The best time that is known, in microseconds: what is clearly behind it is not measured on.
+    #[serde(default)]
+    pub best_us: Option<f64>,
 }
 
 /// From a worker.
@@ -80,6 +88,8 @@ pub enum Reply {
     Compiled(f64),
     /// The configuration is done with.
     Done(Box<Candidate>),
+    /// Samples in microseconds of each of the configurations; none where that failed.
+    Remeasured(Vec<Vec<f64>>),
     /// The worker cannot work, whatever the configuration.
     Failed(String),
 }
@@ -106,7 +116,11 @@ impl std::fmt::Display for Phase {
     }
 }
 
-/// Answers `requests` until there are no more. `alter` may change the source of a configuration
+/// Opens the device of a name.
+pub type Open<'a> = &'a dyn Fn(&str) -> Result<Box<dyn Device>, DeviceError>;
+
+/// Answers `requests` until there are no more, on what `open` makes of the device's name. `alter` may
+/// change the source of a configuration
 /// before it is compiled, by position: a test's way to a bad one.
 ///
 /// # Errors
@@ -115,6 +129,7 @@ pub fn serve(
     requests: impl IntoIterator<Item = Request>,
     replies: &mut dyn Write,
     compiler: &Compiler,
+    open: Open<'_>,
     alter: &dyn Fn(usize, String) -> String,
 ) -> io::Result<()> {
     let mut tell = |reply: Reply| {
@@ -126,7 +141,7 @@ pub fn serve(
     let mut worker = None;
     for request in requests {
         match (request, &worker) {
-            (Request::Setup(setup), _) => match Worker::new(*setup, compiler, alter) {
+            (Request::Setup(setup), _) => match Worker::new(*setup, compiler, open, alter) {
                 Ok(ready) => {
                     worker = Some(ready);
                     tell(Reply::Ready)?;
@@ -140,6 +155,10 @@ pub fn serve(
             (Request::Evaluate(job), Some(worker)) => {
                 let candidate = worker.candidate(&job, &mut tell)?;
                 tell(Reply::Done(Box::new(candidate)))?;
+            }
+            (Request::Remeasure(jobs), Some(worker)) => {
+                // Nobody is at fault: the samples that there are have to do.
+                tell(Reply::Remeasured(worker.remeasure(&jobs).unwrap_or_default()))?;
             }
             (_, None) => tell(Reply::Failed("the setup comes first".to_owned()))?,
         }
@@ -177,12 +196,13 @@ impl<'a> Worker<'a> {
     fn new(
         setup: Setup,
         compiler: &'a Compiler,
+        open: Open<'_>,
         alter: &'a dyn Fn(usize, String) -> String,
     ) -> Result<Self, String> {
         if let Some(bytes) = setup.memory_bytes {
             limit_memory(bytes)?;
         }
-        let device = spanforge_device::open(&setup.study.device).map_err(|e| e.to_string())?;
+        let device = open(&setup.study.device).map_err(|e| e.to_string())?;
         let problem = setup.study.workload.problem(setup.study.seed, cache_bytes(setup.basis));
         let problem = problem.map_err(|e| e.to_string())?;
         Ok(Self { setup, compiler, alter, device, problem })
@@ -265,13 +285,36 @@ impl<'a> Worker<'a> {
         if self.setup.basis == Basis::Measured {
             decoder.run(&resident).map_err(runtime)?;
         }
-        let options = options(&self.problem);
-        let timing = device.time(&decoder.launches(&resident), &options).map_err(runtime)?;
+        let launches = decoder.launches(&resident);
+        let mut time = |samples| device.time(&launches, &self.options(samples));
+        let timing = measure(&mut time, job.best_us).map_err(runtime)?;
         candidate.time_s = begun.elapsed().as_secs_f64();
         candidate.time_us = Some(timing.median_us());
         candidate.samples_us = timing.samples_us;
         candidate.predictions = timing.predictions;
         Ok(())
+    }
+
+    fn remeasure(&self, jobs: &[Job]) -> Result<Vec<Vec<f64>>, DecoderError> {
+        let device = self.device.as_ref();
+        let mut decoders = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            // It was compiled before; where it cannot be now, it is left out by all being left out.
+            let Ok(image) = self.image(job) else { return Ok(Vec::new()) };
+            decoders.push(Decoder::load(device, &image, job.spec)?);
+        }
+        let Some(first) = decoders.first() else { return Ok(Vec::new()) };
+        let mut resident = first.upload(&self.problem, UploadOptions::default())?;
+        interleave(decoders.len(), ROUNDS, &mut |place| {
+            let decoder = &decoders[place];
+            decoder.adopt(&mut resident)?;
+            decoder.run(&resident)?;
+            Ok(device.time(&decoder.launches(&resident), &self.options(BATCH))?)
+        })
+    }
+
+    fn options(&self, samples: u32) -> TimeOptions {
+        TimeOptions { samples, ..options(&self.problem) }
     }
 }
 

@@ -4,6 +4,7 @@
 //! study                what the run follows from
 //! run                  where it was made
 //! started, candidate   each configuration, before and after
+//! remeasured           the finalists once more, on a GPU
 //! winner               the choice
 //! ```
 //!
@@ -14,7 +15,7 @@
 //! itself went down. Then it runs alone, and after a second time not any more.
 
 use crate::formats::gzip::Plain;
-use crate::record::{Candidate, Record, Run, Study, Winner};
+use crate::record::{Candidate, Record, Remeasured, Run, Study, Winner};
 use fs_err as fs;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -147,6 +148,8 @@ pub struct Kept {
     pub candidates: BTreeMap<usize, Candidate>,
     /// How often the machine went down during a configuration that was not finished, by position.
     pub crashes: BTreeMap<usize, usize>,
+    /// What the finalists took when they were timed once more.
+    pub remeasured: Remeasured,
     /// The choice, where the run was finished.
     pub winner: Option<Winner>,
 }
@@ -165,6 +168,7 @@ impl Kept {
 
     pub(crate) fn from(path: &Path, records: Vec<Record>) -> Result<Self, JournalError> {
         let (mut study, mut run, mut winner) = (None, None, None);
+        let mut remeasured = Remeasured::default();
         let mut candidates = BTreeMap::new();
         let mut starts: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
         for record in records {
@@ -177,6 +181,7 @@ impl Kept {
                 Record::Candidate(it) => {
                     candidates.entry(it.index).or_insert(*it);
                 }
+                Record::Remeasured(it) => remeasured = it,
                 Record::Winner(it) => winner = Some(it),
             }
         }
@@ -191,7 +196,7 @@ impl Kept {
                 (index, boots.iter().filter(|b| Some(*b) != now.as_ref()).count())
             })
             .collect();
-        Ok(Self { study, run, candidates, crashes, winner })
+        Ok(Self { study, run, candidates, crashes, remeasured, winner })
     }
 }
 

@@ -13,6 +13,7 @@ pub mod evaluate;
 pub mod export;
 pub mod formats;
 pub mod journal;
+pub mod measure;
 mod proposals;
 pub mod record;
 pub mod replay;

@@ -20,8 +20,34 @@ pub enum Record {
     Started(Started),
     /// One configuration.
     Candidate(Box<Candidate>),
+    /// Finalists, timed once more.
+    Remeasured(Remeasured),
     /// The end of a run.
     Winner(Winner),
+}
+
+/// What the finalists of a run took when they were timed once more, in turn.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Remeasured {
+    /// Each of them; none where nothing was timed once more.
+    pub finalists: Vec<Finalist>,
+}
+
+/// One that was timed once more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finalist {
+    /// Position in the order of the run.
+    pub index: usize,
+    /// Microseconds, one entry per sample.
+    pub samples_us: Vec<f64>,
+}
+
+impl Remeasured {
+    /// The new samples of a candidate, by its position.
+    pub fn samples_us(&self, index: usize) -> Option<&[f64]> {
+        let finalist = self.finalists.iter().find(|finalist| finalist.index == index);
+        finalist.map(|finalist| finalist.samples_us.as_slice())
+    }
 }
 
 /// Everything that a run follows from: one study gives one list of candidates, as far as the device

@@ -5,14 +5,14 @@
 //! the strategy knows all but the [window](Study::window) before it. So the list of candidates does not depend on
 //! which worker was quicker, on how many there are, or on whether the run was interrupted.
 
-use crate::choice::choose;
+use crate::choice::{choose, finalists, judged};
 use crate::cluster::{Announced, Cluster, ClusterError, Coordinator, State};
 use crate::environment::{Environment, unix_seconds};
-use crate::evaluate::{Setup, floor_us};
+use crate::evaluate::{Job, Open, Setup, floor_us};
 use crate::export::{Chosen, ExportError, Facts, compile, export};
 use crate::journal::{Journal, JournalError, Kept, MOST_CRASHES, boot};
 use crate::proposals::Proposals;
-use crate::record::{Candidate, Record, Run, Started, Status, Study, Winner};
+use crate::record::{Candidate, Finalist, Record, Remeasured, Run, Started, Status, Study, Winner};
 use crate::search::{STRATEGIES, Space, strategy};
 use crate::workers::{CandidateLimits, Evaluators, Pool};
 use crate::workload::WorkloadError;
@@ -87,6 +87,8 @@ pub enum Event<'a> {
 pub struct Means<'a> {
     /// Makes the artifact's files.
     pub compiler: &'a Compiler,
+    /// Opens the device, here and in workers alike.
+    pub open: Open<'a>,
     /// The servers of a study that workers elsewhere evaluate.
     pub cluster: Option<&'a Cluster>,
     /// Starts a worker of this machine, which calls [`serve`](crate::evaluate::serve).
@@ -266,7 +268,7 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     if seeds.is_empty() {
         return Err(TuneError::NoCases);
     }
-    let device = spanforge_device::open(&study.device)?;
+    let device = (means.open)(&study.device)?;
     let properties = device.properties().clone();
     let architectures = match study.architectures.as_slice() {
         [] => vec![properties.architecture.clone()],
@@ -372,15 +374,19 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
         (error, _) => error,
     })?;
     let Search { mut journal, mut evaluators, .. } = search;
+    let kept_again = kept.as_ref().map(|kept| kept.remeasured.clone()).unwrap_or_default();
+    let remeasured = remeasure(&run, &candidates, kept_again, evaluators.as_mut(), &mut journal)?;
 
-    let winner =
-        choose(&run.run, run.floor_us, &candidates).ok_or_else(|| TuneError::AllFailed {
+    let winner = choose(&run.run, run.floor_us, &candidates, &remeasured).ok_or_else(|| {
+        TuneError::AllFailed {
             count: candidates.len(),
             first: candidates
                 .first()
                 .and_then(|c| c.detail.clone())
                 .unwrap_or_else(|| "nothing was evaluated".to_owned()),
-        })?;
+        }
+    })?;
+    let candidates = judged(&candidates, &remeasured);
     (means.progress)(Event::Exporting(&winner));
     let find = |id: &str| candidates.iter().find(|c| c.id == id);
     let mut chosen: Vec<Chosen<'_>> = find(&winner.id)
@@ -407,6 +413,36 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     evaluators.end()?;
     let journal = journal.path().to_owned();
     Ok(Outcome { run: run.clone(), candidates, winner, artifact: directory, journal })
+}
+
+/// On a GPU, the finalists once more: measured in turn, so that what changes with time is the same for
+/// all. What the journal has of the same finalists is not measured again. A device that predicts says
+/// the same each time.
+fn remeasure(
+    run: &Run,
+    candidates: &[Candidate],
+    kept: Remeasured,
+    evaluators: &mut dyn Evaluators,
+    journal: &mut Journal,
+) -> Result<Remeasured, TuneError> {
+    let finalists = finalists(candidates);
+    if run.properties.basis == Basis::Predicted || finalists.len() < 2 {
+        return Ok(Remeasured::default());
+    }
+    if finalists.iter().all(|c| kept.samples_us(c.index).is_some()) {
+        return Ok(kept);
+    }
+    let job = |c: &&Candidate| Job { index: c.index, spec: c.spec, best_us: None };
+    let jobs: Vec<Job> = finalists.iter().map(job).collect();
+    let samples = evaluators.remeasure(&jobs)?;
+    if samples.len() < jobs.len() {
+        return Ok(Remeasured::default());
+    }
+    let both = jobs.iter().zip(samples);
+    let finalist = |(job, samples_us): (&Job, _)| Finalist { index: job.index, samples_us };
+    let remeasured = Remeasured { finalists: both.map(finalist).collect() };
+    journal.append(&Record::Remeasured(remeasured.clone()))?;
+    Ok(remeasured)
 }
 
 /// The journal `path`, with what the servers of a shared study know besides; where there is none, it
@@ -489,9 +525,11 @@ impl Search<'_> {
                     alone = false;
                     break;
                 }
-                let spec = *spec;
+                let best = told.iter().filter(|c| c.status == Status::Correct);
+                let best_us = best.filter_map(|c| c.time_us).min_by(f64::total_cmp);
+                let job = Job { index: begun, spec: *spec, best_us };
                 waiting.pop_front();
-                self.begin(begun, spec, crashes.unwrap_or(0))?;
+                self.begin(job, crashes.unwrap_or(0))?;
                 begun += 1;
             }
             if let Some(candidate) = self.finished.remove(&told.len()) {
@@ -519,7 +557,8 @@ impl Search<'_> {
     }
 
     /// Takes a candidate from the journal, or has it evaluated.
-    fn begin(&mut self, index: usize, spec: KernelSpec, crashes: usize) -> Result<(), TuneError> {
+    fn begin(&mut self, job: Job, crashes: usize) -> Result<(), TuneError> {
+        let Job { index, spec, .. } = job;
         if let Some(candidate) = self.kept.and_then(|kept| kept.candidates.get(&index)) {
             if candidate.spec != spec {
                 return Err(TuneError::Changed {
@@ -548,7 +587,7 @@ impl Search<'_> {
             id: spec.to_string(),
             boot: boot(),
         }))?;
-        self.evaluators.submit(index, spec)?;
+        self.evaluators.submit(job)?;
         Ok(())
     }
 

@@ -6,7 +6,6 @@ use crate::record::{Candidate, Status};
 use crate::tune::TuneError;
 use serde::{Deserialize, Serialize};
 use spanforge_device::Basis;
-use spanforge_kernels::KernelSpec;
 use spanforge_verify::process::{Event, Happened, Process};
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -66,10 +65,16 @@ struct Worker {
 /// Where candidates are evaluated.
 pub(crate) trait Evaluators {
     /// Has a candidate evaluated.
-    fn submit(&mut self, index: usize, spec: KernelSpec) -> Result<(), TuneError>;
+    fn submit(&mut self, job: Job) -> Result<(), TuneError>;
 
     /// What has been finished after a moment, often nothing.
     fn finished(&mut self) -> Result<Vec<Candidate>, TuneError>;
+
+    /// Times candidates once more, in turn, on one device, while nothing else is under way: samples of
+    /// each in microseconds; none where there is no such device, or where it fails.
+    fn remeasure(&mut self, _jobs: &[Job]) -> Result<Vec<Vec<f64>>, TuneError> {
+        Ok(Vec::new())
+    }
 
     /// There is nothing more to evaluate.
     fn end(&mut self) -> Result<(), TuneError> {
@@ -87,9 +92,9 @@ pub(crate) struct Pool<'a> {
     started: u64,
     false_starts: u32,
     /// What no worker has in hand, by position.
-    waiting: BTreeMap<usize, KernelSpec>,
+    waiting: BTreeMap<usize, Job>,
     /// What is compiled and waits to be measured, with the seconds that took.
-    compiled: BTreeMap<usize, (KernelSpec, f64)>,
+    compiled: BTreeMap<usize, (Job, f64)>,
     /// Seconds that compiling took of what is measured.
     compile_seconds: BTreeMap<usize, f64>,
     done: Vec<Candidate>,
@@ -141,14 +146,13 @@ impl<'a> Pool<'a> {
             let free = |worker: &&mut Worker| worker.ready && worker.job.is_none();
             let Some(worker) = self.slots[at].worker.as_mut().filter(free) else { continue };
             let next = match role {
-                Role::Measure => self.compiled.pop_first().map(|(index, (spec, seconds))| {
+                Role::Measure => self.compiled.pop_first().map(|(index, (job, seconds))| {
                     self.compile_seconds.insert(index, seconds);
-                    (index, spec)
+                    job
                 }),
-                Role::Whole | Role::Compile => self.waiting.pop_first(),
+                Role::Whole | Role::Compile => self.waiting.pop_first().map(|waiting| waiting.1),
             };
-            let Some((index, spec)) = next else { continue };
-            let job = Job { index, spec };
+            let Some(job) = next else { continue };
             worker.job = Some(job.clone());
             (worker.phase, worker.since) = (Phase::Compiling, Instant::now());
             worker.process.send(&match role {
@@ -188,9 +192,11 @@ impl<'a> Pool<'a> {
             }
             Event::Said(Reply::Compiled(seconds)) => {
                 if let Some(job) = worker.job.take() {
-                    self.compiled.insert(job.index, (job.spec, seconds));
+                    self.compiled.insert(job.index, (job, seconds));
                 }
             }
+            // Of what `remeasure` has given up.
+            Event::Said(Reply::Remeasured(_)) => {}
             Event::Said(Reply::Done(candidate)) => {
                 let spoilt =
                     candidate.basis == Basis::Measured && candidate.status == Status::Runtime;
@@ -258,9 +264,40 @@ impl<'a> Pool<'a> {
 }
 
 impl Evaluators for Pool<'_> {
-    fn submit(&mut self, index: usize, spec: KernelSpec) -> Result<(), TuneError> {
-        self.waiting.insert(index, spec);
+    fn submit(&mut self, job: Job) -> Result<(), TuneError> {
+        self.waiting.insert(job.index, job);
         Ok(())
+    }
+
+    fn remeasure(&mut self, jobs: &[Job]) -> Result<Vec<Vec<f64>>, TuneError> {
+        let Some(at) = self.slots.iter().position(|slot| slot.role == Role::Measure) else {
+            return Ok(Vec::new());
+        };
+        if self.slots[at].worker.is_none() {
+            self.slots[at].worker = Some(self.start()?);
+        }
+        let Some(worker) = &mut self.slots[at].worker else { return Ok(Vec::new()) };
+        worker.process.send(&Request::Remeasure(jobs.to_vec()))?;
+        (worker.phase, worker.since) = (Phase::Timing, Instant::now());
+        let number = worker.number;
+        let limit = START_LIMIT + self.limits.run * jobs.len() as u32;
+        let begun = Instant::now();
+        while begun.elapsed() < limit {
+            match self.events.1.recv_timeout(TICK) {
+                Ok((from, Event::Said(Reply::Remeasured(samples)))) if from == number => {
+                    return Ok(samples);
+                }
+                Ok((from, Event::Gone)) if from == number => break,
+                Ok((_, Event::Said(Reply::Failed(reason)))) => {
+                    return Err(TuneError::Worker(reason));
+                }
+                // Of workers that have nothing more to do.
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => unreachable!("this end holds a sender"),
+            }
+        }
+        self.slots[at].worker = None;
+        Ok(Vec::new())
     }
 
     fn finished(&mut self) -> Result<Vec<Candidate>, TuneError> {

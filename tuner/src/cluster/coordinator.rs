@@ -70,12 +70,12 @@ impl<'a> Coordinator<'a> {
 }
 
 impl Evaluators for Coordinator<'_> {
-    fn submit(&mut self, index: usize, spec: KernelSpec) -> Result<(), TuneError> {
-        self.submitted.insert(index, spec);
-        if !self.early.contains_key(&index) {
-            let subject = jobs_subject(&self.announced.run, &index.to_string());
+    fn submit(&mut self, job: Job) -> Result<(), TuneError> {
+        self.submitted.insert(job.index, job.spec);
+        if !self.early.contains_key(&job.index) {
+            let subject = jobs_subject(&self.announced.run, &job.index.to_string());
             // One that is queued already was published by an earlier coordinator.
-            self.cluster.publish_once(&subject, &Job { index, spec })?;
+            self.cluster.publish_once(&subject, &job)?;
         }
         Ok(())
     }

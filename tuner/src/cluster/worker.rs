@@ -242,7 +242,7 @@ impl<'a> Serving<'a> {
         }
         // Delivered again while it is here, since nothing was heard of it: it is still here.
         if self.in_hand.insert(job.index, message).is_none() {
-            self.pool.submit(job.index, job.spec)?;
+            self.pool.submit(job)?;
         }
         Ok(())
     }

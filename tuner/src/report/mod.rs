@@ -5,7 +5,7 @@
 mod figures;
 mod plot;
 
-use crate::choice::choose;
+use crate::choice::{choose, judged};
 use crate::journal::Kept;
 use crate::record::{Candidate, Run, Status, Winner};
 use crate::search::importance::importance;
@@ -113,8 +113,9 @@ pub fn html(kept: &Kept) -> Result<String, tera::Error> {
 impl<'a> Page<'a> {
     fn new(kept: &'a Kept) -> Self {
         let run = &kept.run;
-        let all: Vec<Candidate> = kept.candidates.values().cloned().collect();
-        let winner = choose(&run.run, run.floor_us, &all);
+        let evaluated: Vec<Candidate> = kept.candidates.values().cloned().collect();
+        let winner = choose(&run.run, run.floor_us, &evaluated, &kept.remeasured);
+        let all = judged(&evaluated, &kept.remeasured);
         let wins = |c: &Candidate| winner.as_ref().is_some_and(|w| w.id == c.id);
         let timed: Vec<(&Candidate, f64)> = all
             .iter()
