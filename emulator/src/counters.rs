@@ -187,7 +187,7 @@ impl Counters {
 
 impl InstructionMix {
     /// All counts, in the order of the fields.
-    fn counts(&mut self) -> [&mut u64; 12] {
+    pub(crate) fn counts(&mut self) -> [&mut u64; 12] {
         let Self {
             float32,
             float64,

@@ -2,7 +2,7 @@
 //! nothing of them.
 
 use crate::record::{Candidate, Status};
-use crate::search::{Evaluation, Point, Strategy};
+use crate::search::{Evaluation, Point, Space, Strategy};
 use spanforge_device::Basis;
 use spanforge_kernels::{Configuration, KernelSpec, SearchSpace};
 use std::collections::VecDeque;
@@ -95,10 +95,29 @@ impl<'a> Proposals<'a> {
     }
 }
 
+impl Space for SearchSpace {
+    fn sizes(&self) -> Vec<usize> {
+        self.parameters().iter().map(|p| p.values.len()).collect()
+    }
+
+    fn is_valid(&self, point: &[usize]) -> bool {
+        self.at(point).is_some_and(|c| self.broken_constraint(&c).is_none())
+    }
+
+    fn is_ordered(&self, parameter: usize) -> bool {
+        self.parameters()[parameter].words.is_empty()
+    }
+
+    fn number(&self, parameter: usize, value: usize) -> Option<f64> {
+        let parameter = &self.parameters()[parameter];
+        parameter.words.is_empty().then(|| f64::from(parameter.values[value]))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::search::{Exhaustive, Space};
+    use crate::search::Exhaustive;
     use spanforge_kernels::{KernelShape, Limits};
     use spanforge_spans::Dtype;
     use std::sync::{Arc, Mutex};

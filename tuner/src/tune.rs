@@ -5,27 +5,33 @@
 //! the strategy knows all but the [window](Study::window) before it. So the list of candidates does not depend on
 //! which worker was quicker, on how many there are, or on whether the run was interrupted.
 
+mod candidates;
+mod change;
+mod error;
+
+pub use change::Change;
+pub(crate) use change::{change, kernel_source};
+pub use error::{Interrupted, TuneError};
+
 use crate::choice::{choose, finalists, judged};
-use crate::cluster::{Announced, Cluster, ClusterError, Coordinator, State};
+use crate::cluster::{Announced, Cluster, Coordinator, State};
 use crate::environment::{Environment, unix_seconds};
 use crate::evaluate::{Job, Open, Setup, floor_us};
 use crate::export::{Chosen, ExportError, Facts, compile, export};
-use crate::journal::{Journal, JournalError, Kept, MOST_CRASHES, boot};
+use crate::journal::{Journal, JournalError, Kept};
 use crate::proposals::Proposals;
-use crate::record::{Candidate, Finalist, Record, Remeasured, Run, Started, Status, Study, Winner};
-use crate::search::{STRATEGIES, Space, strategy};
+use crate::record::{Candidate, Finalist, Record, Remeasured, Run, Status, Study, Winner};
+use crate::search::strategy;
 use crate::workers::{CandidateLimits, Evaluators, Pool};
-use crate::workload::WorkloadError;
-use spanforge_device::{Basis, Compiler, DeviceError};
-use spanforge_kernels::artifact::{check_replaceable, digest};
-use spanforge_kernels::configuration::ShapeError;
-use spanforge_kernels::decoder::DecoderError;
-use spanforge_kernels::{KernelSpec, Limits, SearchSpace, render};
-use std::collections::{BTreeMap, VecDeque};
+use candidates::Search;
+use spanforge_device::{Basis, Compiler};
+use spanforge_kernels::artifact::check_replaceable;
+use spanforge_kernels::{Limits, SearchSpace};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// Candidates that may be under way at a time, unless a study says otherwise.
 pub const WINDOW: usize = 8;
@@ -112,141 +118,6 @@ pub struct Outcome {
     pub artifact: PathBuf,
     /// The journal.
     pub journal: PathBuf,
-}
-
-/// A run that ends without an artifact.
-#[derive(Debug, thiserror::Error)]
-pub enum TuneError {
-    /// The kernels do not serve the workload's shape.
-    #[error(transparent)]
-    Shape(#[from] ShapeError),
-    /// A workload that cannot be timed.
-    #[error(transparent)]
-    Workload(#[from] WorkloadError),
-    /// Seeds beyond the last.
-    #[error("the seed and the number of cases together are too large; the last seed is 2^64 - 1")]
-    Seeds,
-    /// Nothing would be checked.
-    #[error("0 cases: a candidate is checked on at least one problem before it is timed")]
-    NoCases,
-    /// An architecture that names PTX, which an artifact has in any case.
-    #[error("`{0}` has no machine code to export: name an architecture such as sm_90a")]
-    NoMachineCode(String),
-    /// No configuration fits.
-    #[error("no configuration for {shape} fits {device}: {reason}")]
-    EmptySpace {
-        /// The shape.
-        shape: String,
-        /// The device.
-        device: String,
-        /// What rules most out.
-        reason: String,
-    },
-    /// An unknown strategy.
-    #[error("there is no strategy `{0}`: use one of {known}", known = STRATEGIES.join(", "))]
-    Strategy(String),
-    /// The device.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// A kernel that cannot be loaded, or a problem that it does not take.
-    #[error(transparent)]
-    Decoder(#[from] DecoderError),
-    /// The results or the artifact cannot be written.
-    #[error("results cannot be kept: {0}")]
-    Write(#[from] std::io::Error),
-    /// Nothing works.
-    #[error("none of {count} candidates is correct; the first failed with: {first}")]
-    AllFailed {
-        /// Candidates.
-        count: usize,
-        /// Why the first failed.
-        first: String,
-    },
-    /// The export.
-    #[error(transparent)]
-    Export(#[from] ExportError),
-    /// The journal.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// A journal that leads elsewhere now.
-    #[error(
-        "{journal} cannot be resumed here: {change}; resume it where it was begun, or start anew"
-    )]
-    Changed {
-        /// The journal.
-        journal: PathBuf,
-        /// What has changed.
-        change: Change,
-    },
-    /// Servers that a study is shared by, before there is a journal.
-    #[error(transparent)]
-    Cluster(#[from] ClusterError),
-    /// The same during a run.
-    #[error("{error}; to go on: spanforge tune --resume {journal} --study {servers}")]
-    Lost {
-        /// The journal.
-        journal: PathBuf,
-        /// Where the servers are.
-        servers: String,
-        /// What went wrong.
-        error: ClusterError,
-    },
-    /// Worker processes that do not work, whatever the candidate.
-    #[error("the workers that evaluate candidates do not work: {0}")]
-    Worker(String),
-    /// What workers are told cannot be written down.
-    #[error("a worker cannot be told what to do: {0}")]
-    Message(#[from] serde_json::Error),
-    /// The run was told to stop.
-    #[error("interrupted")]
-    Interrupted(Box<Interrupted>),
-}
-
-/// Something that a run follows from and that is not the same here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// What it is.
-    pub what: &'static str,
-    /// What it was.
-    pub then: String,
-    /// What it is here.
-    pub now: String,
-}
-
-impl std::fmt::Display for Change {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} was {} and is {}", self.what, self.then, self.now)
-    }
-}
-
-/// A run that was told to stop.
-#[derive(Clone, Debug)]
-pub struct Interrupted {
-    /// What was asked for.
-    pub run: Run,
-    /// What was evaluated.
-    pub candidates: Vec<Candidate>,
-    /// The journal, to go on with.
-    pub journal: PathBuf,
-}
-
-impl Space for SearchSpace {
-    fn sizes(&self) -> Vec<usize> {
-        self.parameters().iter().map(|p| p.values.len()).collect()
-    }
-
-    fn is_valid(&self, point: &[usize]) -> bool {
-        self.at(point).is_some_and(|c| self.broken_constraint(&c).is_none())
-    }
-
-    fn is_ordered(&self, parameter: usize) -> bool {
-        self.parameters()[parameter].words.is_empty()
-    }
-
-    fn number(&self, parameter: usize, value: usize) -> Option<f64> {
-        let parameter = &self.parameters()[parameter];
-        parameter.words.is_empty().then(|| f64::from(parameter.values[value]))
-    }
 }
 
 /// Tunes, records, exports.
@@ -475,152 +346,6 @@ pub(crate) fn cache_bytes(basis: Basis) -> u64 {
         Basis::Predicted => EMULATED_CACHE_BYTES,
         Basis::Measured => GPU_CACHE_BYTES,
     }
-}
-
-/// The candidates of a run, evaluated or taken from the journal.
-struct Search<'a> {
-    request: &'a Request,
-    means: &'a Means<'a>,
-    run: &'a Run,
-    journal: Journal,
-    kept: Option<&'a Kept>,
-    proposals: Proposals<'a>,
-    evaluators: Box<dyn Evaluators + 'a>,
-    /// Candidates that may be under way at a time.
-    window: usize,
-    /// Evaluated, but not told of: one before them is not.
-    finished: BTreeMap<usize, Candidate>,
-    done: usize,
-}
-
-impl Search<'_> {
-    /// All candidates in the order of their proposals.
-    fn candidates(&mut self) -> Result<Vec<Candidate>, TuneError> {
-        let start = Instant::now();
-        let budget = self.run.budget;
-        let mut told: Vec<Candidate> = Vec::new();
-        let mut waiting = VecDeque::new();
-        let (mut proposed, mut begun, mut ended, mut alone) = (0, 0, false, false);
-        loop {
-            let late =
-                proposed > 0 && self.request.time_limit.is_some_and(|t| start.elapsed() >= t);
-            let stopped = self.means.stop.load(Ordering::Relaxed);
-            ended |= late || stopped;
-            while !ended && proposed < budget.min(told.len() + self.window) {
-                match self.proposals.next() {
-                    Some(spec) => waiting.push_back(spec),
-                    None => ended = true,
-                }
-                proposed = begun + waiting.len();
-            }
-            if late || stopped {
-                waiting.clear();
-            }
-            while !alone && let Some(spec) = waiting.front() {
-                // One that the machine went down with runs alone. It was proposed in its turn, for
-                // the strategy is to know no more of the others than it did then.
-                let crashes = self.kept.and_then(|kept| kept.crashes.get(&begun)).copied();
-                alone = crashes.is_some_and(|crashes| crashes > 0);
-                if alone && begun > told.len() {
-                    alone = false;
-                    break;
-                }
-                let best = told.iter().filter(|c| c.status == Status::Correct);
-                let best_us = best.filter_map(|c| c.time_us).min_by(f64::total_cmp);
-                let job = Job { index: begun, spec: *spec, best_us };
-                waiting.pop_front();
-                self.begin(job, crashes.unwrap_or(0))?;
-                begun += 1;
-            }
-            if let Some(candidate) = self.finished.remove(&told.len()) {
-                self.proposals.tell(&candidate);
-                told.push(candidate);
-                alone = false;
-                continue;
-            }
-            if stopped {
-                told.extend(std::mem::take(&mut self.finished).into_values());
-                return Err(TuneError::Interrupted(Box::new(Interrupted {
-                    run: self.run.clone(),
-                    candidates: told,
-                    journal: self.journal.path().to_owned(),
-                })));
-            }
-            if told.len() == begun {
-                return Ok(told);
-            }
-            for candidate in self.evaluators.finished()? {
-                self.journal.append(&Record::Candidate(Box::new(candidate.clone())))?;
-                self.finish(candidate, false);
-            }
-        }
-    }
-
-    /// Takes a candidate from the journal, or has it evaluated.
-    fn begin(&mut self, job: Job, crashes: usize) -> Result<(), TuneError> {
-        let Job { index, spec, .. } = job;
-        if let Some(candidate) = self.kept.and_then(|kept| kept.candidates.get(&index)) {
-            if candidate.spec != spec {
-                return Err(TuneError::Changed {
-                    journal: self.journal.path().to_owned(),
-                    change: Change {
-                        what: "a proposal of the strategy",
-                        then: candidate.id.clone(),
-                        now: spec.to_string(),
-                    },
-                });
-            }
-            self.finish(candidate.clone(), true);
-            return Ok(());
-        }
-        if crashes >= MOST_CRASHES {
-            let Run { run, properties, seed, .. } = self.run;
-            let begun = Candidate::begun(run, index, spec, properties.basis, *seed);
-            let detail = format!("the machine went down {crashes} times while this was evaluated");
-            let candidate = Candidate { detail: Some(detail), ..begun };
-            self.journal.append(&Record::Candidate(Box::new(candidate.clone())))?;
-            self.finish(candidate, false);
-            return Ok(());
-        }
-        self.journal.append(&Record::Started(Started {
-            index,
-            id: spec.to_string(),
-            boot: boot(),
-        }))?;
-        self.evaluators.submit(job)?;
-        Ok(())
-    }
-
-    fn finish(&mut self, candidate: Candidate, recorded: bool) {
-        self.done += 1;
-        let valid = usize::try_from(self.run.valid_configurations).unwrap_or(usize::MAX);
-        let total = self.run.budget.min(valid);
-        let (candidate, done) = (&candidate, self.done);
-        (self.means.progress)(Event::Evaluated { candidate, done, total, recorded });
-        let candidate = candidate.clone();
-        self.finished.insert(candidate.index, candidate);
-    }
-}
-
-/// The first difference between two runs that makes other times of the same configurations.
-pub(crate) fn change(then: &Run, now: &Run) -> Option<Change> {
-    let parts = |run: &Run| {
-        [
-            ("the version of this program", run.environment.spanforge.clone()),
-            ("the source of the kernels", run.kernel_source.clone()),
-            ("the version of NVRTC", run.environment.nvrtc.clone()),
-            ("the device", format!("{:?}", run.properties)),
-            ("the search space", format!("a space of {} configurations", run.valid_configurations)),
-        ]
-    };
-    let mut pairs = parts(then).into_iter().zip(parts(now));
-    let ((what, then), (_, now)) = pairs.find(|((_, then), (_, now))| then != now)?;
-    Some(Change { what, then, now })
-}
-
-/// SHA-256 of the source of a space's default configuration, which changes as the kernels do.
-pub(crate) fn kernel_source(default: &KernelSpec) -> Result<String, ExportError> {
-    Ok(digest(render(default)?.text.as_bytes()))
 }
 
 /// A workload's name as part of a folder's name: a trace file loses its folders and ending.

@@ -1,7 +1,7 @@
 //! What would move a predicted time: the model asked again with one thing about the launch changed.
 
 use super::{CostError, Estimate, Shape, estimate_launch};
-use crate::counters::{Counters, GlobalTraffic, InstructionMix, SharedTraffic};
+use crate::counters::{Counters, GlobalTraffic, SharedTraffic};
 use crate::occupancy::occupancy;
 use crate::profile::Profile;
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,7 @@ pub fn levers(
         "10 % fewer bytes of global memory".into(),
         predicted(shape, &fewer_bytes, LESS * distinct),
     );
-    let fewer_instructions = with(|c| each(&mut c.mix).into_iter().for_each(scale));
+    let fewer_instructions = with(|c| c.mix.counts().into_iter().for_each(scale));
     add(
         "10 % fewer instructions of every kind".into(),
         predicted(shape, &fewer_instructions, distinct),
@@ -123,35 +123,4 @@ pub fn levers(
 
 fn scale(count: &mut u64) {
     *count = (*count as f64 * LESS).round() as u64;
-}
-
-fn each(mix: &mut InstructionMix) -> [&mut u64; 12] {
-    let InstructionMix {
-        float32,
-        float64,
-        half,
-        integer,
-        convert,
-        special,
-        moves,
-        control,
-        memory,
-        exchange,
-        synchronise,
-        matrix,
-    } = mix;
-    [
-        float32,
-        float64,
-        half,
-        integer,
-        convert,
-        special,
-        moves,
-        control,
-        memory,
-        exchange,
-        synchronise,
-        matrix,
-    ]
 }
