@@ -61,6 +61,7 @@ fn bad_candidates_cost_themselves_alone() {
         workload,
         device: "emulated:h200".to_owned(),
         architectures: Vec::new(),
+        guide: Vec::new(),
         strategy: "random".to_owned(),
         seed: 0,
         cases: 2,

@@ -129,6 +129,7 @@ fn noisy_times_lead_to_a_winner_that_is_one() {
         workload: workload.clone(),
         device: DEVICE.to_owned(),
         architectures: Vec::new(),
+        guide: Vec::new(),
         strategy: "random".to_owned(),
         seed: 1,
         cases: 1,

@@ -9,15 +9,17 @@ use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::ProgressBar;
 use spanforge_device::{Basis, Compiler};
+use spanforge_kernels::KernelSpec;
 use spanforge_kernels::abi::Kernel;
 use spanforge_tuner::cluster::{Cluster, PATIENCE};
+use spanforge_tuner::journal::Kept;
 use spanforge_tuner::record::{Candidate, Run, Status, Study, Winner};
 use spanforge_tuner::search::DEFAULT_STRATEGY;
 use spanforge_tuner::tune::{From, WINDOW};
-use spanforge_tuner::{CandidateLimits, Event, Means, Request, TuneError, tune};
+use spanforge_tuner::{CandidateLimits, Event, Means, Request, TuneError, Workload, tune};
 use std::cell::RefCell;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Find the fastest correct configuration for a workload, and export it
@@ -30,6 +32,7 @@ use std::time::Duration;
     spanforge tune\n  \
     spanforge tune --workload da-gemma4 --arch sm_90a,sm_80 --budget 100\n  \
     spanforge tune --workload my-trace.jsonl --device emulated:a100\n  \
+    spanforge tune --device cuda:0 --guide results/tune/da-qwen3.6-emulated-h200-1790000000-0.jsonl\n  \
     spanforge tune --workload ssas-llama2 --dtype f16 --query-heads 32 --kv-heads 8 --head-dim 128\n  \
     spanforge tune --resume results/tune/da-qwen3.6-cuda-0-1790000000-0.jsonl --budget 200\n\n\
     The last line on standard output is the artifact's path.")]
@@ -48,9 +51,13 @@ pub struct Arguments {
     /// Begin no further configuration after this many seconds
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<u64>,
-    /// Search strategy: portfolio, guided, surrogate, genetic, annealing, local, random or exhaustive
+    /// Search strategy: portfolio, gaussian, surrogate, genetic, annealing, local, random or exhaustive
     #[arg(long, value_name = "STRATEGY", default_value = DEFAULT_STRATEGY)]
     strategy: String,
+    /// Journal of another run, such as one on an emulated device, whose fastest configurations are
+    /// tried first; the strategy is `guided`
+    #[arg(long, value_name = "JOURNAL", conflicts_with = "strategy")]
+    guide: Option<PathBuf>,
     /// Seed of the search, the problems and the tensors
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -68,7 +75,7 @@ pub struct Arguments {
         long,
         value_name = "JOURNAL",
         conflicts_with_all = [
-            "workload", "device", "arch", "strategy", "seed", "cases", "results", "window",
+            "workload", "device", "arch", "strategy", "seed", "cases", "results", "window", "guide",
             "batch", "dtype", "head_dim", "query_heads", "kv_heads", "page_size", "layout",
         ]
     )]
@@ -205,15 +212,41 @@ fn study(arguments: &Arguments) -> Result<Study> {
             device
         }
     };
+    let (strategy, guide) = match &arguments.guide {
+        Some(journal) => ("guided".to_owned(), guide(journal, &workload)?),
+        None if arguments.strategy == "guided" => {
+            bail!(
+                "the strategy `guided` needs a run to be guided by: give its journal with --guide"
+            )
+        }
+        None => (arguments.strategy.clone(), Vec::new()),
+    };
     Ok(Study {
         workload,
         device,
         architectures: arguments.arch.clone(),
-        strategy: arguments.strategy.clone(),
+        strategy,
+        guide,
         seed: arguments.seed,
         cases: arguments.cases as usize,
         window: arguments.window as usize,
     })
+}
+
+/// The most that a study keeps of the run that guides it.
+const GUIDING: usize = 64;
+
+/// The fastest kernels of another run, which has to be of the workload's shape.
+fn guide(journal: &Path, workload: &Workload) -> Result<Vec<KernelSpec>> {
+    let kept = Kept::read(journal)?;
+    let shape = workload.attention.kernel_shape()?;
+    let mut fastest = kept.fastest();
+    fastest.retain(|spec| spec.shape == shape);
+    fastest.truncate(GUIDING);
+    if fastest.is_empty() {
+        bail!("{} has no correct configuration for {shape} to be guided by", journal.display());
+    }
+    Ok(fastest)
 }
 
 /// What is seen of a run while it goes on.

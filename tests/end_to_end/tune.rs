@@ -3,9 +3,10 @@
 use crate::{command, finish, folder, names, spanforge};
 use fs_err as fs;
 use spanforge_kernels::configuration::AttentionShape;
+use spanforge_kernels::{KernelSpec, Limits, SearchSpace};
 use spanforge_spans::{Dtype, KvLayout, SpanSet};
 use spanforge_tuner::Workload;
-use spanforge_tuner::journal;
+use spanforge_tuner::journal::{self, Kept};
 use spanforge_tuner::record::{Record, Status};
 use spanforge_tuner::workload::WorkloadRow;
 use std::path::{Path, PathBuf};
@@ -228,4 +229,42 @@ fn what_is_no_artifact_is_not_replaced() {
     assert!(elsewhere.path().join("manifest.json").is_file());
     assert!(place.is_symlink());
     assert_eq!(names(&here.path().join("artifacts")), ["ssas-llama2-f16-d128-g1"]);
+}
+
+/// A run on one device is where the search on another begins.
+#[test]
+fn a_guided_run_tries_first_what_another_run_found_fastest() {
+    let here = folder();
+    let small = |device, last| {
+        let [workload, batch, cases] = ["--workload=ssas-llama2", "--batch=4", "--cases=1"];
+        ["tune", workload, batch, cases, device, last]
+    };
+    spanforge(here.path(), small("--device=emulated:h200", "--budget=16")).expect(0);
+    let guide = Kept::read(&journals(here.path())[0]).expect("a journal").fastest();
+    let journal = journals(here.path())[0].display().to_string();
+    let mut run = command(here.path(), small("--device=emulated:a100", "--budget=8"));
+    run.args(["--guide", &journal]);
+    finish(run).expect(0).says("by guided search");
+    let guided = journals(here.path()).into_iter().find(|path| *path != Path::new(&journal));
+    let guided = Kept::read(&guided.expect("a second journal")).expect("a journal");
+    let default = guided.candidates[&0].spec;
+    let tried: Vec<_> = (1..8).map(|index| guided.candidates[&index].spec).collect();
+    // But for what does not fit into the other device's shared memory.
+    let a100 = spanforge_device::open("emulated:a100").unwrap();
+    let space = SearchSpace::new(default.shape, Limits::of(a100.properties()));
+    let fits = |spec: &KernelSpec| space.broken_constraint(&spec.configuration).is_none();
+    assert!(!guide.iter().all(fits));
+    let guide = guide.into_iter().filter(|spec| *spec != default && fits(spec));
+    let expected: Vec<_> = guide.take(7).collect();
+    assert_eq!(tried, expected);
+    // What cannot guide is named before anything is evaluated.
+    let refused = |arguments: [&str; 2], reason| {
+        let mut run = command(here.path(), ["tune", "--workload=da-qwen3.6"]);
+        run.args(arguments);
+        finish(run).expect(2).says(reason);
+    };
+    refused(["--guide", &journal], "no correct configuration for bf16-d256-g6");
+    refused(["--strategy", "guided"], "give its journal with --guide");
+    refused(["--guide", "none.jsonl"], "none.jsonl");
+    assert_eq!(journals(here.path()).len(), 2);
 }

@@ -14,9 +14,11 @@
 //! ran in a process of its own and can hardly be the reason that the run ended; unless the machine
 //! itself went down. Then it runs alone, and after a second time not any more.
 
+use crate::choice::judged;
 use crate::formats::gzip::Plain;
-use crate::record::{Candidate, Record, Remeasured, Run, Study, Winner};
+use crate::record::{Candidate, Record, Remeasured, Run, Status, Study, Winner};
 use fs_err as fs;
+use spanforge_kernels::KernelSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -164,6 +166,20 @@ impl Kept {
         let plain = Plain::read(&path.display().to_string(), &bytes);
         let plain = plain.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         Self::from(path, parse(path, &plain.bytes)?)
+    }
+
+    /// The kernels that were found correct, the fastest first, equals in the order of their
+    /// identifiers.
+    pub fn fastest(&self) -> Vec<KernelSpec> {
+        let candidates: Vec<Candidate> = self.candidates.values().cloned().collect();
+        let candidates = judged(&candidates, &self.remeasured);
+        let mut timed: Vec<(f64, &Candidate)> = candidates
+            .iter()
+            .filter(|c| c.status == Status::Correct)
+            .filter_map(|c| Some((c.time_us?, c)))
+            .collect();
+        timed.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
+        timed.into_iter().map(|(_, candidate)| candidate.spec).collect()
     }
 
     pub(crate) fn from(path: &Path, records: Vec<Record>) -> Result<Self, JournalError> {

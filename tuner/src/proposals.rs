@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 /// The default configuration, then what the strategy proposes, which is told what became of it.
 pub(crate) struct Proposals<'a> {
-    space: &'a SearchSpace,
+    space: KernelSpace<'a>,
     default: KernelSpec,
     strategy: Box<dyn Strategy>,
     /// Proposals that it has not been told of; `None` for the default, which is not its own.
@@ -22,11 +22,11 @@ pub(crate) struct Proposals<'a> {
 
 impl<'a> Proposals<'a> {
     pub(crate) fn new(
-        space: &'a SearchSpace,
+        space: KernelSpace<'a>,
         default: Configuration,
         strategy: Box<dyn Strategy>,
     ) -> Self {
-        let default = KernelSpec { shape: space.shape(), configuration: default };
+        let default = KernelSpec { shape: space.space.shape(), configuration: default };
         Self {
             space,
             default,
@@ -49,8 +49,8 @@ impl<'a> Proposals<'a> {
             return Some(self.default);
         }
         loop {
-            let point = self.strategy.propose(self.space)?;
-            match self.space.at(&point) {
+            let point = self.strategy.propose(&self.space)?;
+            match self.space.space.at(&point) {
                 // It was first; a strategy that comes to it learns what became of it.
                 Some(configuration) if configuration == self.default.configuration => {
                     self.default_point = Some(point);
@@ -91,7 +91,23 @@ impl<'a> Proposals<'a> {
             Basis::Predicted => 1.0,
         };
         let objective = candidate.time_us.filter(|_| candidate.status == Status::Correct);
-        self.strategy.observe(self.space, &Evaluation { point, objective, cost_seconds });
+        self.strategy.observe(&self.space, &Evaluation { point, objective, cost_seconds });
+    }
+}
+
+/// The kernels' space as strategies see it, with what another run took for the best.
+pub(crate) struct KernelSpace<'a> {
+    space: &'a SearchSpace,
+    /// The best first.
+    guide: Vec<Point>,
+}
+
+impl<'a> KernelSpace<'a> {
+    /// The space with the kernels of `guide` that are in it, the best first.
+    pub(crate) fn new(space: &'a SearchSpace, guide: &[KernelSpec]) -> Self {
+        let guide = guide.iter().filter(|spec| spec.shape == space.shape());
+        let guide = guide.filter_map(|spec| space.point_of(&spec.configuration)).collect();
+        Self { space, guide }
     }
 }
 
@@ -111,6 +127,28 @@ impl Space for SearchSpace {
     fn number(&self, parameter: usize, value: usize) -> Option<f64> {
         let parameter = &self.parameters()[parameter];
         parameter.words.is_empty().then(|| f64::from(parameter.values[value]))
+    }
+}
+
+impl Space for KernelSpace<'_> {
+    fn sizes(&self) -> Vec<usize> {
+        self.space.sizes()
+    }
+
+    fn is_valid(&self, point: &[usize]) -> bool {
+        self.space.is_valid(point)
+    }
+
+    fn is_ordered(&self, parameter: usize) -> bool {
+        self.space.is_ordered(parameter)
+    }
+
+    fn number(&self, parameter: usize, value: usize) -> Option<f64> {
+        self.space.number(parameter, value)
+    }
+
+    fn predicted_best(&self) -> Vec<Point> {
+        self.guide.clone()
     }
 }
 
@@ -170,7 +208,8 @@ mod tests {
         let default = space.at(&points.nth(9).expect("ten valid points")).expect("a configuration");
         let told = Told::default();
         let listening = Listening { inner: Exhaustive::default(), told: Arc::clone(&told) };
-        let mut proposals = Proposals::new(&space, default, Box::new(listening));
+        let mut proposals =
+            Proposals::new(KernelSpace::new(&space, &[]), default, Box::new(listening));
         let mut candidates: Vec<Candidate> = Vec::new();
         // Four are under way at a time.
         let mut under_way = VecDeque::new();

@@ -66,6 +66,9 @@ pub struct Study {
     pub seed: u64,
     /// Generated problems that each candidate is checked on.
     pub cases: usize,
+    /// Kernels that another run found fastest, the fastest first, for the strategy `guided`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guide: Vec<KernelSpec>,
     /// Candidates that may be under way at a time: the strategy proposes one when it knows all but so
     /// many before it.
     #[serde(default = "default_window")]

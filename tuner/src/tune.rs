@@ -19,7 +19,7 @@ use crate::environment::{Environment, unix_seconds};
 use crate::evaluate::{Job, Open, Setup, floor_us};
 use crate::export::{Chosen, ExportError, Facts, compile, export};
 use crate::journal::{Journal, JournalError, Kept};
-use crate::proposals::Proposals;
+use crate::proposals::{KernelSpace, Proposals};
 use crate::record::{Candidate, Finalist, Record, Remeasured, Run, Status, Study, Winner};
 use crate::search::strategy;
 use crate::workers::{CandidateLimits, Evaluators, Pool};
@@ -158,7 +158,8 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     };
     let strategy = strategy(&study.strategy, study.seed)
         .ok_or_else(|| TuneError::Strategy(study.strategy.clone()))?;
-    let proposals = Proposals::new(&space, default, strategy);
+    let guided = KernelSpace::new(&space, &study.guide);
+    let proposals = Proposals::new(guided, default, strategy);
     // An unknown architecture is found out now, not after the search.
     for architecture in &architectures {
         if architecture.starts_with("compute_") {

@@ -72,8 +72,14 @@ impl Space for Landscape {
         parameter.is_multiple_of(3).then_some(16.0 * (value as f64 + 1.0))
     }
 
-    fn predicted(&self, point: &[usize]) -> Option<f64> {
-        self.predicts.then(|| self.chance(point, 4) as f64)
+    fn predicted_best(&self) -> Vec<Point> {
+        if !self.predicts {
+            return Vec::new();
+        }
+        let mut points: Vec<Point> = self.points().into_iter().collect();
+        points.sort_by_key(|point| (self.chance(point, 4), point.clone()));
+        points.truncate(20);
+        points
     }
 }
 
@@ -201,9 +207,13 @@ impl Space for Kernel {
         point[0] + point[4] < 10
     }
 
-    fn predicted(&self, point: &[usize]) -> Option<f64> {
+    fn predicted_best(&self) -> Vec<Point> {
         // A model that knows one parameter only.
-        self.objective(&[point[0], 0, 0, 0, 0, 0])
+        let objective = |first| self.objective(&[first, 0, 0, 0, 0, 0]);
+        let mut known: Vec<(f64, usize)> =
+            (0..SIZES[0]).filter_map(|first| Some((objective(first)?, first))).collect();
+        known.sort_by(|a, b| a.0.total_cmp(&b.0));
+        known.into_iter().map(|(_, first)| vec![first, 0, 0, 0, 0, 0]).collect()
     }
 }
 

@@ -61,10 +61,9 @@ pub trait Space {
         None
     }
 
-    /// What a model predicts for the objective of a valid point, where there is a model; only the
-    /// order matters.
-    fn predicted(&self, _point: &[usize]) -> Option<f64> {
-        None
+    /// Valid points that a model takes for the best, the best first, where there is a model.
+    fn predicted_best(&self) -> Vec<Point> {
+        Vec::new()
     }
 }
 
