@@ -5,7 +5,6 @@ use crate::evaluate::Job;
 use crate::record::{Candidate, Record};
 use crate::tune::TuneError;
 use crate::workers::{Evaluators, TICK};
-use async_nats::jetstream::consumer::pull::Config;
 use spanforge_kernels::KernelSpec;
 use std::collections::BTreeMap;
 
@@ -54,15 +53,7 @@ impl<'a> Coordinator<'a> {
         if !is_resumed && cluster.study(&announced.run.run)?.is_some() {
             return Err(ClusterError::Exists(announced.run.run));
         }
-        let consumer = Config {
-            durable_name: Some(super::token(&announced.run.run)),
-            filter_subject: jobs_subject(&announced.run, "*"),
-            ack_wait: super::SILENCE,
-            ..Default::default()
-        };
-        cluster.link.patiently("to make the queue's consumer", || {
-            cluster.jobs.create_consumer(consumer.clone())
-        })?;
+        cluster.queue(&announced.run)?;
         cluster.announce(&announced)?;
         let (submitted, early) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self { cluster, announced, next: 0, submitted, early })
@@ -87,17 +78,7 @@ impl Evaluators for Coordinator<'_> {
             self.next = at + 1;
             self.early.insert(candidate.index, candidate);
         }
-        let mut done = Vec::new();
-        self.early.retain(|index, candidate| match self.submitted.get(index) {
-            Some(spec) if *spec == candidate.spec => {
-                done.push(candidate.clone());
-                false
-            }
-            _ => true,
-        });
-        for candidate in &done {
-            self.submitted.remove(&candidate.index);
-        }
+        let done = matched(&mut self.submitted, &mut self.early)?;
         if done.is_empty() {
             std::thread::sleep(TICK);
         }
@@ -116,5 +97,53 @@ impl Evaluators for Coordinator<'_> {
         let name = super::token(&announced.run.run);
         cluster.link.briefly(cluster.jobs.delete_consumer(&name));
         Ok(())
+    }
+}
+
+/// Takes out what has been submitted and has a result.
+fn matched(
+    submitted: &mut BTreeMap<usize, KernelSpec>,
+    early: &mut BTreeMap<usize, Candidate>,
+) -> Result<Vec<Candidate>, ClusterError> {
+    let ready: Vec<usize> = early.keys().copied().filter(|i| submitted.contains_key(i)).collect();
+    let mut done = Vec::with_capacity(ready.len());
+    for index in ready {
+        let both = submitted.remove(&index).zip(early.remove(&index));
+        let Some((spec, candidate)) = both else { continue };
+        // Another search has published it under the name of this run.
+        if spec != candidate.spec {
+            let reason = format!("configuration {index} is {}, and was to be {spec}", candidate.id);
+            return Err(ClusterError::Content { what: "a result", reason });
+        }
+        done.push(candidate);
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spanforge_device::Basis;
+
+    /// 2026-11-25: the result of another configuration under the number of a submitted one was
+    /// neither taken nor refused, and the run waited for ever.
+    #[test]
+    fn a_result_of_another_configuration_is_an_error() {
+        let spec = |share| -> KernelSpec {
+            let id = format!("f16-d64-g1-staged-t32-s2-w4-h1-v16-u2-qr-p0-b1-x1-m{share}-second");
+            id.parse().expect("an identifier")
+        };
+        let result =
+            |index, share| (index, Candidate::begun("", index, spec(share), Basis::Predicted, 0));
+        let mut early: BTreeMap<usize, Candidate> =
+            [result(0, 64), result(2, 64), result(5, 128)].into();
+        let mut submitted: BTreeMap<usize, KernelSpec> =
+            [(0, spec(64)), (1, spec(64)), (2, spec(64))].into();
+        let done = matched(&mut submitted, &mut early).expect("they fit");
+        assert_eq!(done.iter().map(|c| c.index).collect::<Vec<_>>(), [0, 2]);
+        assert!(submitted.keys().eq(&[1]) && early.keys().eq(&[5]));
+        submitted.insert(5, spec(64));
+        let error = matched(&mut submitted, &mut early).expect_err("it is another one").to_string();
+        assert!(error.contains("m128") && error.contains("was to be"), "{error}");
     }
 }

@@ -21,6 +21,7 @@ pub use worker::{Told, WorkerRequest, work};
 
 use crate::record::{Candidate, Run, Study};
 use crate::workers::CandidateLimits;
+use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, RetentionPolicy};
@@ -210,6 +211,20 @@ impl Cluster {
         }
         running.retain(|study: &Announced| study.state == State::Running);
         Ok(running)
+    }
+
+    /// The queue of a run, as its workers share it; it is made where there is none.
+    fn queue(&self, run: &Run) -> Result<PullConsumer, ClusterError> {
+        let name = token(&run.run);
+        let config = pull::Config {
+            durable_name: Some(name.clone()),
+            filter_subject: jobs_subject(run, "*"),
+            ack_wait: SILENCE,
+            ..Default::default()
+        };
+        self.link.patiently("to join the queue", || {
+            self.jobs.get_or_create_consumer(&name, config.clone())
+        })
     }
 
     fn announce(&self, study: &Announced) -> Result<(), ClusterError> {

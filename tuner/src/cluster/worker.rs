@@ -1,13 +1,13 @@
 //! The worker's end: takes configurations of whatever study its device can serve, evaluates them in
 //! processes of its own, sends what became of them.
 
-use super::{Announced, Cluster, State, jobs_subject, token};
+use super::{Announced, Cluster, State, token};
 use crate::environment::Environment;
 use crate::evaluate::{Job, Setup};
 use crate::record::{Candidate, Run, Status};
 use crate::tune::{TuneError, change, kernel_source};
 use crate::workers::{Evaluators, Pool};
-use async_nats::jetstream::consumer::{PullConsumer, pull};
+use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{AckKind, Message};
 use futures_util::StreamExt;
 use spanforge_device::{Basis, Compiler};
@@ -149,18 +149,7 @@ impl<'a> Serving<'a> {
             study.device.clone_from(device);
         }
         let setup = Setup::new(run, study, limits);
-        let name = token(&run.run);
-        let consumer = cluster.link.patiently("to join the queue", || {
-            cluster.jobs.get_or_create_consumer(
-                &name,
-                pull::Config {
-                    durable_name: Some(name.clone()),
-                    filter_subject: jobs_subject(run, "*"),
-                    ack_wait: super::SILENCE,
-                    ..Default::default()
-                },
-            )
-        })?;
+        let consumer = cluster.queue(run)?;
         let pool = Pool::new(request.process, setup, *limits, request.workers);
         let in_hand = BTreeMap::new();
         Ok(Self { cluster, request, announced, consumer, pool, in_hand, done: 0 })
