@@ -5,7 +5,8 @@
 use proptest::prelude::*;
 use spanforge_device::{Buffer, Compiler, Settings};
 use spanforge_kernels::abi::PlanBuffers;
-use spanforge_kernels::configuration::HEAD_DIMS;
+use spanforge_kernels::configuration::{Configuration, HEAD_DIMS};
+use spanforge_kernels::decoder::UploadOptions;
 use spanforge_kernels::launch::Launcher;
 use spanforge_kernels::{Decoder, KernelShape, KernelSpec, Limits, SearchSpace};
 use spanforge_spans::{Dtype, SpanBatch, SpanSet};
@@ -60,6 +61,35 @@ fn unusual_groups_match_the_oracle() {
         let shape = KernelShape { dtype: Dtype::F16, head_dim, group_size };
         let configuration = space(shape).default_configuration().unwrap();
         assert_correct(&compiler, KernelSpec { shape, configuration }, 100..110);
+    }
+}
+
+/// A problem goes from one decoder to another, whose workspace is of another size, and back.
+#[test]
+fn decoders_take_turns_at_a_problem() {
+    let compiler = compiler();
+    let device = spanforge_device::open(DEVICE).unwrap();
+    let workload = Workload::named("ssas-llama2", 3, 1).unwrap();
+    let problem = workload.problem(1, 1 << 24).unwrap();
+    let shape = workload.attention.kernel_shape().unwrap();
+    let space = space(shape);
+    let few = space.default_configuration().unwrap();
+    let many = Configuration { blocks_per_multiprocessor: 6, smallest_share: 64, ..few };
+    let [few, many] = [few, many].map(|configuration| KernelSpec { shape, configuration });
+    let images = [few, many].map(|spec| compile(&compiler, &spec, "sm_90a").unwrap());
+    let decoders = [(few, &images[0]), (many, &images[1])]
+        .map(|(spec, image)| Decoder::load(device.as_ref(), image, spec).unwrap());
+    let alone = [0, 1].map(|at| {
+        let own = decoders[at].upload(&problem, UploadOptions::default()).unwrap();
+        decoders[at].run(&own).unwrap();
+        own.output().unwrap()
+    });
+    let mut shared = decoders[0].upload(&problem, UploadOptions::default()).unwrap();
+    for turn in [1, 0, 1, 1] {
+        decoders[turn].adopt(&mut shared).unwrap();
+        shared.poison_output().unwrap();
+        decoders[turn].run(&shared).unwrap();
+        assert_eq!(shared.output().unwrap(), alone[turn]);
     }
 }
 

@@ -3,13 +3,15 @@
 //! The test is its own worker, one that alters sources and misbehaves for some candidates; the run
 //! around it is that of the command. So it has no harness.
 
+mod own_worker;
+
 use spanforge_device::{Compiler, Settings};
-use spanforge_tuner::evaluate::{Request as Told, serve};
-use spanforge_tuner::record::{Record, Status, Study};
+use spanforge_tuner::evaluate::serve;
+use spanforge_tuner::record::{Record, Status};
 use spanforge_tuner::tune::From;
-use spanforge_tuner::{CandidateLimits, Means, Request, Workload, journal, tune};
+use spanforge_tuner::{CandidateLimits, Means, Request, journal, tune};
 use std::cell::Cell;
-use std::io::{BufRead, Write};
+use std::io::Write;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -46,27 +48,12 @@ fn planted(index: usize) -> Option<Plant> {
 }
 
 fn main() {
-    match std::env::args().nth(1).as_deref() {
-        Some("worker") => work(),
-        Some("--list") => {}
-        _ => bad_candidates_cost_themselves_alone(),
-    }
+    own_worker::main(bad_candidates_cost_themselves_alone, work);
 }
 
 fn bad_candidates_cost_themselves_alone() {
     let here = tempfile::tempdir().expect("a folder");
-    let mut workload = Workload::named("ssas-llama2", 2, 0).expect("a preset");
-    (workload.attention.query_heads, workload.attention.kv_heads) = (2, 1);
-    let study = Study {
-        workload,
-        device: "emulated:h200".to_owned(),
-        architectures: Vec::new(),
-        guide: Vec::new(),
-        strategy: "random".to_owned(),
-        seed: 0,
-        cases: 2,
-        window: 8,
-    };
+    let study = own_worker::study(0, 2, 8);
     let request = Request {
         from: From::Study(Box::new(study), here.path().to_owned()),
         budget: Some(PLANTED.len() + 3),
@@ -80,16 +67,11 @@ fn bad_candidates_cost_themselves_alone() {
         output: here.path().join("artifacts"),
     };
     let compiler = Compiler::new(&Settings::from_environment()).expect("NVRTC");
-    let worker = || {
-        let mut command = Command::new(std::env::current_exe().expect("this program"));
-        command.arg("worker").env("RAYON_NUM_THREADS", "1");
-        command
-    };
     let means = Means {
         compiler: &compiler,
         open: &spanforge_device::open,
         cluster: None,
-        worker: &worker,
+        worker: &own_worker::worker,
         stop: &AtomicBool::new(false),
         progress: &|_| {},
     };
@@ -126,10 +108,6 @@ fn bad_candidates_cost_themselves_alone() {
 
 /// A worker that misbehaves.
 fn work() {
-    let requests = std::io::stdin().lock().lines().map_while(|line| {
-        let told: Told = serde_json::from_str(&line.ok()?).ok()?;
-        Some(told)
-    });
     let compiler = Compiler::new(&Settings::from_environment()).expect("NVRTC");
     let present = Cell::new(None);
     let alter = |index: usize, source: String| {
@@ -148,7 +126,7 @@ fn work() {
         }
     };
     let mut replies = Saboteur { plant: &present, out: std::io::stdout() };
-    serve(requests, &mut replies, &compiler, &spanforge_device::open, &alter)
+    serve(own_worker::requests(), &mut replies, &compiler, &spanforge_device::open, &alter)
         .expect("somebody reads the replies");
 }
 

@@ -4,20 +4,21 @@
 //!
 //! The test is its own worker, so it has no harness.
 
+mod own_worker;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spanforge_device::{
     Basis, Buffer, Compiler, Device, DeviceError, DeviceProperties, EmulatedOptions, Image, Launch,
     LaunchReport, ModuleId, Settings, TimeOptions, Timing, open_emulated,
 };
-use spanforge_tuner::evaluate::{Request as Told, predict, serve};
+use spanforge_tuner::evaluate::{predict, serve};
 use spanforge_tuner::journal::Kept;
 use spanforge_tuner::measure::{BATCH, BEHIND, MOST, ROUNDS};
-use spanforge_tuner::record::{Candidate, Status, Study};
+use spanforge_tuner::record::{Candidate, Status};
 use spanforge_tuner::tune::From;
-use spanforge_tuner::{CandidateLimits, Means, Request, Workload, tune};
+use spanforge_tuner::{CandidateLimits, Means, Request, tune};
 use std::collections::HashMap;
-use std::io::BufRead;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -104,37 +105,19 @@ impl Device for Noisy {
 }
 
 fn main() {
-    match std::env::args().nth(1).as_deref() {
-        Some("worker") => work(),
-        Some("--list") => {}
-        _ => noisy_times_lead_to_a_winner_that_is_one(),
-    }
+    own_worker::main(noisy_times_lead_to_a_winner_that_is_one, work);
 }
 
 fn work() {
-    let requests = std::io::stdin().lock().lines().map_while(|line| {
-        let told: Told = serde_json::from_str(&line.ok()?).ok()?;
-        Some(told)
-    });
     let compiler = Compiler::new(&Settings::from_environment()).expect("NVRTC");
-    serve(requests, &mut std::io::stdout(), &compiler, &open, &|_, source| source)
+    serve(own_worker::requests(), &mut std::io::stdout(), &compiler, &open, &|_, source| source)
         .expect("somebody reads the replies");
 }
 
 fn noisy_times_lead_to_a_winner_that_is_one() {
     let here = tempfile::tempdir().expect("a folder");
-    let mut workload = Workload::named("ssas-llama2", 2, 0).expect("a preset");
-    (workload.attention.query_heads, workload.attention.kv_heads) = (2, 1);
-    let study = Study {
-        workload: workload.clone(),
-        device: DEVICE.to_owned(),
-        architectures: Vec::new(),
-        guide: Vec::new(),
-        strategy: "random".to_owned(),
-        seed: 1,
-        cases: 1,
-        window: WINDOW,
-    };
+    let study = own_worker::study(1, 1, WINDOW);
+    let workload = study.workload.clone();
     let request = Request {
         from: From::Study(Box::new(study), here.path().to_owned()),
         budget: Some(BUDGET),
@@ -144,16 +127,11 @@ fn noisy_times_lead_to_a_winner_that_is_one() {
         output: here.path().join("artifacts"),
     };
     let compiler = Compiler::new(&Settings::from_environment()).expect("NVRTC");
-    let worker = || {
-        let mut command = Command::new(std::env::current_exe().expect("this program"));
-        command.arg("worker").env("RAYON_NUM_THREADS", "1");
-        command
-    };
     let means = Means {
         compiler: &compiler,
         open: &open,
         cluster: None,
-        worker: &worker,
+        worker: &own_worker::worker,
         stop: &AtomicBool::new(false),
         progress: &|_| {},
     };

@@ -16,6 +16,15 @@ pub enum Basis {
     Measured,
 }
 
+impl std::fmt::Display for Basis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Predicted => "predicted",
+            Self::Measured => "measured",
+        })
+    }
+}
+
 /// What a device is and what it can hold.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeviceProperties {
@@ -189,14 +198,17 @@ pub struct Timing {
 impl Timing {
     /// The median sample in microseconds; infinite where there is none.
     pub fn median_us(&self) -> f64 {
-        let mut sorted = self.samples_us.clone();
-        sorted.sort_by(f64::total_cmp);
-        match sorted.len() {
-            0 => f64::INFINITY,
-            n if n % 2 == 1 => sorted[n / 2],
-            n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
-        }
+        median(&self.samples_us).unwrap_or(f64::INFINITY)
     }
+}
+
+/// The median, the mean of the two middle ones of an even number; `None` of nothing.
+pub fn median(samples: &[f64]) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let upper = *sorted.get(middle)?;
+    Some(if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + upper) / 2.0 } else { upper })
 }
 
 /// One launch as the cost model sees it.

@@ -11,10 +11,12 @@ use crate::counters::{Counters, InstructionMix, SECTOR_BYTES};
 use crate::occupancy::{DoesNotFit, WARP_THREADS, occupancy};
 use crate::profile::Profile;
 
+mod counted;
 mod levers;
 #[cfg(test)]
 mod properties;
 
+pub use counted::counted;
 pub use levers::{Lever, levers};
 
 /// How many blocks fit on a multiprocessor, and what stops more.

@@ -47,12 +47,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     }
     let compiler = Compiler::new(&notice::settings())?;
     let stop = worker::stop_at_interrupt("leaving; what is in hand goes to other workers")?;
-    let process = worker::command(worker::TUNE)?;
-    let process = || {
-        let mut command = process();
-        command.env("RAYON_NUM_THREADS", "1");
-        command
-    };
+    let process = worker::evaluator()?;
     let progress = |told: Told<'_>| match told {
         Told::Joined(run) => notice::say(format_args!("joined {}", run.run)),
         Told::Refused(run, reason) => notice::say(format_args!("not for {}: {reason}", run.run)),
@@ -72,14 +67,13 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     if devices.is_empty() {
         devices.push(None);
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let serve = |device: Option<String>| {
         let cluster = Cluster::connect(&arguments.study, Duration::from_secs(arguments.patience))?;
         let on = device.as_ref().map_or_else(String::new, |device| format!(" for {device}"));
         notice::say(format_args!("connected to {}{on}", cluster.servers()));
         let request = WorkerRequest {
             device,
-            workers: arguments.workers.map_or(cores, usize::from),
+            workers: worker::count(arguments.workers),
             run: arguments.run.clone(),
             idle: arguments.idle.map(Duration::from_secs),
             compiler: &compiler,

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use spanforge_device::{Compiler, Device, EmulatedOptions, Prediction};
-use spanforge_emulator::cost::{Lever, levers};
+use spanforge_emulator::cost::{Lever, counted, levers};
 use spanforge_kernels::Limits;
 use spanforge_tuner::evaluate::predict;
 use std::io::Write;
@@ -142,7 +142,10 @@ fn print(explained: &Explained, whole_us: f64, out: &mut dyn Write) -> Result<()
     }
     let mut table = Table::new(&["term", "us alone", "counted, whole grid"], &[1]);
     for term in estimate.terms.iter().filter(|term| term.us >= SHOWN_US) {
-        table.row([term.name.clone(), format!("{:.1}", term.us), counted(&term.name, counters)]);
+        let counts = counted(&term.name, counters).into_iter();
+        let counts: Vec<String> =
+            counts.map(|(count, what)| format!("{} {what}", grouped(count))).collect();
+        table.row([term.name.clone(), format!("{:.1}", term.us), counts.join(", ")]);
     }
     writeln!(out)?;
     table.write(out, "  ")?;
@@ -158,40 +161,4 @@ fn print(explained: &Explained, whole_us: f64, out: &mut dyn Write) -> Result<()
     writeln!(out)?;
     table.write(out, "  ")?;
     Ok(())
-}
-
-/// The counts that a term is made of.
-fn counted(term: &str, counters: &spanforge_emulator::counters::Counters) -> String {
-    let mix = &counters.mix;
-    let megabytes = |bytes: u64| format!("{} MB", grouped(bytes / 1_000_000));
-    let warps = |count: u64| format!("{} warp instructions", grouped(count));
-    match term {
-        "dram bandwidth" | "l2 bandwidth" | "l2 to multiprocessor" => {
-            format!("{} in sectors", megabytes(counters.bytes_moved()))
-        }
-        "memory latency" => {
-            let bytes = counters.global_load.bytes + counters.async_copy.bytes;
-            let waits = counters.async_waits.max(1);
-            let flight = counters.async_bytes_in_flight / waits;
-            format!("{} asked for, {} bytes in flight at a wait", megabytes(bytes), grouped(flight))
-        }
-        "instruction issue" | "instruction latency" => warps(counters.warp_instructions),
-        "float32 pipe" => warps(mix.float32),
-        "float64 pipe" => warps(mix.float64),
-        "half pipe" => warps(mix.half),
-        "integer pipe" => warps(mix.integer),
-        "convert pipe" => warps(mix.convert),
-        "special functions" => warps(mix.special),
-        "tensor cores" => warps(mix.matrix),
-        "shared memory and shuffles" => {
-            let (load, store) = (&counters.shared_load, &counters.shared_store);
-            format!(
-                "{} wavefronts ({} without bank conflicts), {} shuffles",
-                grouped(load.wavefronts + store.wavefronts),
-                grouped(load.ideal_wavefronts + store.ideal_wavefronts),
-                grouped(mix.exchange)
-            )
-        }
-        _ => String::new(),
-    }
 }

@@ -11,11 +11,12 @@ use indicatif::ProgressBar;
 use spanforge_device::{Basis, Compiler};
 use spanforge_kernels::KernelSpec;
 use spanforge_kernels::abi::Kernel;
+use spanforge_tuner::choice::ranked;
 use spanforge_tuner::cluster::{Cluster, PATIENCE};
 use spanforge_tuner::journal::Kept;
-use spanforge_tuner::record::{Candidate, Run, Status, Study, Winner};
+use spanforge_tuner::record::{Candidate, Run, Status, Study, WINDOW, Winner};
 use spanforge_tuner::search::DEFAULT_STRATEGY;
-use spanforge_tuner::tune::{From, WINDOW};
+use spanforge_tuner::tune::From;
 use spanforge_tuner::{CandidateLimits, Event, Means, Request, TuneError, Workload, tune};
 use std::cell::RefCell;
 use std::io::Write;
@@ -139,21 +140,12 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
             run: Duration::from_secs(limits.run_limit),
             memory_bytes: limits.memory_limit << 30,
         },
-        workers: limits.workers.map_or_else(
-            || std::thread::available_parallelism().map_or(1, usize::from),
-            usize::from,
-        ),
+        workers: worker::count(limits.workers),
         output: arguments.output.clone(),
     };
     let compiler = Compiler::new(&notice::settings())?;
     let stop = worker::stop_at_interrupt("ending with what is known so far")?;
-    let worker = worker::command(worker::TUNE)?;
-    // Candidates run side by side; one alone need not.
-    let worker = || {
-        let mut command = worker();
-        command.env("RAYON_NUM_THREADS", "1");
-        command
-    };
+    let worker = worker::evaluator()?;
     let patience = Duration::from_secs(arguments.patience);
     let cluster = arguments.study.as_deref().map(|servers| Cluster::connect(servers, patience));
     let cluster = cluster.transpose()?;
@@ -311,24 +303,17 @@ fn report(
     candidates: &[Candidate],
     winner: Option<&Winner>,
 ) -> Result<()> {
-    let mut correct: Vec<&Candidate> =
-        candidates.iter().filter(|c| c.status == Status::Correct).collect();
-    let time = |c: &Candidate| c.time_us.unwrap_or(f64::INFINITY);
+    let mut correct = ranked(candidates);
     let wins = |c: &Candidate| winner.is_some_and(|winner| winner.id == c.id);
     let is_tied = |c: &Candidate| winner.is_some_and(|winner| winner.ties.contains(&c.id));
-    correct.sort_by(|a, b| {
-        let place = wins(b).cmp(&wins(a)).then(time(a).total_cmp(&time(b)));
-        place.then(a.id.cmp(&b.id))
-    });
-    let basis = match run.properties.basis {
-        Basis::Predicted => "predicted us",
-        Basis::Measured => "measured us",
-    };
+    // The winner first, whatever it is tied with.
+    correct.sort_by_key(|(c, _)| !wins(c));
+    let basis = format!("{} us", run.properties.basis);
     let mut table = Table::new(
-        &["", "configuration", basis, "x floor", "registers", "spills", "shared B", "occupancy"],
+        &["", "configuration", &basis, "x floor", "registers", "spills", "shared B", "occupancy"],
         &[2, 3, 4, 5, 6, 7],
     );
-    for (place, candidate) in correct.iter().enumerate() {
+    for (place, &(candidate, us)) in correct.iter().enumerate() {
         let is_default = candidate.index == 0;
         if place >= SHOWN && !is_default {
             continue;
@@ -346,8 +331,8 @@ fn report(
         table.row([
             mark.to_owned(),
             candidate.id.clone(),
-            format!("{:.1}", time(candidate)),
-            format!("{:.2}", time(candidate) / run.floor_us),
+            format!("{us:.1}"),
+            format!("{:.2}", us / run.floor_us),
             number(resources.map(|r| r.registers)),
             number(resources.map(|_| candidate.spill_bytes())),
             candidate.shared_bytes.to_string(),

@@ -42,6 +42,23 @@ pub fn command(verb: &'static str) -> Result<impl Fn() -> Command> {
     })
 }
 
+/// What starts a process that evaluates candidates.
+pub fn evaluator() -> Result<impl Fn() -> Command> {
+    let command = command(TUNE)?;
+    Ok(move || {
+        let mut command = command();
+        // Candidates run side by side; one alone need not.
+        command.env("RAYON_NUM_THREADS", "1");
+        command
+    })
+}
+
+/// How many work at a time: as given, or one per core.
+pub fn count(given: Option<u16>) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    given.map_or_else(cores, usize::from)
+}
+
 /// Set by Ctrl-C or a request to terminate; the second one ends the program where it stands. `what`
 /// it will do is said.
 pub fn stop_at_interrupt(what: &'static str) -> Result<Arc<AtomicBool>> {

@@ -7,7 +7,7 @@
 
 use crate::measure::{FINALISTS, NEAR};
 use crate::record::{Candidate, Remeasured, Status, Winner};
-use spanforge_device::Basis;
+use spanforge_device::{Basis, median};
 
 /// What the cost model cannot tell apart, as a share of a time. Chosen: its terms are known to some
 /// per cent, and most of their errors are the same for configurations that are alike.
@@ -25,16 +25,24 @@ pub fn judged(candidates: &[Candidate], remeasured: &Remeasured) -> Vec<Candidat
     candidates
 }
 
+/// The correct ones with their times in microseconds, the fastest first, equals in the order of their
+/// identifiers.
+pub fn ranked(candidates: &[Candidate]) -> Vec<(&Candidate, f64)> {
+    let correct = candidates.iter().filter(|c| c.status == Status::Correct);
+    let mut timed: Vec<_> = correct.filter_map(|c| Some((c, c.time_us?))).collect();
+    timed.sort_by(|a, b| a.1.total_cmp(&b.1).then_with(|| a.0.id.cmp(&b.0.id)));
+    timed
+}
+
 /// Those that may be the winner, or could be taken for it: what is to be timed once more. The default
 /// configuration, which the first candidate is, is one of them in any case.
 pub fn finalists(candidates: &[Candidate]) -> Vec<&Candidate> {
-    let mut timed: Vec<Timed<'_>> = candidates.iter().filter_map(Timed::new).collect();
-    timed.sort_by(|a, b| a.us.total_cmp(&b.us).then_with(|| a.candidate.id.cmp(&b.candidate.id)));
-    let near = timed.first().map_or(0.0, |best| NEAR * best.interval_us[1]);
-    let (default, others): (Vec<Timed<'_>>, Vec<Timed<'_>>) =
-        timed.iter().partition(|t| t.candidate.index == 0);
-    let others = others.into_iter().filter(|t| t.interval_us[0] <= near).take(FINALISTS);
-    default.into_iter().chain(others).map(|t| t.candidate).collect()
+    let timed = ranked(candidates);
+    let near = timed.first().map_or(0.0, |(best, _)| NEAR * best.known_us()[1]);
+    let (default, others): (Vec<_>, Vec<_>) =
+        timed.into_iter().map(|timed| timed.0).partition(|c| c.index == 0);
+    let others = others.into_iter().filter(|c| c.known_us()[0] <= near).take(FINALISTS);
+    default.into_iter().chain(others).collect()
 }
 
 /// The winner among `candidates`, the first of which is the default configuration; `None` where none
@@ -47,47 +55,31 @@ pub fn choose(
     remeasured: &Remeasured,
 ) -> Option<Winner> {
     let candidates = judged(candidates, remeasured);
-    let takes_part = |c: &&Candidate| {
-        remeasured.finalists.is_empty() || remeasured.samples_us(c.index).is_some()
-    };
-    let mut timed: Vec<Timed<'_>> =
-        candidates.iter().filter(takes_part).filter_map(Timed::new).collect();
-    timed.sort_by(|a, b| a.us.total_cmp(&b.us).then_with(|| a.candidate.id.cmp(&b.candidate.id)));
-    let fastest_us = timed.first()?.interval_us[1];
-    let ties = timed.iter().filter(|t| t.interval_us[0] <= fastest_us);
+    let mut timed = ranked(&candidates);
+    if !remeasured.finalists.is_empty() {
+        timed.retain(|(c, _)| remeasured.samples_us(c.index).is_some());
+    }
+    let fastest_us = timed.first()?.0.known_us()[1];
+    let ties = timed.iter().filter(|(c, _)| c.known_us()[0] <= fastest_us);
     // The first of the least, so that equals stay in order of time and identifier.
-    let place = |t: &&Timed<'_>| (t.candidate.index != 0, t.candidate.spill_bytes());
-    let winner = *ties.clone().min_by_key(place)?;
-    let tied = |t: &&Timed<'_>| t.candidate.id != winner.candidate.id;
-    let ties = ties.filter(tied).map(|t| t.candidate.id.clone()).collect();
-    let runner_up = timed.iter().find(tied);
+    let (winner, us) = *ties
+        .clone()
+        .min_by_key(|(candidate, _)| (candidate.index != 0, candidate.spill_bytes()))?;
+    let other = |timed: &&(&Candidate, f64)| timed.0.id != winner.id;
+    let ties = ties.filter(other).map(|(candidate, _)| candidate.id.clone()).collect();
+    let runner_up = timed.iter().find(other);
     Some(Winner {
         run: run.to_owned(),
-        id: winner.candidate.id.clone(),
-        time_us: winner.us,
-        interval_us: Some(winner.interval_us),
-        basis: winner.candidate.basis,
-        default_us: timed.iter().find(|t| t.candidate.index == 0).map(|t| t.us),
-        runner_up: runner_up.map(|t| t.candidate.id.clone()),
-        runner_up_us: runner_up.map(|t| t.us),
+        id: winner.id.clone(),
+        time_us: us,
+        interval_us: winner.interval_us(),
+        basis: winner.basis,
+        default_us: timed.iter().find(|(c, _)| c.index == 0).map(|timed| timed.1),
+        runner_up: runner_up.map(|(candidate, _)| candidate.id.clone()),
+        runner_up_us: runner_up.map(|timed| timed.1),
         ties,
-        over_floor: winner.us / floor_us,
+        over_floor: us / floor_us,
     })
-}
-
-/// A correct candidate.
-#[derive(Clone, Copy)]
-struct Timed<'a> {
-    candidate: &'a Candidate,
-    us: f64,
-    interval_us: [f64; 2],
-}
-
-impl<'a> Timed<'a> {
-    fn new(candidate: &'a Candidate) -> Option<Self> {
-        let us = candidate.time_us.filter(|_| candidate.status == Status::Correct)?;
-        Some(Self { candidate, us, interval_us: candidate.interval_us()? })
-    }
 }
 
 impl Candidate {
@@ -104,19 +96,15 @@ impl Candidate {
         }
     }
 
+    /// The interval of a candidate that has a time.
+    fn known_us(&self) -> [f64; 2] {
+        self.interval_us().unwrap_or([f64::INFINITY; 2])
+    }
+
     /// Bytes that a thread of its kernels spills, stores and loads together.
     pub fn spill_bytes(&self) -> u32 {
         self.resources.values().map(|r| r.spill_store_bytes + r.spill_load_bytes).sum()
     }
-}
-
-/// The median; `None` without samples.
-fn median(samples: &[f64]) -> Option<f64> {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    let upper = *sorted.get(middle)?;
-    Some(if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + upper) / 2.0 } else { upper })
 }
 
 /// The 95 % confidence interval of the median of what the samples are drawn from, whatever its

@@ -4,7 +4,7 @@
 use crate::export::{ExportError, compile, compile_source};
 use crate::measure::{BATCH, ROUNDS, interleave, measure};
 use crate::record::{Candidate, Run, Status, Study};
-use crate::tune::{TuneError, cache_bytes};
+use crate::tune::TuneError;
 use crate::workers::CandidateLimits;
 use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,12 @@ use spanforge_kernels::{DecodeProblem, Decoder, KernelSpec, render};
 use spanforge_verify::check_seeds;
 use std::io::{self, Write};
 use std::time::Instant;
+
+/// The most that K and V of the timed problem take on an emulated device.
+const EMULATED_CACHE_BYTES: u64 = 32 << 20;
+
+/// The most that K and V of the timed problem take on a GPU.
+const GPU_CACHE_BYTES: u64 = 64 << 30;
 
 /// From the parent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -358,6 +364,14 @@ pub fn predict(
 pub fn floor_us(problem: &DecodeProblem, properties: &DeviceProperties) -> f64 {
     let bytes = problem.floor_bytes() as f64 / properties.dram_bytes_per_second;
     1e6 * bytes.max(problem.flops() / properties.float32_per_second)
+}
+
+/// K and V bytes of the timed problem; see [`Workload::problem`](crate::Workload::problem).
+pub(crate) fn cache_bytes(basis: Basis) -> u64 {
+    match basis {
+        Basis::Predicted => EMULATED_CACHE_BYTES,
+        Basis::Measured => GPU_CACHE_BYTES,
+    }
 }
 
 fn options(problem: &DecodeProblem) -> TimeOptions {

@@ -14,9 +14,9 @@
 //! ran in a process of its own and can hardly be the reason that the run ended; unless the machine
 //! itself went down. Then it runs alone, and after a second time not any more.
 
-use crate::choice::judged;
-use crate::formats::gzip::Plain;
-use crate::record::{Candidate, Record, Remeasured, Run, Status, Study, Winner};
+use crate::choice::{judged, ranked};
+use crate::packed::Plain;
+use crate::record::{Candidate, Record, Remeasured, Run, Study, Winner};
 use fs_err as fs;
 use spanforge_kernels::KernelSpec;
 use std::collections::{BTreeMap, BTreeSet};
@@ -163,8 +163,9 @@ impl Kept {
     /// A file that cannot be read or that is no journal.
     pub fn read(path: &Path) -> Result<Self, JournalError> {
         let bytes = fs::read(path)?;
-        let plain = Plain::read(&path.display().to_string(), &bytes);
-        let plain = plain.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let plain = Plain::read(&bytes).map_err(named)?;
         Self::from(path, parse(path, &plain.bytes)?)
     }
 
@@ -173,13 +174,7 @@ impl Kept {
     pub fn fastest(&self) -> Vec<KernelSpec> {
         let candidates: Vec<Candidate> = self.candidates.values().cloned().collect();
         let candidates = judged(&candidates, &self.remeasured);
-        let mut timed: Vec<(f64, &Candidate)> = candidates
-            .iter()
-            .filter(|c| c.status == Status::Correct)
-            .filter_map(|c| Some((c.time_us?, c)))
-            .collect();
-        timed.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
-        timed.into_iter().map(|(_, candidate)| candidate.spec).collect()
+        ranked(&candidates).into_iter().map(|(candidate, _)| candidate.spec).collect()
     }
 
     pub(crate) fn from(path: &Path, records: Vec<Record>) -> Result<Self, JournalError> {

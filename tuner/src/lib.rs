@@ -14,6 +14,7 @@ pub mod export;
 pub mod formats;
 pub mod journal;
 pub mod measure;
+mod packed;
 mod proposals;
 pub mod record;
 pub mod replay;

@@ -1,12 +1,14 @@
 //! What is kept of a run: the lines of its [`journal`](crate::journal).
 
 use crate::environment::Environment;
-use crate::tune::WINDOW;
 use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
 use spanforge_device::{Basis, DeviceProperties, Prediction, Resources};
 use spanforge_kernels::KernelSpec;
 use std::collections::BTreeMap;
+
+/// Candidates that may be under way at a time, unless a study says otherwise.
+pub const WINDOW: usize = 8;
 
 /// One line of a journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ pub use error::{Interrupted, TuneError};
 use crate::choice::{choose, finalists, judged};
 use crate::cluster::{Announced, Cluster, Coordinator, State};
 use crate::environment::{Environment, unix_seconds};
-use crate::evaluate::{Job, Open, Setup, floor_us};
+use crate::evaluate::{Job, Open, Setup, cache_bytes, floor_us};
 use crate::export::{Chosen, ExportError, Facts, compile, export};
 use crate::journal::{Journal, JournalError, Kept};
 use crate::proposals::{KernelSpace, Proposals};
@@ -32,15 +32,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-
-/// Candidates that may be under way at a time, unless a study says otherwise.
-pub const WINDOW: usize = 8;
-
-/// The most that K and V of the timed problem take on an emulated device.
-const EMULATED_CACHE_BYTES: u64 = 32 << 20;
-
-/// The most that K and V of the timed problem take on a GPU.
-const GPU_CACHE_BYTES: u64 = 64 << 30;
 
 /// What to tune, and how.
 #[derive(Clone, Debug)]
@@ -339,14 +330,6 @@ fn resume(path: &Path, cluster: Option<&Cluster>) -> Result<(Journal, Kept), Tun
     // What was under way was so on other machines.
     kept.crashes.clear();
     Ok((journal, kept))
-}
-
-/// K and V bytes of the timed problem; see [`Workload::problem`](crate::Workload::problem).
-pub(crate) fn cache_bytes(basis: Basis) -> u64 {
-    match basis {
-        Basis::Predicted => EMULATED_CACHE_BYTES,
-        Basis::Measured => GPU_CACHE_BYTES,
-    }
 }
 
 /// A workload's name as part of a folder's name: a trace file loses its folders and ending.

@@ -107,6 +107,17 @@ fn not_less(a: f64, b: f64) -> bool {
 }
 
 proptest! {
+    #[test]
+    fn all_terms_but_fixed_times_say_what_they_count(
+        gpu in prop::sample::select(names()), shape in shape(), block in block(),
+    ) {
+        let (profile, counters) = (find(gpu).expect(gpu), block.counters(1));
+        for term in estimate(&profile, &shape, &counters).expect("fits").terms {
+            let fixed = ["block start", "kernel launch"].contains(&term.name.as_str());
+            prop_assert_eq!(counted(&term.name, &counters).is_empty(), fixed, "{}", term.name);
+        }
+    }
+
     /// Every lever gains, in order, and takes a whole launch no lower than its own launching.
     #[test]
     fn levers_are_gains_the_largest_first(

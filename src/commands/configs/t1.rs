@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use spanforge_tuner::formats::t1;
-use spanforge_tuner::search::parameters::Parameter;
+use spanforge_tuner::search::parameters::{self, Parameter};
 use spanforge_tuner::search::{ParameterSpace, Space as _, Value};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -61,11 +61,16 @@ pub fn run(
         None => space.points().take(limit).collect(),
     };
     let sizes = space.sizes();
+    let shares = space.pruned_shares(DRAWN, &mut rng);
+    let constraint = |(constraint, pruned_share): (&parameters::Constraint, f64)| Constraint {
+        expression: constraint.name.clone(),
+        pruned_share,
+    };
     let described = Space {
         parameters: space.parameters().iter().map(values).collect(),
         points: sizes.iter().try_fold(1_u64, |product, size| product.checked_mul(*size as u64)),
         valid: space.count_valid(),
-        constraints: pruned(&space, &sizes, &mut rng),
+        constraints: space.constraints().iter().zip(shares).map(constraint).collect(),
         configurations: points.iter().map(|point| configuration(&space, point)).collect(),
     };
     if json {
@@ -101,21 +106,4 @@ fn values(parameter: &Parameter) -> Values {
 fn configuration(space: &ParameterSpace, point: &[usize]) -> BTreeMap<String, Value> {
     let names = space.parameters().iter().map(|p| p.name.clone());
     names.zip(space.values(point).cloned()).collect()
-}
-
-fn pruned(space: &ParameterSpace, sizes: &[usize], rng: &mut ChaCha8Rng) -> Vec<Constraint> {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for _ in 0..DRAWN {
-        let point: Vec<usize> =
-            sizes.iter().map(|size| rand::RngExt::random_range(rng, 0..*size)).collect();
-        if let Some(constraint) = space.pruned_by(&point) {
-            *counts.entry(&constraint.name).or_default() += 1;
-        }
-    }
-    let constraint = |constraint: &spanforge_tuner::search::parameters::Constraint| Constraint {
-        expression: constraint.name.clone(),
-        pruned_share: counts.get(constraint.name.as_str()).copied().unwrap_or(0) as f64
-            / DRAWN as f64,
-    };
-    space.constraints().iter().map(constraint).collect()
 }

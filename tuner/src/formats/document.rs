@@ -1,8 +1,8 @@
 //! The JSON text of a recorded space, read entry by entry, so that what stands before
 //! a cut is kept.
 
-use super::gzip::Plain;
 use super::{FormatError, Object, t4};
+use crate::packed::Plain;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
 use std::borrow::Cow;

@@ -1,8 +1,8 @@
 //! Journals of our own runs: what was evaluated, as a recorded space.
 
-use super::gzip::Plain;
 use super::{Entry, Failure, FormatError, Measurement, Phases, Recording, Runs};
 use crate::journal::{Kept, parse};
+use crate::packed::Plain;
 use crate::record::{Candidate, Status};
 use crate::search::Value;
 use crate::search::parameters::Parameter;

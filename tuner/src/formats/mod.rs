@@ -3,7 +3,6 @@
 //! the schemas; written strictly, in [`write`].
 
 mod document;
-pub(crate) mod gzip;
 mod journal;
 mod kernel_tuner;
 pub mod t1;
@@ -11,12 +10,13 @@ mod t4;
 pub mod write;
 
 use crate::journal::JournalError;
+use crate::packed::Plain;
 use crate::search::parameters::{MOST_VALUES, Parameter};
 use crate::search::{Point, Value};
 use document::Document;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value as Json};
-use spanforge_device::Basis;
+use spanforge_device::{Basis, median};
 use std::fmt;
 use std::path::Path;
 
@@ -26,19 +26,13 @@ pub enum FormatError {
     /// It cannot be read; the error names the file.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// It starts like gzip data, but is damaged.
-    #[error("{file} is damaged gzip data: {error}")]
-    Gzip {
+    /// It is damaged gzip data, or implausibly large.
+    #[error("{file}: {error}")]
+    Packed {
         /// The file.
         file: String,
-        /// What the decompressor says.
+        /// What is wrong.
         error: std::io::Error,
-    },
-    /// It is implausibly large.
-    #[error("{file} holds more than 1 GiB of text")]
-    TooLarge {
-        /// The file.
-        file: String,
     },
     /// It is not JSON.
     #[error("{file} is not a JSON object: {error}")]
@@ -166,18 +160,12 @@ impl Runs {
     /// median of warm runs is what a kernel in use takes.
     pub fn objective_ms(&self) -> Option<f64> {
         let plausible = |time: &f64| time.is_finite() && *time > 0.0 && *time < NO_TIME_MS;
-        let mut warm = self.runs_ms.get(1..).unwrap_or_default().to_vec();
+        let warm = self.runs_ms.get(1..).unwrap_or_default();
         if !warm.iter().all(plausible) {
             return None;
         }
-        warm.sort_by(f64::total_cmp);
-        let middle = warm.len() / 2;
-        let median = match warm.len() {
-            0 => self.mean_ms.or(self.runs_ms.first().copied()),
-            n if n.is_multiple_of(2) => Some((warm[middle - 1] + warm[middle]) / 2.0),
-            _ => Some(warm[middle]),
-        };
-        median.filter(plausible)
+        let given = || self.mean_ms.or(self.runs_ms.first().copied());
+        median(warm).or_else(given).filter(plausible)
     }
 }
 
@@ -209,7 +197,7 @@ pub struct Measurement {
 }
 
 /// A recorded search space.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Recording {
     /// Name of the device, where the file gives one.
     pub device: Option<String>,
@@ -244,7 +232,8 @@ impl Recording {
     /// # Errors
     /// As [`Recording::read`].
     pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Self, FormatError> {
-        let plain = gzip::Plain::read(file, bytes)?;
+        let plain = Plain::read(bytes)
+            .map_err(|error| FormatError::Packed { file: file.to_owned(), error })?;
         if journal::is_journal(&plain.bytes) {
             return journal::recording(file, &plain);
         }

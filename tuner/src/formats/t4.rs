@@ -75,15 +75,7 @@ pub fn recording(document: &Document, results: &[Recorded]) -> Result<Recording,
     sort_values(&mut values, &mut entries);
     let parameters = names.into_iter().zip(values).map(|(n, v)| Parameter::new(n, v)).collect();
     // Device, kernel and problem are in a file of metadata, if anywhere.
-    Ok(Recording {
-        device: None,
-        kernel: None,
-        problem: None,
-        basis: None,
-        parameters,
-        entries,
-        is_cut: document.is_cut,
-    })
+    Ok(Recording { parameters, entries, is_cut: document.is_cut, ..Recording::default() })
 }
 
 /// Milliseconds of the file's unit of time.

@@ -28,6 +28,7 @@
 
 use super::{Outcome, Recorded, Run};
 use serde::Serialize;
+use spanforge_device::median;
 
 /// Share of the way from the median to the optimum that the budget suffices for.
 const TARGET: f64 = 0.95;
@@ -67,8 +68,7 @@ impl Scale {
         // From worst to best, as the formula counts.
         let first = sorted_ms.iter().rev().position(|time| *time <= target)?;
         let budget_evaluations = first.div_ceil(n + 1 - first);
-        let mut costs: Vec<f64> = space.outcomes().iter().map(Outcome::cost_seconds).collect();
-        costs.sort_by(f64::total_cmp);
+        let costs: Vec<f64> = space.outcomes().iter().map(Outcome::cost_seconds).collect();
         let budget_seconds = budget_evaluations as f64 * median(&costs)?;
         let mean_cost = |ran: bool| {
             let costs = space.outcomes().iter().filter(|o| o.time_ms.is_ok() == ran);
@@ -114,12 +114,6 @@ impl Scale {
         let from_worst = (m * (n as f64 + 1.0) / (m + 1.0)).round() as usize;
         self.sorted_ms[n - 1 - from_worst.min(n - 1)]
     }
-}
-
-fn median(sorted: &[f64]) -> Option<f64> {
-    let middle = sorted.len() / 2;
-    let upper = *sorted.get(middle)?;
-    Some(if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + upper) / 2.0 } else { upper })
 }
 
 /// Expectation of the least of `m` values drawn without replacement from `sorted`, ascending: each

@@ -31,8 +31,8 @@ impl Drawn<'_> {
         }
     }
 
-    fn time_title(&self) -> &'static str {
-        super::time_words(self.run.properties.basis)
+    fn time_title(&self) -> String {
+        format!("{} us", self.run.properties.basis)
     }
 
     /// The candidates that stand out are drawn last, above the others.
@@ -50,7 +50,7 @@ impl Drawn<'_> {
 
     fn time_axis(&self) -> Axis {
         let times = self.timed.iter().map(|(_, us)| self.shown(*us));
-        Axis::logarithmic(self.time_title(), times.chain([self.run.floor_us]))
+        Axis::logarithmic(&self.time_title(), times.chain([self.run.floor_us]))
     }
 
     /// The best time so far over what `x` makes of the candidates up to each one.
@@ -153,7 +153,7 @@ impl Drawn<'_> {
             marks.push(Mark::Dot([*us, place as f64], colour, 4));
         }
         let names = (1..=finalists.len()).map(|place| place.to_string()).collect();
-        let axes = [Axis::linear(self.time_title(), ends), Axis::names("", names).reversed()];
+        let axes = [Axis::linear(&self.time_title(), ends), Axis::names("", names).reversed()];
         let height = 70 + 18 * finalists.len() as u32;
         svg(520, height, axes, &marks)
     }

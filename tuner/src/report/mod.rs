@@ -5,13 +5,13 @@
 mod figures;
 mod plot;
 
-use crate::choice::{choose, judged};
+use crate::choice::{choose, judged, ranked};
 use crate::journal::Kept;
 use crate::record::{Candidate, Run, Status, Winner};
 use crate::search::importance::importance;
 use figures::{Drawn, SLOWEST};
 use serde::Serialize;
-use spanforge_device::Basis;
+use spanforge_device::{Basis, Prediction};
 use spanforge_kernels::{Limits, SearchSpace};
 use std::collections::BTreeMap;
 use tera::{Context, Tera};
@@ -117,21 +117,16 @@ impl<'a> Page<'a> {
         let winner = choose(&run.run, run.floor_us, &evaluated, &kept.remeasured);
         let all = judged(&evaluated, &kept.remeasured);
         let wins = |c: &Candidate| winner.as_ref().is_some_and(|w| w.id == c.id);
-        let timed: Vec<(&Candidate, f64)> = all
-            .iter()
-            .filter(|c| c.status == Status::Correct)
-            .filter_map(|c| Some((c, c.time_us?)))
-            .collect();
-        let mut ranked = timed.clone();
-        ranked.sort_by(|(a, a_us), (b, b_us)| {
-            let place = wins(b).cmp(&wins(a)).then(a_us.total_cmp(b_us));
-            place.then_with(|| a.id.cmp(&b.id))
-        });
+        let mut ranked = ranked(&all);
+        // The winner first, whatever it is tied with.
+        ranked.sort_by_key(|(c, _)| !wins(c));
         let finalists: Vec<_> = ranked.iter().take(FINALISTS).copied().collect();
         let row = |(place, candidate): (usize, &Candidate)| {
             Row::new(run, winner.as_ref(), place + 1, candidate)
         };
         let attention = &kept.study.workload.attention;
+        let mut timed = ranked.clone();
+        timed.sort_by_key(|(candidate, _)| candidate.index);
         let drawn = Drawn {
             run,
             timed,
@@ -166,18 +161,11 @@ impl<'a> Page<'a> {
     }
 }
 
-fn time_words(basis: Basis) -> &'static str {
-    match basis {
-        Basis::Predicted => "predicted us",
-        Basis::Measured => "measured us",
-    }
-}
-
 fn headline(run: &Run, winner: Option<&Winner>, all: &[Candidate]) -> Vec<(String, String)> {
     let mut numbers = Vec::new();
     let mut add = |number: String, what: &str| numbers.push((number, what.to_owned()));
     if let Some(winner) = winner {
-        add(format!("{:.1} us", winner.time_us), &format!("winner, {}", words(run)));
+        add(format!("{:.1} us", winner.time_us), &format!("winner, {}", winner.basis));
         add(
             format!("{:.2} x", winner.over_floor),
             &format!("of the floor, {:.1} us", run.floor_us),
@@ -192,13 +180,6 @@ fn headline(run: &Run, winner: Option<&Winner>, all: &[Candidate]) -> Vec<(Strin
     let cases: usize = all.iter().map(|c| c.cases).sum();
     add(cases.to_string(), "problems checked against the oracle");
     numbers
-}
-
-fn words(run: &Run) -> &'static str {
-    match run.properties.basis {
-        Basis::Predicted => "predicted",
-        Basis::Measured => "measured",
-    }
 }
 
 fn choice(run: &Run, winner: &Winner) -> Vec<String> {
@@ -252,12 +233,16 @@ fn parameters(kept: &Kept, drawn: &Drawn<'_>, best: Option<&Candidate>) -> Vec<P
     shown.into_iter().map(|(_, parameter)| parameter).collect()
 }
 
+/// The launch that takes longest, where times are predicted.
+fn longest(candidate: &Candidate) -> Option<&Prediction> {
+    let time = |p: &&Prediction| p.estimate.time_us;
+    candidate.predictions.iter().max_by(|a, b| time(a).total_cmp(&time(b)))
+}
+
 /// The terms that take at least a hundredth of the largest, each of the launch that takes longest.
 fn terms(winner: Option<&Candidate>, default: Option<&Candidate>) -> Vec<Term> {
     let of = |candidate: Option<&Candidate>| -> BTreeMap<String, f64> {
-        let longest = candidate.into_iter().flat_map(|c| &c.predictions);
-        let longest = longest.max_by(|a, b| a.estimate.time_us.total_cmp(&b.estimate.time_us));
-        let terms = longest.into_iter().flat_map(|p| &p.estimate.terms);
+        let terms = candidate.and_then(longest).into_iter().flat_map(|p| &p.estimate.terms);
         terms.map(|term| (term.name.clone(), term.us)).collect()
     };
     let (winner, default) = (of(winner), of(default));
@@ -282,10 +267,7 @@ impl Row {
     fn new(run: &Run, winner: Option<&Winner>, place: usize, candidate: &Candidate) -> Self {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         let us = candidate.time_us.filter(|_| candidate.status == Status::Correct);
-        let longest = candidate
-            .predictions
-            .iter()
-            .max_by(|a, b| a.estimate.time_us.total_cmp(&b.estimate.time_us));
+        let longest = longest(candidate);
         let is_tied = winner.is_some_and(|w| w.ties.contains(&candidate.id));
         let registers = candidate.resources.values().map(|r| r.registers).max();
         Self {

@@ -256,6 +256,21 @@ impl ParameterSpace {
         Some(point)
     }
 
+    /// By constraint, in order, the share of all points that it is the first to prune, seen on
+    /// `count` points drawn at random.
+    pub fn pruned_shares(&self, count: usize, rng: &mut impl Rng) -> Vec<f64> {
+        let mut pruned = vec![0_usize; self.constraints.len()];
+        for _ in 0..count {
+            let sizes = self.parameters.iter().map(|p| p.values.len());
+            let point: Point = sizes.map(|size| rng.random_range(0..size)).collect();
+            let first = self.constraints.iter().position(|c| !self.holds(c, &point));
+            if let Some(first) = first {
+                pruned[first] += 1;
+            }
+        }
+        pruned.into_iter().map(|pruned| pruned as f64 / count.max(1) as f64).collect()
+    }
+
     /// How many points are valid; `None` where that takes too long to find out.
     pub fn count_valid(&self) -> Option<u64> {
         let groups = self.groups.get_or_init(|| self.make_groups());

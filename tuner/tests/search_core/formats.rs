@@ -223,7 +223,7 @@ fn files_of_another_kind_are_refused_with_the_reason() {
     let middle = damaged.len() / 2;
     damaged[middle..middle + 20].fill(0xff);
     let error = read(&damaged).expect_err("damaged").to_string();
-    assert!(error.starts_with("file is"), "{error}");
+    assert!(error.starts_with("file: damaged gzip data: "), "{error}");
 }
 
 /// Parameters of every kind, and configurations with every fate, as other tools may record them.

@@ -38,15 +38,7 @@ fn generated(seed: u64, failing: f64) -> Recorded {
         entries.push(Entry { point, result, phases, measurements: Vec::new() });
     }
     let parameters = ["a", "b", "c"].map(|name| Parameter::new(name, values())).to_vec();
-    let recording = Recording {
-        device: None,
-        kernel: None,
-        problem: None,
-        basis: None,
-        parameters,
-        entries,
-        is_cut: false,
-    };
+    let recording = Recording { parameters, entries, ..Recording::default() };
     Recorded::new(recording).expect("some ran")
 }
 
