@@ -15,7 +15,7 @@ use crate::memory::{
 };
 use crate::op::{NON_COHERENT, Op, SIGNED, STRONG, WIDE_ADDRESS, WIDE_DATA};
 use crate::races::Kind;
-use crate::registers::{FULL, Registers, Word};
+use crate::registers::{FULL, Registers, Word, halved};
 use crate::shadow::Shadow;
 use crate::syntax::Space;
 
@@ -236,6 +236,42 @@ pub(crate) fn describe_shared(machine: &crate::kernel::Kernel, offset: u64) -> S
     }
 }
 
+/// Lanes whose addresses are in one memory window.
+struct Part {
+    space: Space,
+    window: u64,
+    /// Offsets in the window; those of other lanes mean nothing.
+    offsets: [u64; 32],
+    mask: u32,
+}
+
+/// The first lanes of a mask whose addresses are in one window: nearly always all of them.
+#[inline(always)]
+fn part(space: Space, address: &[u64; 32], mask: u32) -> Part {
+    let windowed = matches!(space, Space::Generic | Space::Global | Space::Const);
+    let (number, offset) = if windowed { (!WINDOW_MASK, WINDOW_MASK) } else { (0, u64::MAX) };
+    let base = address[mask.trailing_zeros() as usize & 31] & number;
+    let mut other = 0u64;
+    let mut offsets = [0u64; 32];
+    for lane in 0..32 {
+        offsets[lane] = address[lane] & offset;
+        let on = 0u64.wrapping_sub(u64::from(mask >> lane & 1));
+        other |= ((address[lane] & number) ^ base) & on;
+    }
+    let these = match other {
+        0 => mask,
+        _ => lanes_where(mask, |lane| address[lane] & number == base),
+    };
+    let space = match base {
+        _ if space != Space::Generic => space,
+        SHARED_BASE => Space::Shared,
+        LOCAL_BASE => Space::Local,
+        PARAMETER_BASE => Space::Param,
+        _ => Space::Global,
+    };
+    Part { space, window: base >> WINDOW_BITS, offsets, mask: these }
+}
+
 impl Machine<'_> {
     /// The allocation of a window, as an index into the allocations or the module's variables.
     #[inline(always)]
@@ -260,51 +296,6 @@ impl Machine<'_> {
                 None => format!("{:#x}, which is in no allocation", window << WINDOW_BITS | offset),
             },
         }
-    }
-
-    /// Runs `access` once for each memory window that the lanes address.
-    #[inline(always)]
-    fn by_window(
-        &mut self,
-        space: Space,
-        address: &mut [u64; 32],
-        mask: u32,
-        mut access: impl FnMut(&mut Self, Space, u64, &mut [u64; 32], u32) -> Outcome,
-    ) -> Outcome {
-        if !matches!(space, Space::Generic | Space::Global | Space::Const) {
-            return access(self, space, 0, address, mask);
-        }
-        let first = mask.trailing_zeros() as usize & 31;
-        let window = address[first] >> WINDOW_BITS;
-        let mut other = 0u64;
-        let mut inside = [0u64; 32];
-        for lane in 0..32 {
-            inside[lane] = address[lane] & WINDOW_MASK;
-            let on = 0u64.wrapping_sub(u64::from(mask >> lane & 1));
-            other |= (address[lane] >> WINDOW_BITS ^ window) & on;
-        }
-        let to = |window: u64| {
-            let base = window << WINDOW_BITS;
-            match base {
-                _ if space != Space::Generic => space,
-                SHARED_BASE => Space::Shared,
-                LOCAL_BASE => Space::Local,
-                PARAMETER_BASE => Space::Param,
-                _ => Space::Global,
-            }
-        };
-        if other == 0 {
-            return access(self, to(window), window, &mut inside, mask);
-        }
-        let mut left = mask;
-        while left != 0 {
-            let window = address[left.trailing_zeros() as usize] >> WINDOW_BITS;
-            let these = lanes_where(left, |lane| address[lane] >> WINDOW_BITS == window);
-            let mut part = inside;
-            access(self, to(window), window, &mut part, these)?;
-            left &= !these;
-        }
-        Ok(())
     }
 
     /// Bounds, alignment, and for local memory the move to the lane's own part. Afterwards every
@@ -502,11 +493,19 @@ impl Machine<'_> {
         mask: u32,
     ) -> Outcome {
         let lead = mask & mask.wrapping_neg();
-        let mut address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
+        let address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
         let width = u64::from(op.size) * u64::from(op.count);
-        self.by_window(op.space, &mut address, mask, |this, space, window, offsets, mask| {
-            this.bound::<CHECK>(warp, space, window, offsets, mask, width, width, "read")?;
-            let pattern = pattern(offsets, mask, width);
+        let mut left = mask;
+        while left != 0 {
+            let Part { space, window, mut offsets, mask } = part(op.space, &address, left);
+            left &= !mask;
+            let offsets = &mut offsets;
+            self.bound::<CHECK>(warp, space, window, offsets, mask, width, width, "read")?;
+            let pattern = if CHECK || COUNT || width == 4 {
+                pattern(offsets, mask, width)
+            } else {
+                Pattern::Scattered
+            };
             if CHECK {
                 let kind = match op.order {
                     0 => Kind::Read,
@@ -516,27 +515,27 @@ impl Machine<'_> {
                 };
                 let place = (space, window);
                 let outcome =
-                    this.ordered(warp, place, offsets, mask, width as usize, pattern, kind, pc);
+                    self.ordered(warp, place, offsets, mask, width as usize, pattern, kind, pc);
                 if let Err(fault) = outcome {
                     suspect(warp, place, offsets, fault, pc)?;
                 }
-                this.written(warp, space, window, offsets, mask, width as usize, pattern)?;
+                self.written(warp, space, window, offsets, mask, width as usize, pattern)?;
                 if op.order & STRONG != 0 {
-                    this.synchronise(warp, place, offsets, mask, op.order, true, false);
+                    self.synchronise(warp, place, offsets, mask, op.order, true, false);
                 }
             }
             if COUNT {
-                this.count_load(
+                self.count_load(
                     op.space, space, window, offsets, mask, width, pattern, op.batch, lead,
                 );
             }
             // The registers are lent out while the place may be the warp's own local memory.
             let mut registers = std::mem::take(&mut warp.registers);
-            let place = this.place(warp, space, window);
+            let place = self.place(warp, space, window);
             fetch(&mut registers, op, place.data, offsets, mask, pattern);
             warp.registers = registers;
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     #[inline(always)]
@@ -666,34 +665,39 @@ impl Machine<'_> {
         pc: usize,
         mask: u32,
     ) -> Outcome {
-        let mut address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
+        let address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
         let width = u64::from(op.size) * u64::from(op.count);
-        self.by_window(op.space, &mut address, mask, |this, space, window, offsets, mask| {
+        let mut left = mask;
+        while left != 0 {
+            let Part { space, window, mut offsets, mask } = part(op.space, &address, left);
+            left &= !mask;
+            let offsets = &mut offsets;
             if space == Space::Param {
                 return Err(Fault::new(Check::OutOfBounds, mask, "write to kernel parameters"));
             }
-            this.bound::<CHECK>(warp, space, window, offsets, mask, width, width, "write")?;
-            let pattern = pattern(offsets, mask, width);
+            self.bound::<CHECK>(warp, space, window, offsets, mask, width, width, "write")?;
+            let pattern =
+                if CHECK || COUNT { pattern(offsets, mask, width) } else { Pattern::Scattered };
             if CHECK {
-                this.mark(warp, space, window, offsets, mask, width as usize, pattern)?;
+                self.mark(warp, space, window, offsets, mask, width as usize, pattern)?;
                 let place = (space, window);
                 if op.order & STRONG != 0 {
                     let kind = Kind::StrongWrite(scope(op.order));
-                    this.ordered(warp, place, offsets, mask, width as usize, pattern, kind, pc)?;
-                    this.synchronise(warp, place, offsets, mask, op.order, false, true);
+                    self.ordered(warp, place, offsets, mask, width as usize, pattern, kind, pc)?;
+                    self.synchronise(warp, place, offsets, mask, op.order, false, true);
                 } else {
-                    this.ordered_store(warp, op, place, offsets, mask, pattern, pc)?;
+                    self.ordered_store(warp, op, place, offsets, mask, pattern, pc)?;
                 }
             }
             if COUNT {
-                this.count_store(space, window, offsets, mask, width, pattern);
+                self.count_store(space, window, offsets, mask, width, pattern);
             }
             let registers = std::mem::take(&mut warp.registers);
-            let place = this.place(warp, space, window);
+            let place = self.place(warp, space, window);
             deposit(&registers, op, place.data, offsets, mask);
             warp.registers = registers;
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     pub(crate) fn atomic<const CHECK: bool, const COUNT: bool>(
@@ -703,20 +707,24 @@ impl Machine<'_> {
         pc: usize,
         mask: u32,
     ) -> Outcome {
-        let mut address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
+        let address = addresses(&warp.registers, op.s[0], op.flags & WIDE_ADDRESS != 0, op.imm);
         let width = u64::from(op.size);
         let wide = op.flags & WIDE_DATA != 0;
-        self.by_window(op.space, &mut address, mask, |this, space, window, offsets, mask| {
+        let mut left = mask;
+        while left != 0 {
+            let Part { space, window, mut offsets, mask } = part(op.space, &address, left);
+            left &= !mask;
+            let offsets = &mut offsets;
             if space == Space::Param {
                 return Err(Fault::new(Check::OutOfBounds, mask, "write to kernel parameters"));
             }
-            this.bound::<CHECK>(warp, space, window, offsets, mask, width, width, "atomic update")?;
+            self.bound::<CHECK>(warp, space, window, offsets, mask, width, width, "atomic update")?;
             if CHECK {
                 let (place, scattered) = ((space, window), Pattern::Scattered);
                 let kind = Kind::Atomic(scope(op.order));
-                this.ordered(warp, place, offsets, mask, width as usize, scattered, kind, pc)?;
-                this.written(warp, space, window, offsets, mask, width as usize, scattered)?;
-                this.synchronise(warp, place, offsets, mask, op.order, true, true);
+                self.ordered(warp, place, offsets, mask, width as usize, scattered, kind, pc)?;
+                self.written(warp, space, window, offsets, mask, width as usize, scattered)?;
+                self.synchronise(warp, place, offsets, mask, op.order, true, true);
                 excuse(warp, place, offsets, mask);
             }
             if COUNT {
@@ -724,18 +732,18 @@ impl Machine<'_> {
                 let active = u64::from(mask.count_ones());
                 if space == Space::Global {
                     let sectors = sectors(offsets, mask, width, pattern);
-                    let count = &mut this.counters.global_atomic;
+                    let count = &mut self.counters.global_atomic;
                     count.requests += 1;
                     count.sectors += sectors;
                     count.bytes += active * width;
-                    if let Some(allocation) = this.window(window) {
+                    if let Some(allocation) = self.window(window) {
                         allocation.traffic.read_bytes += active * width;
                         allocation.traffic.read_sectors += sectors;
                         allocation.traffic.written_bytes += active * width;
                         allocation.traffic.written_sectors += sectors;
                     }
                 } else {
-                    this.count_store(space, window, offsets, mask, width, pattern);
+                    self.count_store(space, window, offsets, mask, width, pattern);
                 }
             }
             let read = |registers: &Registers, slot: u16, lane: usize| {
@@ -749,7 +757,7 @@ impl Machine<'_> {
             for lane in lanes(mask) {
                 let operand = read(&warp.registers, op.s[1], lane);
                 let second = read(&warp.registers, op.s[2], lane);
-                let place = this.place(warp, space, window);
+                let place = self.place(warp, space, window);
                 let at = offsets[lane] as usize;
                 let bytes = &mut place.data[at..at + width as usize];
                 let mut word = [0u8; 8];
@@ -761,10 +769,10 @@ impl Machine<'_> {
             if wide {
                 warp.registers.put(op.d[0], &old, mask);
             } else {
-                warp.registers.put(op.d[0], &old.map(|value| value as u32), mask);
+                warp.registers.put(op.d[0], &halved(&old), mask);
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     /// `cp.async`: checked and queued now, done when it is waited for.
@@ -785,7 +793,12 @@ impl Machine<'_> {
         let mut reading = mask;
         if op.flags & SIGNED != 0 {
             bytes = *warp.registers.read::<u32>(op.s[2]);
-            let bad = lanes_where(mask, |lane| u64::from(bytes[lane]) > width);
+            let (mut beyond, mut zero) = (0u32, 0u32);
+            for lane in 0..32 {
+                beyond |= u32::from(bytes[lane] > width as u32) << lane;
+                zero |= u32::from(bytes[lane] == 0) << lane;
+            }
+            let bad = beyond & mask;
             if bad != 0 {
                 let size = bytes[bad.trailing_zeros() as usize & 31];
                 return Err(Fault::new(
@@ -793,10 +806,6 @@ impl Machine<'_> {
                     bad,
                     format!("cp.async of {width} bytes with a source size of {size}"),
                 ));
-            }
-            let mut zero = 0u32;
-            for lane in 0..32 {
-                zero |= u32::from(bytes[lane] == 0) << lane;
             }
             reading &= !zero;
         }
@@ -838,76 +847,85 @@ impl Machine<'_> {
             mask,
             size: op.size,
             group: warp.commits,
-            to: to.map(|offset| offset as u32),
+            from,
+            to: [0; 32],
             bytes: [0; 32],
-            data: [[0; 16]; 32],
             landed: self.land_early,
         };
+        for lane in 0..32 {
+            copy.to[lane] = to[lane] as u32;
+            copy.bytes[lane] = bytes[lane] as u8;
+        }
         // Lanes usually copy the same number of bytes; those that copy fewer are bounded by theirs.
         let lead = reading & reading.wrapping_neg();
         let mut left = reading;
         while left != 0 {
-            let size = bytes[left.trailing_zeros() as usize & 31];
-            let mut these = 0u32;
+            let Part { space, window, mut offsets, mask } = part(Space::Global, &from, left);
+            let offsets = &mut offsets;
+            let size = bytes[mask.trailing_zeros() as usize & 31];
+            let mut alike = 0u32;
             for lane in 0..32 {
-                these |= u32::from(bytes[lane] == size) << lane;
+                alike |= u32::from(bytes[lane] == size) << lane;
             }
-            these &= left;
-            left &= !these;
+            let mask = mask & alike;
+            left &= !mask;
             let read = u64::from(size);
-            let mut address = from;
-            self.by_window(
-                Space::Global,
-                &mut address,
-                these,
-                |this, space, window, offsets, mask| {
-                    let verb = "asynchronous read";
-                    this.bound::<CHECK>(warp, space, window, offsets, mask, read, width, verb)?;
-                    let pattern = pattern(offsets, mask, read);
-                    if CHECK {
-                        let (place, kind) = ((space, window), Kind::Read);
-                        this.ordered(warp, place, offsets, mask, read as usize, pattern, kind, pc)?;
-                        this.written(warp, space, window, offsets, mask, read as usize, pattern)?;
-                    }
-                    if COUNT {
-                        let sectors = sectors(offsets, mask, read, pattern);
-                        let asked = read * u64::from(mask.count_ones());
-                        let count = &mut this.counters.async_copy;
-                        count.requests += u64::from(mask & lead != 0);
-                        count.sectors += sectors;
-                        count.bytes += asked;
-                        if let Some(allocation) = this.window(window) {
-                            allocation.traffic.read_bytes += asked;
-                            allocation.traffic.read_sectors += sectors;
-                        }
-                    }
-                    let place = this.place(warp, space, window);
-                    let size = read as usize;
-                    for lane in lanes(mask) {
-                        let at = offsets[lane] as usize;
-                        if size == 16 {
-                            copy.data[lane].copy_from_slice(&place.data[at..at + 16]);
-                        } else {
-                            copy.data[lane][..size].copy_from_slice(&place.data[at..at + size]);
-                        }
-                        copy.bytes[lane] = size as u8;
-                    }
-                    Ok(())
-                },
-            )?;
+            let verb = "asynchronous read";
+            self.bound::<CHECK>(warp, space, window, offsets, mask, read, width, verb)?;
+            let pattern = pattern(offsets, mask, read);
+            if CHECK {
+                let (place, kind) = ((space, window), Kind::Read);
+                self.ordered(warp, place, offsets, mask, read as usize, pattern, kind, pc)?;
+                self.written(warp, space, window, offsets, mask, read as usize, pattern)?;
+            }
+            if COUNT {
+                let sectors = sectors(offsets, mask, read, pattern);
+                let asked = read * u64::from(mask.count_ones());
+                let count = &mut self.counters.async_copy;
+                count.requests += u64::from(mask & lead != 0);
+                count.sectors += sectors;
+                count.bytes += asked;
+                if let Some(allocation) = self.window(window) {
+                    allocation.traffic.read_bytes += asked;
+                    allocation.traffic.read_sectors += sectors;
+                }
+            }
+            let place = self.place(warp, space, window);
+            prefetch(place.data, offsets, mask);
         }
         if COUNT {
-            warp.bytes_in_flight += copy.bytes.iter().map(|&bytes| u64::from(bytes)).sum::<u64>();
+            warp.bytes_in_flight += bytes_of(&copy, mask);
         }
         if copy.landed {
-            for lane in lanes(mask) {
-                let at = copy.to[lane] as usize;
-                let size = copy.size as usize;
-                self.shared[at..at + size].copy_from_slice(&copy.data[lane][..size]);
-            }
+            self.put_in_place(&copy, mask);
         }
         warp.copies.push(copy);
         Ok(())
+    }
+
+    /// Puts the bytes of lanes of a copy in place. Both sides were bounded when it was issued.
+    fn put_in_place(&mut self, copy: &Copy, mask: u32) {
+        let size = copy.size as usize;
+        let mut source: (u64, &[u8]) = (0, &[]);
+        for lane in lanes(mask) {
+            let to = copy.to[lane] as usize;
+            let read = copy.bytes[lane] as usize;
+            let window = copy.from[lane] >> WINDOW_BITS;
+            if read != 0 && window != source.0 {
+                source = (window, bytes_of_window(self.allocations, self.module, window));
+            }
+            let at = (copy.from[lane] & WINDOW_MASK) as usize;
+            if read == 16 {
+                let bytes: [u8; 16] = word(source.1, at);
+                self.shared[to..to + 16].copy_from_slice(&bytes);
+            } else {
+                let target = &mut self.shared[to..to + size];
+                if read != 0 {
+                    target[..read].copy_from_slice(&source.1[at..at + read]);
+                }
+                target[read..].fill(0);
+            }
+        }
     }
 
     /// Lands, in the lanes of `mask`, all copies but those of the last `groups` groups.
@@ -942,27 +960,21 @@ impl Machine<'_> {
                     self.shared_cells.land(copy.to[lane] as usize, size, thread, self.now);
                 }
             }
-            let contiguous = due == FULL
-                && (0..32).all(|lane| copy.to[lane] == copy.to[0] + (lane * size) as u32);
-            for lane in lanes(due) {
-                let at = copy.to[lane] as usize;
-                if !copy.landed {
-                    let target = &mut self.shared[at..at + size];
-                    if size == 16 {
-                        target.copy_from_slice(&copy.data[lane]);
-                    } else {
-                        target.copy_from_slice(&copy.data[lane][..size]);
-                    }
-                }
-                if CHECK && !contiguous {
-                    self.shared_shadow.set(at, size);
-                }
-                if COUNT {
-                    warp.bytes_in_flight -= u64::from(copy.bytes[lane]);
+            if !copy.landed {
+                self.put_in_place(copy, due);
+            }
+            if CHECK {
+                let contiguous = due == FULL
+                    && (0..32).all(|lane| copy.to[lane] == copy.to[0] + (lane * size) as u32);
+                if contiguous {
+                    self.shared_shadow.set_range(copy.to[0] as usize, 32 * size);
+                } else {
+                    lanes(due)
+                        .for_each(|lane| self.shared_shadow.set(copy.to[lane] as usize, size));
                 }
             }
-            if CHECK && contiguous {
-                self.shared_shadow.set_range(copy.to[0] as usize, 32 * size);
+            if COUNT {
+                warp.bytes_in_flight -= bytes_of(copy, due);
             }
             copy.mask &= !due;
             landed_all &= copy.mask == 0;
@@ -1066,11 +1078,64 @@ impl Machine<'_> {
     }
 }
 
-/// Reads `N` bytes of every lane. The offsets have been bounded by `Machine::bound`.
+/// The memory of a window, as `Machine::window` has it.
+fn bytes_of_window<'m>(
+    allocations: &'m [Option<Allocation>],
+    module: &'m [Allocation],
+    window: u64,
+) -> &'m [u8] {
+    let first = MODULE_BASE >> WINDOW_BITS;
+    let allocation = if window >= first {
+        module.get((window - first) as usize)
+    } else {
+        allocations.get((window as usize).wrapping_sub(1)).and_then(Option::as_ref)
+    };
+    allocation.map_or(&[], |allocation| &allocation.data)
+}
+
+/// Bytes that lanes of a copy read.
+fn bytes_of(copy: &Copy, mask: u32) -> u64 {
+    lanes(mask).map(|lane| u64::from(copy.bytes[lane])).sum()
+}
+
+/// Has the processor fetch what a copy will read when it lands.
+#[inline(always)]
+fn prefetch(data: &[u8], offsets: &[u64; 32], mask: u32) {
+    #[cfg(target_arch = "x86_64")]
+    for lane in lanes(mask) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // Neighbours read the same 64 bytes.
+        if lane == 0 || offsets[lane] >> 6 != offsets[lane - 1] >> 6 {
+            let address = data.as_ptr().wrapping_add(offsets[lane] as usize);
+            // SAFETY: a prefetch reads nothing, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (data, offsets, mask);
+}
+
 #[inline(always)]
 fn word<const N: usize>(data: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&data[at..at + N]);
+    out
+}
+
+/// Words of `N` bytes at the offsets of all lanes, the inactive ones included, and `skip` bytes on.
+/// The offsets are looked at once for all, and not before each word.
+#[inline(always)]
+fn words<const N: usize>(data: &[u8], offsets: &[u64; 32], skip: usize) -> [[u8; N]; 32] {
+    let length = data.len() as u64;
+    let needed = (skip + N) as u64;
+    assert!(length >= needed && !any_beyond(offsets, length - needed));
+    let mut out = [[0; N]; 32];
+    for lane in 0..32 {
+        // SAFETY: the offset is at most the length less `skip + N`, and bytes have no alignment.
+        out[lane] = unsafe {
+            data.as_ptr().add(offsets[lane] as usize + skip).cast::<[u8; N]>().read_unaligned()
+        };
+    }
     out
 }
 
@@ -1103,8 +1168,9 @@ fn fetch(
                             out[lane] = u32::from_le_bytes(word(&bytes, 4 * lane));
                         }
                     } else {
+                        let words = words::<4>(data, offsets, 0);
                         for lane in 0..32 {
-                            out[lane] = u32::from_le_bytes(word(data, offsets[lane] as usize));
+                            out[lane] = u32::from_le_bytes(words[lane]);
                         }
                     }
                     registers.put(op.d[0], &out, mask);
@@ -1116,8 +1182,9 @@ fn fetch(
         8 => {
             for k in 0..count {
                 let mut out = [0u64; 32];
+                let words = words::<8>(data, offsets, 8 * k);
                 for lane in 0..32 {
-                    out[lane] = u64::from_le_bytes(word(data, offsets[lane] as usize + 8 * k));
+                    out[lane] = u64::from_le_bytes(words[lane]);
                 }
                 registers.put(op.d[k], &out, mask);
             }
@@ -1140,7 +1207,7 @@ fn fetch(
                 if op.flags & WIDE_DATA != 0 {
                     registers.put(op.d[k], &out, mask);
                 } else {
-                    registers.put(op.d[k], &out.map(|value| value as u32), mask);
+                    registers.put(op.d[k], &halved(&out), mask);
                 }
             }
         }
@@ -1156,11 +1223,14 @@ fn split<const N: usize, const B: usize>(
     offsets: &[u64; 32],
     mask: u32,
 ) {
+    let words = words::<B>(data, offsets, 0);
     let mut out = [[0u32; 32]; N];
-    for lane in 0..32 {
-        let bytes: [u8; B] = word(data, offsets[lane] as usize);
+    // Four lanes at a time are a matrix to transpose, for which processors have instructions.
+    for (block, four) in words.chunks_exact(4).enumerate() {
         for k in 0..N {
-            out[k][lane] = u32::from_le_bytes(word(&bytes, 4 * k));
+            for lane in 0..4 {
+                out[k][4 * block + lane] = u32::from_le_bytes(word(&four[lane], 4 * k));
+            }
         }
     }
     for k in 0..N {
@@ -1172,6 +1242,18 @@ fn split<const N: usize, const B: usize>(
 #[inline(always)]
 fn deposit(registers: &Registers, op: &Op, data: &mut [u8], offsets: &[u64; 32], mask: u32) {
     let size = op.size as usize;
+    if (op.size, op.count) == (4, 4) && op.flags & WIDE_DATA == 0 {
+        let values: [&[u32; 32]; 4] = std::array::from_fn(|k| registers.read::<u32>(op.s[1 + k]));
+        for lane in lanes(mask) {
+            let at = offsets[lane] as usize;
+            let mut bytes = [0; 16];
+            for k in 0..4 {
+                bytes[4 * k..4 * k + 4].copy_from_slice(&values[k][lane].to_le_bytes());
+            }
+            data[at..at + 16].copy_from_slice(&bytes);
+        }
+        return;
+    }
     for k in 0..op.count as usize {
         if op.flags & WIDE_DATA != 0 {
             let values = registers.read::<u64>(op.s[1 + k]);

@@ -1,14 +1,18 @@
-//! Slots for registers: liveness over the control flow, then a linear scan.
+//! Slots for registers: liveness over the control flow, copies that need no slot of their own, then
+//! a linear scan.
 //!
 //! NVRTC's PTX is in static single assignment form, with hundreds of registers of which a few
 //! dozen live at once. Sharing slots keeps a warp's registers in the first-level cache: a file of
-//! about 8 KB instead of 130 KB for a decode kernel.
+//! about 8 KB instead of 130 KB for a decode kernel. A sixth of what it executes are copies from one
+//! register to another; where both may share a slot, they have nothing to do.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::decode::Pending;
+use crate::exchange::BUTTERFLY;
 use crate::link::{SpecialRegister, Value};
-use crate::op::{Code, NEGATED, Op};
+use crate::op::{Code, NEGATED, Op, WHOLE_WARP, nothing};
+use crate::registers::FULL;
 use crate::syntax::Type;
 
 pub(crate) struct Assigned {
@@ -25,7 +29,14 @@ pub(crate) struct Assigned {
     pub constants: Vec<(u16, u64, bool)>,
     pub specials: Vec<(u16, SpecialRegister)>,
     pub parameters: Vec<u16>,
-    /// Registers that are alive at the start: some way through the code reads them first.
+}
+
+/// Where registers are alive.
+pub(crate) struct Liveness {
+    /// By register; `None` for predicates.
+    intervals: Vec<Interval>,
+    /// Registers and predicates that are alive at the start: some way through the code reads them
+    /// first.
     pub at_start: Vec<u32>,
 }
 
@@ -39,11 +50,14 @@ const MOST_SLOTS: usize = 30_000;
 /// Registers times basic blocks: 128 MiB for each of the four sets of the analysis.
 const MOST_LIVENESS_BITS: usize = 1 << 30;
 
+/// `undefined`: whether a register may hold a value that nothing has written.
 pub(crate) fn assign(
     code: &[Pending],
     targets: &[Vec<usize>],
     registers: &[Type],
     parameters: usize,
+    live: &Liveness,
+    undefined: impl Fn(u32) -> bool,
 ) -> Result<Assigned, String> {
     let mut next = 2usize;
     let mut constants = HashMap::new();
@@ -82,8 +96,8 @@ pub(crate) fn assign(
         }
     }
     let first_register = next;
-    let (intervals, at_start) = intervals(code, targets, registers)?;
-    let (register_slots, next) = scan(registers, &intervals, next)?;
+    let homes = homes(code, registers, undefined);
+    let (register_slots, next) = scan(registers, &shared(&live.intervals, &homes), next)?;
     let mut predicate_slots: HashMap<u32, u16> = HashMap::new();
     let mut predicate = |register: u32| -> u16 {
         let fresh = 3 + predicate_slots.len() as u16;
@@ -94,8 +108,12 @@ pub(crate) fn assign(
     let mut out = Vec::with_capacity(code.len());
     for (at, pending) in code.iter().enumerate() {
         let mut op = pending.op;
+        let home = |value: &Value| match *value {
+            Value::Register(register) => homes[register as usize],
+            other => other,
+        };
         let mut slot = |value: &Value| -> u16 {
-            match *value {
+            match home(value) {
                 Value::Register(register) if registers[register as usize] == Type::Pred => {
                     predicate(register)
                 }
@@ -120,6 +138,17 @@ pub(crate) fn assign(
             for (to, value) in op.s.iter_mut().zip(&pending.s) {
                 *to = slot(value);
             }
+        }
+        if let (Code::Shuffle, BUTTERFLY, [_, by, segment, members]) =
+            (op.code, op.imm, &pending.s[..])
+            && matches!(home(by), Value::Constant(..))
+            && home(segment) == Value::Constant(0x1f, false)
+            && home(members) == Value::Constant(u64::from(FULL), false)
+        {
+            op.flags |= WHOLE_WARP;
+        }
+        if pending.copies && op.d[0] == op.s[0] {
+            op.exec = nothing;
         }
         if let Some((register, negated)) = pending.guard {
             op.guard = predicate(register) | if negated { NEGATED } else { 0 };
@@ -151,7 +180,6 @@ pub(crate) fn assign(
         constants: constant_list,
         specials: special_list,
         parameters: parameter_slots.into_iter().map(|slot| slot.unwrap_or(SINK)).collect(),
-        at_start,
     })
 }
 
@@ -223,6 +251,60 @@ impl Set {
     }
 }
 
+/// For each register the value whose slot it uses: mostly itself, and for a copy what it copies.
+///
+/// Take a register with one definition, which copies another one with one definition, and neither
+/// alive at the start. Then they are equal wherever the copy is read: a way from the copy to a read
+/// of it that came by the other's definition again, but not by the copy, would also lead from the
+/// start to that read without the copy, and the register would be alive at the start. The same holds
+/// for each lane, as it goes one way through the code. Constants, special registers and parameters
+/// do not change at all. Registers that are alive at the start, as those are that only a guarded
+/// instruction writes, may hold undefined values, and so may what they are copied to.
+fn homes(code: &[Pending], registers: &[Type], undefined: impl Fn(u32) -> bool) -> Vec<Value> {
+    let count = registers.len() as u32;
+    let mut definitions = vec![0u32; registers.len()];
+    let mut copied: Vec<Option<Value>> = vec![None; registers.len()];
+    for pending in code {
+        for value in &pending.d {
+            if let Value::Register(register) = *value {
+                definitions[register as usize] += 1;
+                copied[register as usize] = pending.s.first().copied().filter(|_| pending.copies);
+            }
+        }
+    }
+    // Registers of tensor cores are used at a time that the code does not show.
+    for register in of_products(code, registers) {
+        definitions[register as usize] = u32::MAX;
+    }
+    let single = |register: u32| definitions[register as usize] == 1 && !undefined(register);
+    let home = |register: u32| {
+        let mut home = Value::Register(register);
+        // A way through copies that goes round in a circle is in code that is never reached.
+        for _ in 0..count {
+            let Value::Register(at) = home else { break };
+            let Some(source) = copied[at as usize].filter(|_| single(at)) else { break };
+            match source {
+                Value::Register(other) if !single(other) => break,
+                _ => home = source,
+            }
+        }
+        home
+    };
+    (0..count).map(home).collect()
+}
+
+/// Where the slot of each register is in use.
+fn shared(intervals: &[Interval], homes: &[Value]) -> Vec<Interval> {
+    let mut out = vec![None; intervals.len()];
+    for (interval, home) in intervals.iter().zip(homes) {
+        if let (Some((from, to)), Value::Register(register)) = (*interval, *home) {
+            let (first, last) = out[register as usize].get_or_insert((from, to));
+            (*first, *last) = (from.min(*first), to.max(*last));
+        }
+    }
+    out
+}
+
 /// Slot of every register, and the first slot that is free after them.
 fn scan(
     registers: &[Type],
@@ -266,13 +348,11 @@ fn scan(
 /// First and last position at which a register is alive.
 type Interval = Option<(usize, usize)>;
 
-/// Where each register that is not a predicate is alive, and which registers and predicates are at
-/// the start.
-fn intervals(
+pub(crate) fn liveness(
     code: &[Pending],
     targets: &[Vec<usize>],
     registers: &[Type],
-) -> Result<(Vec<Interval>, Vec<u32>), String> {
+) -> Result<Liveness, String> {
     let mut leader = vec![false; code.len() + 1];
     leader[0] = true;
     // Where a return may lead: after any call.
@@ -385,7 +465,7 @@ fn intervals(
     if let Some(first) = live_in.first() {
         first.each(|r| at_start.push(r));
     }
-    Ok((out, at_start))
+    Ok(Liveness { intervals: out, at_start })
 }
 
 fn ends_block(code: Code) -> bool {

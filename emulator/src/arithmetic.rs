@@ -963,8 +963,6 @@ fn dot2(x: u32, y: u32, z: u32, k: i64) -> u32 {
 pub(crate) fn unary(w: bool, name: &str, ty: Type) -> Chosen {
     use Type::*;
     let (exec, class) = match (name, ty) {
-        ("mov", ty) if ty.bytes() <= 4 => (lane!(w, |x: u32| -> u32 { x }), Class::Moves),
-        ("mov", _) => (lane!(w, |x: u64| -> u64 { x }), Class::Moves),
         ("not", B16) => (lane!(w, |x: u32| -> u32 { !x & 0xffff }), Class::Integer),
         ("not", B32) => (lane!(w, |x: u32| -> u32 { !x }), Class::Integer),
         ("not", B64) => (lane!(w, |x: u64| -> u64 { !x }), Class::Integer),

@@ -7,6 +7,7 @@ use crate::arithmetic::{self, FTZ, NAN, PERMUTES, RELU, SAT};
 use crate::arithmetic::{VIDEO_COMPARISON, VIDEO_FOUR, VIDEO_SATURATE, VIDEO_SIGNED, VIDEO_SUM};
 use crate::convert::{self, WHOLE};
 use crate::error::LoadError;
+use crate::exchange;
 use crate::hopper::Action;
 use crate::lanes::{COMBINE, lane, test};
 use crate::link::{Linker, SpecialRegister, Value};
@@ -28,6 +29,8 @@ pub(crate) struct Pending {
     pub class: Class,
     pub d: Vec<Value>,
     pub s: Vec<Value>,
+    /// It does nothing but give its destination the bits of its source.
+    pub copies: bool,
     /// Guard register and whether it is negated.
     pub guard: Option<(u32, bool)>,
     pub targets: Vec<Target>,
@@ -571,6 +574,7 @@ impl<'t> At<'_, 't> {
             class,
             d,
             s,
+            copies: false,
             guard: self.guard,
             targets: Vec::new(),
             line: self.i.line,
@@ -594,6 +598,14 @@ impl<'t> At<'_, 't> {
         op.exec = exec;
         op.imm = imm;
         self.push(op, class, d, s)
+    }
+
+    /// One register receives the bits of a value of its width.
+    fn assign(&mut self, d: Value, value: Value, wide: bool) {
+        let w = self.linker.wide;
+        let exec =
+            if wide { lane!(w, |x: u64| -> u64 { x }) } else { lane!(w, |x: u32| -> u32 { x }) };
+        self.arithmetic(exec, Class::Moves, 0, vec![d], vec![value]).copies = true;
     }
 
     /// Emits `cvt` between register widths where an operand is wider than its type allows.
@@ -892,7 +904,13 @@ impl<'t> At<'_, 't> {
             let (size, count) = part(parts.len())?;
             let d = self.destination(0, wide)?;
             let s = parts.iter().map(|p| self.value(p, false)).collect::<Decoded<Vec<_>>>()?;
-            let pending = self.arithmetic(moves::packing(size, count), Class::Moves, 0, vec![d], s);
+            let pending = self.arithmetic(
+                moves::packing(self.linker.wide, size, count),
+                Class::Moves,
+                0,
+                vec![d],
+                s,
+            );
             (pending.op.size, pending.op.count) = (size, count);
             return Ok(());
         }
@@ -904,7 +922,13 @@ impl<'t> At<'_, 't> {
                 d.push(self.destination_named(name, false)?);
             }
             let s = vec![self.read(1, wide)?];
-            let pending = self.arithmetic(moves::unpacking(size, count), Class::Moves, 0, d, s);
+            let pending = self.arithmetic(
+                moves::unpacking(self.linker.wide, size, count),
+                Class::Moves,
+                0,
+                d,
+                s,
+            );
             (pending.op.size, pending.op.count) = (size, count);
             return Ok(());
         }
@@ -933,10 +957,7 @@ impl<'t> At<'_, 't> {
         {
             *bits &= 0xffff;
         }
-        let Some((exec, class)) = arithmetic::unary(self.linker.wide, "mov", ty) else {
-            return bad("this form of `mov` is not supported");
-        };
-        self.arithmetic(exec, class, 0, vec![d], vec![value]);
+        self.assign(d, value, wide);
         Ok(())
     }
 
@@ -1108,10 +1129,12 @@ impl<'t> At<'_, 't> {
         self.count(2)?;
         let base = window(space);
         let d = self.destination(0, true)?;
-        let s = vec![
-            self.read(1, true)?,
-            Value::Constant(if to { base.wrapping_neg() } else { base }, true),
-        ];
+        let x = self.read(1, true)?;
+        if base == 0 {
+            self.assign(d, x, true);
+            return Ok(());
+        }
+        let s = vec![x, Value::Constant(if to { base.wrapping_neg() } else { base }, true)];
         let w = self.linker.wide;
         let exec = lane!(w, |x: u64, y: u64| -> u64 { x.wrapping_add(y) });
         self.arithmetic(exec, Class::Moves, 0, vec![d], s);
@@ -1358,18 +1381,12 @@ impl<'t> At<'_, 't> {
             && let Value::Constant(address, _) = base
         {
             // A parameter of the kernel: its bytes are known at launch.
-            let w = self.linker.wide;
             for (k, d) in d.into_iter().enumerate() {
                 let at = address
                     .wrapping_add(offset as u64)
                     .wrapping_add(k as u64 * u64::from(ty.bytes()));
                 let value = self.linker.parameter(self.function, at, ty, wide)?;
-                let (exec, class) = if wide {
-                    (lane!(w, |x: u64| -> u64 { x }), Class::Moves)
-                } else {
-                    (lane!(w, |x: u32| -> u32 { x }), Class::Moves)
-                };
-                self.arithmetic(exec, class, 0, vec![d], vec![value]);
+                self.assign(d, value, wide);
             }
             return Ok(());
         }
@@ -1632,6 +1649,9 @@ impl<'t> At<'_, 't> {
         let s = (1..5).map(|index| self.read(index, false)).collect::<Decoded<Vec<_>>>()?;
         let mut op = blank(Code::Shuffle);
         op.imm = names.iter().position(|&n| n == mode).unwrap_or(0) as i64;
+        if mode == "bfly" {
+            op.exec = exchange::butterfly(self.linker.wide);
+        }
         self.push(op, Class::Exchange, d, s);
         Ok(())
     }

@@ -1,7 +1,11 @@
 //! What lanes of a warp tell each other: shuffles, votes, matches and reductions.
 
-use crate::op::{Op, SIGNED, WIDE_DATA};
-use crate::registers::Registers;
+use crate::lanes::whole;
+use crate::op::{Exec, Op, SIGNED, WIDE_DATA};
+use crate::registers::{FULL, Registers};
+
+/// `shfl.sync.bfly`, as the immediate of a shuffle says it.
+pub(crate) const BUTTERFLY: i64 = 2;
 
 /// `shfl.sync`: s = (value, lane or distance, segment, members).
 #[inline(always)]
@@ -16,7 +20,7 @@ pub(crate) fn shuffle(registers: &mut Registers, op: &Op, mask: u32) {
         same_segment |= segment[lane] ^ 0x1f;
     }
     let mut inside = u32::MAX;
-    if op.imm == 2 && same_by == 0 && same_segment == 0 {
+    if op.imm == BUTTERFLY && same_by == 0 && same_segment == 0 {
         let distance = by[0] as usize & 31;
         for lane in 0..32 {
             out[lane] = value[lane ^ distance];
@@ -32,7 +36,7 @@ pub(crate) fn shuffle(registers: &mut Registers, op: &Op, mask: u32) {
             let (from, fits) = match op.imm {
                 0 => (lane - b, lane - b >= most),
                 1 => (lane + b, lane + b <= most),
-                2 => (lane ^ b, lane ^ b <= most),
+                BUTTERFLY => (lane ^ b, lane ^ b <= most),
                 _ => {
                     let from = (lane & keep) | (b & !keep);
                     (from, from <= most)
@@ -45,6 +49,44 @@ pub(crate) fn shuffle(registers: &mut Registers, op: &Op, mask: u32) {
     }
     registers.put(op.d[0], &out, mask);
     registers.put_predicate(op.d[1], inside, mask);
+}
+
+/// `shfl.sync.bfly` for a warp all of whose lanes have come, with operands that are the same in all
+/// lanes and one segment.
+pub(crate) fn butterfly(wide: bool) -> Exec {
+    whole!(wide, swapped)
+}
+
+#[inline(always)]
+fn swapped(registers: &mut Registers, op: &Op, mask: u32) {
+    let distance = registers.read::<u32>(op.s[1])[0] as usize & 31;
+    match distance & 7 {
+        0 => swap::<0>(registers, op, mask, distance),
+        1 => swap::<1>(registers, op, mask, distance),
+        2 => swap::<2>(registers, op, mask, distance),
+        3 => swap::<3>(registers, op, mask, distance),
+        4 => swap::<4>(registers, op, mask, distance),
+        5 => swap::<5>(registers, op, mask, distance),
+        6 => swap::<6>(registers, op, mask, distance),
+        _ => swap::<7>(registers, op, mask, distance),
+    }
+}
+
+/// `NEAR`, the lower bits of the distance, picks one of eight neighbours; known when this is
+/// compiled, it becomes one permutation of a vector.
+#[inline(always)]
+fn swap<const NEAR: usize>(registers: &mut Registers, op: &Op, mask: u32, distance: usize) {
+    let value = registers.read::<u32>(op.s[0]);
+    let far = distance / 8;
+    let mut out = [0u32; 32];
+    for (block, out) in out.chunks_exact_mut(8).enumerate() {
+        let from = 8 * ((block ^ far) & 3);
+        for lane in 0..8 {
+            out[lane] = value[from + (lane ^ NEAR)];
+        }
+    }
+    registers.put(op.d[0], &out, mask);
+    registers.put_predicate(op.d[1], FULL, mask);
 }
 
 /// `vote.sync`: s = (predicate, members).

@@ -140,6 +140,33 @@ pub(crate) fn of_test<T: Test>(wide: bool) -> Exec {
     compare_plain::<T>
 }
 
+/// `whole!(wide, function)`: a function of all registers, compiled for a wide processor and any. The
+/// function is `#[inline(always)]`.
+macro_rules! whole {
+    ($wide:expr, $function:expr) => {{
+        use $crate::{op::Op, registers::Registers};
+        fn on_any(registers: &mut Registers, op: &Op, mask: u32) {
+            $function(registers, op, mask);
+        }
+        /// # Safety
+        /// `wide_is_available` must have said yes.
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
+        unsafe fn on_wide(registers: &mut Registers, op: &Op, mask: u32) {
+            $function(registers, op, mask);
+        }
+        #[cfg(target_arch = "x86_64")]
+        let exec: $crate::op::Exec = if $wide { on_wide } else { on_any };
+        #[cfg(not(target_arch = "x86_64"))]
+        let exec: $crate::op::Exec = {
+            let _ = $wide;
+            on_any
+        };
+        exec
+    }};
+}
+pub(crate) use whole;
+
 /// `lane!(wide, |a: u32, b: u32| -> u32 { a.wrapping_add(b) })`: the function that runs the body
 /// on every lane. One to three operands of u32 or u64; `[k]` names the immediate; `H` is the host.
 macro_rules! lane {

@@ -605,6 +605,9 @@ impl Run<'_, '_> {
                 continue;
             }
             let mut barrier = std::mem::take(barrier);
+            let mut arrived = std::mem::take(&mut barrier.arrived);
+            arrived.clear();
+            self.machine.barriers[id as usize].arrived = arrived;
             let kernel = self.machine.kernel;
             let now = self.machine.now;
             if CHECK && barrier.whole_block {

@@ -72,7 +72,8 @@
 //! warpgroup products.
 //!
 //! Lanes that branch apart form groups, each with its own instruction; the lowest runs first and
-//! groups that meet merge. Asynchronous copies land when they are waited for and not before.
+//! groups that meet merge. Asynchronous copies read and land when they are waited for and not before,
+//! or, as `schedule` has it, at once.
 //! Barriers and warp-wide instructions wait for lanes that can still come, and report the rest.
 //!
 //! `order` knows which accesses are ordered before which, `races` finds those that are not, and `hazards` words them.

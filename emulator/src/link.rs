@@ -13,7 +13,7 @@ use crate::dataflow::Operands;
 use crate::decode::{Pending, Target, blank};
 use crate::error::LoadError;
 use crate::kernel::{Kernel, Parameter, ParameterLoad, SharedVariable};
-use crate::op::{Class, Code, Note};
+use crate::op::{Class, Code, Note, UNGUARDED, WHOLE_WARP};
 use crate::provenance::stores_through;
 use crate::syntax::{Found, Instruction, Operand, Space, Tree, Type, Variable};
 use crate::undefined::undefined;
@@ -199,11 +199,19 @@ pub(crate) fn link<'t>(
     let stores_through =
         stores_through(&linker.code, &linker.registers, linker.parameter_loads.len());
     let function = &tree.functions[entry];
-    let mut assigned =
-        allocate::assign(&linker.code, &targets, &linker.registers, linker.parameter_loads.len())
-            .map_err(|reason| LoadError::new(function.line, reason).with_text(function.name))?;
+    let refuse = |reason| LoadError::new(function.line, reason).with_text(function.name);
+    let live = allocate::liveness(&linker.code, &targets, &linker.registers).map_err(refuse)?;
     let name = |register| linker.register_name(register);
-    let undefined = undefined(&linker.code, &linker.registers, &assigned.at_start, name);
+    let undefined = undefined(&linker.code, &linker.registers, &live.at_start, name);
+    let mut assigned = allocate::assign(
+        &linker.code,
+        &targets,
+        &linker.registers,
+        linker.parameter_loads.len(),
+        &live,
+        |register| undefined.may_hold(register),
+    )
+    .map_err(refuse)?;
     let watches = |at: usize| {
         assigned.warpgroup_uses.get(at).is_some_and(|uses| !uses.is_empty())
             || undefined.watched.get(at).is_some_and(Option::is_some)
@@ -214,7 +222,8 @@ pub(crate) fn link<'t>(
     }
     let mut straight = 0u8;
     for (at, op) in assigned.code.iter_mut().enumerate().rev() {
-        let simple = op.code == Code::Arithmetic && watched.get(at) != Some(&true);
+        let whole = op.code == Code::Shuffle && op.flags & WHOLE_WARP != 0 && op.guard == UNGUARDED;
+        let simple = (op.code == Code::Arithmetic || whole) && watched.get(at) != Some(&true);
         straight = if simple { straight.saturating_add(1) } else { 0 };
         op.straight = straight;
     }
@@ -615,6 +624,7 @@ impl<'t> Linker<'t> {
             class: Class::Control,
             d: vec![],
             s,
+            copies: false,
             guard: None,
             targets: vec![],
             line: function.line,

@@ -8,7 +8,6 @@
 //! The file is long because the loop is one match over all codes, compiled eight times.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use crate::access::Outcome;
 use crate::counters::Counters;
@@ -73,10 +72,11 @@ pub(crate) struct Copy {
     pub size: u8,
     /// Group of each lane: the commits it had made before.
     pub group: [u32; 32],
+    /// Where each lane reads, when the copy lands, and where in shared memory it writes.
+    pub from: [u64; 32],
     pub to: [u32; 32],
-    /// Bytes that were read; the rest of `size` is zero.
+    /// Bytes that are read; the rest of `size` is zero.
     pub bytes: [u8; 32],
-    pub data: [[u8; 16]; 32],
     /// The bytes are in place already: a schedule may let a copy land at once.
     pub landed: bool,
 }
@@ -278,12 +278,40 @@ pub(crate) struct Stopped {
 
 /// Lanes for which the guard of an operation holds.
 #[inline(always)]
-fn guard(warp: &Warp, op: &Op) -> u32 {
+fn guard(registers: &Registers, op: &Op) -> u32 {
     if op.guard == UNGUARDED {
         return FULL;
     }
-    let predicate = warp.registers.predicates[(op.guard & !NEGATED) as usize];
+    let predicate = registers.predicates[(op.guard & !NEGATED) as usize];
     if op.guard & NEGATED != 0 { !predicate } else { predicate }
+}
+
+/// Runs operations that are all arithmetic or, for a whole warp, shuffles, and says how many. It is a
+/// function of its own so that what the loop needs stays in the processor's registers.
+#[inline(never)]
+fn run_straight<const COUNT: bool>(
+    registers: &mut Registers,
+    code: &[Op],
+    executed: &mut [Executed],
+    act: u32,
+) -> usize {
+    let shuffles = |op: &Op| op.code != Code::Arithmetic;
+    let code = match act {
+        FULL => code,
+        _ => &code[..code.iter().position(shuffles).unwrap_or(code.len())],
+    };
+    let mut executed = executed.iter_mut();
+    for op in code {
+        let m = act & guard(registers, op);
+        if COUNT && let Some(executed) = executed.next() {
+            executed.add(m);
+        }
+        if m != 0 {
+            // SAFETY: functions for a wide processor were chosen only where the running one is.
+            unsafe { (op.exec)(registers, op, m) }
+        }
+    }
+    code.len()
 }
 
 fn first_lane(values: &[u32; 32], mask: u32) -> u32 {
@@ -343,12 +371,14 @@ impl Machine<'_> {
                     continue 'groups;
                 }
                 let op = &code[pc];
-                if op.straight != 0 {
+                if op.straight != 0 && (act == FULL || op.code == Code::Arithmetic) {
                     let count = u64::from(op.straight).min(until - self.ticks) as usize;
                     let end = pc + count.min(ahead - pc);
-                    self.run_straight::<COUNT>(warp, pc..end, act);
-                    self.ticks += (end - pc) as u64;
-                    pc = end;
+                    let executed = if COUNT { &mut self.executed[pc..end] } else { &mut [] };
+                    let registers = &mut warp.registers;
+                    let ran = run_straight::<COUNT>(registers, &code[pc..end], executed, act);
+                    self.ticks += ran as u64;
+                    pc += ran;
                     continue;
                 }
                 self.ticks += 1;
@@ -362,7 +392,7 @@ impl Machine<'_> {
                 if watched.get(pc) == Some(&true) {
                     run!(self.watch(warp, pc, act));
                 }
-                let m = act & guard(warp, op);
+                let m = act & guard(&warp.registers, op);
                 if COUNT {
                     self.executed[pc].add(m);
                 }
@@ -642,22 +672,6 @@ impl Machine<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Runs operations that are all arithmetic.
-    #[inline(always)]
-    fn run_straight<const COUNT: bool>(&mut self, warp: &mut Warp, at: Range<usize>, act: u32) {
-        for pc in at {
-            let op = &self.kernel.code[pc];
-            let m = act & guard(warp, op);
-            if COUNT {
-                self.executed[pc].add(m);
-            }
-            if m != 0 {
-                // SAFETY: as for every other arithmetic.
-                unsafe { (op.exec)(&mut warp.registers, op, m) }
-            }
-        }
     }
 
     /// The next epoch: what is done from now on is not part of what was just released.

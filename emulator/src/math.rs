@@ -376,8 +376,10 @@ pub(crate) fn gross(bits: u64, function: impl Fn(f64) -> f64) -> u64 {
 pub(crate) fn exp2(x: f32) -> f32 {
     let bounded = if x < -160.0 { -160.0 } else { x };
     let bounded = if bounded > 160.0 { 160.0 } else { bounded };
-    // Adding 1.5 * 2^23 rounds to an integer.
-    let whole = (bounded + 12_582_912.0) - 12_582_912.0;
+    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    let rounded = bounded + ROUND;
+    let whole = rounded - ROUND;
     let r = bounded - whole;
     // Minimax on [-1/2, 1/2] with the constant term fixed at 1.
     let mut p = 1.535_336_2e-4_f32;
@@ -388,10 +390,10 @@ pub(crate) fn exp2(x: f32) -> f32 {
     p = p * r + 6.931_472e-1;
     p = p * r + 1.0;
     // Two factors, so that neither leaves the range of normal numbers.
-    let n = whole as i32;
+    let n = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let first = n >> 1;
     let second = n - first;
-    let scale = |e: i32| f(((e + 127) as u32) << 23);
+    let scale = |e: i32| f((e.wrapping_add(127) as u32) << 23);
     let result = p * scale(first) * scale(second);
     if x.is_nan() { f(NAN32) } else { result }
 }

@@ -2,26 +2,13 @@
 //! fit neither the one-lane form nor the comparison form of `lanes`.
 
 use crate::arithmetic::insert;
+use crate::lanes::whole;
 use crate::op::{Exec, Op};
-use crate::registers::{Registers, Word};
+use crate::registers::{Registers, Word, halved};
 
 /// `selp`: s\[0\] where the predicate s\[2\] holds, else s\[1\].
+#[inline(always)]
 fn select<W: Word>(registers: &mut Registers, op: &Op, mask: u32) {
-    let chosen = registers.predicates[op.s[2] as usize];
-    let mut out = [W::default(); 32];
-    {
-        let a = registers.read::<W>(op.s[0]);
-        let b = registers.read::<W>(op.s[1]);
-        for lane in 0..32 {
-            out[lane] = W::blend(b[lane], a[lane], chosen >> lane & 1 != 0);
-        }
-    }
-    registers.put(op.d[0], &out, mask);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn select_wide<W: Word>(registers: &mut Registers, op: &Op, mask: u32) {
     let chosen = registers.predicates[op.s[2] as usize];
     let mut out = [W::default(); 32];
     {
@@ -36,12 +23,7 @@ unsafe fn select_wide<W: Word>(registers: &mut Registers, op: &Op, mask: u32) {
 
 /// `selp` for a register width.
 pub(crate) fn selecting(wide: bool, eight_bytes: bool) -> Exec {
-    #[cfg(target_arch = "x86_64")]
-    if wide {
-        return if eight_bytes { select_wide::<u64> } else { select_wide::<u32> };
-    }
-    let _ = wide;
-    if eight_bytes { select::<u64> } else { select::<u32> }
+    if eight_bytes { whole!(wide, select::<u64>) } else { whole!(wide, select::<u32>) }
 }
 
 fn predicate_binary(registers: &mut Registers, op: &Op, mask: u32) {
@@ -73,6 +55,7 @@ pub(crate) fn on_predicates(name: &str) -> Option<(Exec, i64)> {
 }
 
 /// `mov.b64 d, {a, b}`: `count` parts of `size` bytes into one register of 8 bytes at most.
+#[inline(always)]
 fn pack(registers: &mut Registers, op: &Op, mask: u32) {
     let mut out = [0u64; 32];
     let bits = 8 * u32::from(op.size);
@@ -87,27 +70,35 @@ fn pack(registers: &mut Registers, op: &Op, mask: u32) {
     if bits * u32::from(op.count) == 64 {
         registers.put(op.d[0], &out, mask);
     } else {
-        registers.put(op.d[0], &out.map(|value| value as u32), mask);
+        registers.put(op.d[0], &halved(&out), mask);
     }
 }
 
 /// `mov.b32 {a, b}, s`: the reverse of `pack`.
+#[inline(always)]
 fn unpack(registers: &mut Registers, op: &Op, mask: u32) {
     let bits = 8 * u32::from(op.size);
-    let source: [u64; 32] = if bits * u32::from(op.count) == 64 {
-        *registers.read::<u64>(op.s[0])
+    let mut source = [0u64; 32];
+    if bits * u32::from(op.count) == 64 {
+        source = *registers.read::<u64>(op.s[0]);
     } else {
-        registers.read::<u32>(op.s[0]).map(u64::from)
-    };
+        for (value, half) in source.iter_mut().zip(registers.read::<u32>(op.s[0])) {
+            *value = u64::from(*half);
+        }
+    }
     let keep = if bits == 32 { u32::MAX } else { (1 << bits) - 1 };
     for part in 0..op.count as usize {
         let shift = bits * part as u32;
-        let value = source.map(|value| (value >> shift) as u32 & keep);
+        let mut value = [0u32; 32];
+        for lane in 0..32 {
+            value[lane] = (source[lane] >> shift) as u32 & keep;
+        }
         registers.put(op.d[part], &value, mask);
     }
 }
 
 /// Packing of 32 bits from two halves, the form that fills 16-bit kernels.
+#[inline(always)]
 fn pack_halves(registers: &mut Registers, op: &Op, mask: u32) {
     let mut out = [0u32; 32];
     {
@@ -120,18 +111,24 @@ fn pack_halves(registers: &mut Registers, op: &Op, mask: u32) {
     registers.put(op.d[0], &out, mask);
 }
 
+#[inline(always)]
 fn unpack_halves(registers: &mut Registers, op: &Op, mask: u32) {
-    let source = *registers.read::<u32>(op.s[0]);
-    registers.put(op.d[0], &source.map(|value| value & 0xffff), mask);
-    registers.put(op.d[1], &source.map(|value| value >> 16), mask);
+    let source = registers.read::<u32>(op.s[0]);
+    let (mut low, mut high) = ([0u32; 32], [0u32; 32]);
+    for lane in 0..32 {
+        low[lane] = source[lane] & 0xffff;
+        high[lane] = source[lane] >> 16;
+    }
+    registers.put(op.d[0], &low, mask);
+    registers.put(op.d[1], &high, mask);
 }
 
-pub(crate) fn packing(size: u8, count: u8) -> Exec {
-    if (size, count) == (2, 2) { pack_halves } else { pack }
+pub(crate) fn packing(wide: bool, size: u8, count: u8) -> Exec {
+    if (size, count) == (2, 2) { whole!(wide, pack_halves) } else { whole!(wide, pack) }
 }
 
-pub(crate) fn unpacking(size: u8, count: u8) -> Exec {
-    if (size, count) == (2, 2) { unpack_halves } else { unpack }
+pub(crate) fn unpacking(wide: bool, size: u8, count: u8) -> Exec {
+    if (size, count) == (2, 2) { whole!(wide, unpack_halves) } else { whole!(wide, unpack) }
 }
 
 /// `bfi`: s = (value, base, position, length).
@@ -219,7 +216,7 @@ fn carry(registers: &mut Registers, op: &Op, mask: u32) {
     if wide {
         registers.put(op.d[0], &out, mask);
     } else {
-        registers.put(op.d[0], &out.map(|value| value as u32), mask);
+        registers.put(op.d[0], &halved(&out), mask);
     }
     registers.put_predicate(op.d[1], carries, mask);
 }

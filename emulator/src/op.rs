@@ -80,6 +80,8 @@ pub(crate) const SIGNED: u8 = 2;
 pub(crate) const WIDE_DATA: u8 = 4;
 /// The instruction is `.aligned`: all lanes of the warp must run it together.
 pub(crate) const ALIGNED: u8 = 8;
+/// A shuffle for which `exec` does all when all 32 lanes have come.
+pub(crate) const WHOLE_WARP: u8 = 16;
 
 /// How an access orders others (`Op::order`). It is strong: volatile, relaxed or more.
 pub(crate) const STRONG: u8 = 1;
@@ -110,7 +112,8 @@ pub(crate) struct Op {
     pub order: u8,
     /// What `hopper` does, for its codes.
     pub action: Action,
-    /// How many operations from this one on are unwatched arithmetic, which needs no dispatch.
+    /// How many operations from this one on are unwatched arithmetic, or shuffles that are nothing
+    /// else once all 32 lanes have come: they need no dispatch.
     pub straight: u8,
     /// For a global load, the bytes per lane of the batch it belongs to.
     pub batch: u32,

@@ -92,3 +92,13 @@ impl Registers {
         *target = (*target & !mask) | (value & mask);
     }
 }
+
+/// The lower halves of 64-bit values.
+#[inline(always)]
+pub(crate) fn halved(values: &[u64; 32]) -> [u32; 32] {
+    let mut out = [0u32; 32];
+    for lane in 0..32 {
+        out[lane] = values[lane] as u32;
+    }
+    out
+}

@@ -66,6 +66,8 @@ pub(crate) struct Watched {
 #[derive(Default)]
 pub(crate) struct Undefined {
     pub cells: Vec<Cell>,
+    /// Cell of each register; empty where there are no cells.
+    cell_of: Vec<Option<usize>>,
     /// By instruction; empty where there are no cells.
     pub watched: Vec<Option<Watched>>,
 }
@@ -123,7 +125,14 @@ pub(crate) fn undefined(
         (touches || watched.guard.is_some()).then_some(watched)
     };
     let watched = code.iter().zip(effects).map(watch).collect();
-    Undefined { cells, watched }
+    Undefined { cells, cell_of, watched }
+}
+
+impl Undefined {
+    /// Whether a register may hold an undefined value.
+    pub(crate) fn may_hold(&self, register: u32) -> bool {
+        self.cell_of.get(register as usize).is_some_and(Option::is_some)
+    }
 }
 
 fn of<'a>(

@@ -110,6 +110,24 @@ fn asynchronous_copies_land_when_waited_for() {
     assert_eq!(finding(&ran).lanes, (0..32).step_by(2).collect::<Vec<u32>>());
 }
 
+/// Which of the two a copy reads is not said before it was waited for, so both are tried.
+#[test]
+fn asynchronous_copies_read_between_issue_and_wait() {
+    let module = kernel(
+        2,
+        ".shared .align 16 .b8 s[16]; mov.u32 %r0, s; cp.async.cg.shared.global [%r0], [%p0], 16;
+         mov.u32 %r1, 7; st.global.u32 [%p0], %r1; cp.async.wait_all;
+         ld.shared.u32 %r2, [%r0]; st.global.u32 [%p1], %r2; ret;",
+    );
+    let read = |seed| {
+        let options = Options { seed, ..Options::default() };
+        let buffers = vec![Buffer::Words(vec![5; 4]), Buffer::Blank(4)];
+        run_with(&module, buffers, 1, 1, 0, &options).words(1, 1)[0]
+    };
+    assert_eq!(read(0), 7);
+    assert!((1..20).any(|seed| read(seed) == 5));
+}
+
 #[test]
 fn zero_source_size_fills_and_is_not_bounded() {
     let module = kernel(

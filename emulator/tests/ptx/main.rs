@@ -2,6 +2,7 @@
 
 mod async_hazards;
 mod checks;
+mod copies;
 mod counts;
 mod coverage;
 mod deadlocks;
