@@ -18,6 +18,7 @@
 mod consistency;
 mod folder;
 
+use crate::Bucket;
 use crate::abi::{ABI_VERSION, ArgumentKind, Kernel};
 use crate::configuration::{KernelShape, KernelSpec};
 use consistency::{check_cubin, check_entry, check_interface, interface};
@@ -57,7 +58,8 @@ pub struct Manifest {
     pub device: String,
     /// Argument lists of the exported kernels, for loaders that know nothing of this tool.
     pub interface: Vec<Interface>,
-    /// Kernels in order of preference: the first that a device and a problem can use is used.
+    /// Kernels in order of preference. Of those that a device and a shape can use, the fastest in the
+    /// bucket nearest to the batch is used, and the first where they were not timed by bucket.
     pub kernels: Vec<KernelEntry>,
 }
 
@@ -79,12 +81,17 @@ pub struct KernelEntry {
     pub id: String,
     /// What it serves and how it is built and launched.
     pub spec: KernelSpec,
-    /// Why it is here: `winner`, or `default` for the fallback.
+    /// Why it is here: `winner`, `bucket` where it is the best in some bucket only, or `default` for
+    /// the fallback.
     pub role: String,
-    /// Time of the workload's problem in microseconds, on the manifest's device.
+    /// Time of the workload's batch in microseconds, on the manifest's device; of several, the
+    /// geometric mean.
     pub time_us: f64,
     /// `predicted` or `measured`.
     pub basis: spanforge_device::Basis,
+    /// What it takes in each bucket that was tuned for, where that was more than one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub buckets: Vec<InBucket>,
     /// Threads per block of the decode kernel.
     pub threads: u32,
     /// Dynamic shared memory of the decode kernel in bytes.
@@ -99,6 +106,27 @@ pub struct KernelEntry {
     pub ptx_architecture: String,
     /// Machine code by architecture.
     pub cubins: BTreeMap<String, CubinEntry>,
+}
+
+/// How a kernel does in one bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InBucket {
+    /// The bucket.
+    pub bucket: Bucket,
+    /// Microseconds.
+    pub time_us: f64,
+    /// Time over that of the best configuration that is known there, less one.
+    pub loss: f64,
+}
+
+/// The kernel for a batch, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Selected<'a> {
+    /// The kernel.
+    pub entry: &'a KernelEntry,
+    /// The bucket as which the batch is served, and how the kernel does there; `None` where kernels
+    /// were not timed by bucket.
+    pub served_as: Option<&'a InBucket>,
 }
 
 /// Machine code for one architecture.
@@ -121,6 +149,8 @@ pub struct KernelFiles {
     pub time_us: f64,
     /// See [`KernelEntry::basis`].
     pub basis: spanforge_device::Basis,
+    /// See [`KernelEntry::buckets`].
+    pub buckets: Vec<InBucket>,
     /// Rendered source.
     pub source: String,
     /// PTX for the oldest architecture to serve.
@@ -271,6 +301,7 @@ impl Contents {
                 role: kernel.role.clone(),
                 time_us: kernel.time_us,
                 basis: kernel.basis,
+                buckets: kernel.buckets.clone(),
                 source: path("source.cu"),
                 ptx: path("kernel.ptx"),
                 ptx_architecture: kernel.portable.architecture.replace("compute_", "sm_"),
@@ -373,25 +404,38 @@ impl Artifact {
         self.files.iter().map(|(name, data)| (name.as_str(), data.len()))
     }
 
-    /// The first kernel that serves `shape` on the device.
+    /// The kernel that serves `shape` on the device: of those that can, the fastest in the bucket that
+    /// is nearest to the batch's, the preferred one among equals.
     pub fn select(
         &self,
         shape: KernelShape,
         device: &DeviceProperties,
-    ) -> Result<&KernelEntry, ArtifactError> {
-        let mut reasons = String::new();
-        for entry in &self.manifest.kernels {
-            match unfit(entry, shape, device) {
-                None => return Ok(entry),
-                Some(reason) => {
-                    writeln!(reasons, "  {}: {reason}", entry.id).expect("writing to a string");
-                }
+        batch: &Bucket,
+    ) -> Result<Selected<'_>, ArtifactError> {
+        let verdicts = self.explain(shape, device);
+        let fit = || verdicts.iter().filter(|(_, unfit)| unfit.is_none()).map(|(entry, _)| *entry);
+        let known = fit().flat_map(|entry| &entry.buckets).map(|served| served.bucket);
+        let nearest = batch.nearest(known);
+        let there = |entry: &KernelEntry| {
+            entry.buckets.iter().position(|served| Some(served.bucket) == nearest)
+        };
+        let timed = fit().filter_map(|entry| {
+            Some(Selected { entry, served_as: Some(entry.buckets.get(there(entry)?)?) })
+        });
+        let us = |selected: &Selected<'_>| selected.served_as.map_or(f64::MAX, |s| s.time_us);
+        let fastest = timed.min_by(|one, other| us(one).total_cmp(&us(other)));
+        let first = || fit().next().map(|entry| Selected { entry, served_as: None });
+        fastest.or_else(first).ok_or_else(|| {
+            let mut reasons = String::new();
+            for (entry, reason) in &verdicts {
+                let reason = reason.as_deref().unwrap_or_default();
+                writeln!(reasons, "  {}: {reason}", entry.id).expect("writing to a string");
             }
-        }
-        Err(ArtifactError::NoKernel {
-            shape: shape.to_string(),
-            device: device.name.clone(),
-            reasons: reasons.trim_end().to_owned(),
+            ArtifactError::NoKernel {
+                shape: shape.to_string(),
+                device: device.name.clone(),
+                reasons: reasons.trim_end().to_owned(),
+            }
         })
     }
 

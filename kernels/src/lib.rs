@@ -9,6 +9,7 @@
 pub mod abi;
 pub mod addressing;
 pub mod artifact;
+pub mod bucket;
 pub mod configuration;
 pub mod decoder;
 pub mod launch;
@@ -17,6 +18,7 @@ pub mod render;
 pub mod space;
 
 pub use addressing::{Addressing, KvStrides};
+pub use bucket::Bucket;
 pub use configuration::{Configuration, KernelShape, KernelSpec, LoadPath, Merge, QueryHome};
 pub use decoder::Decoder;
 pub use launch::Launcher;

@@ -2,6 +2,7 @@
 //! is given to a device.
 
 use crate::addressing::{Addressing, KvStrides};
+use crate::bucket::Bucket;
 use crate::configuration::{AttentionShape, KernelShape, ShapeError};
 use spanforge_spans::{BatchError, KvLayout, SpanBatch};
 use std::collections::BTreeSet;
@@ -120,6 +121,11 @@ impl DecodeProblem {
     /// What a kernel for this problem is compiled for.
     pub fn kernel_shape(&self) -> Result<KernelShape, ShapeError> {
         self.attention.kernel_shape()
+    }
+
+    /// The kind of batch it is.
+    pub fn bucket(&self) -> Bucket {
+        Bucket::of_spans(&self.spans.canonicalise())
     }
 
     /// Strides of K and V.

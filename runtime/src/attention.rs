@@ -10,7 +10,8 @@ use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport}
 use spanforge_kernels::abi::{Operands, PlanBuffers, Scalars, Workspace};
 use spanforge_kernels::artifact::{Artifact, ArtifactError};
 use spanforge_kernels::configuration::{AttentionShape, KernelShape, KernelSpec};
-use spanforge_kernels::{Addressing, KvStrides, Launcher, ProblemError};
+use spanforge_kernels::launch::WorkspaceBytes;
+use spanforge_kernels::{Addressing, Bucket, KvStrides, Launcher, ProblemError};
 use spanforge_spans::SpanBatch;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -156,10 +157,10 @@ pub struct PlanReport {
     pub launch: Option<LaunchReport>,
 }
 
-/// Span attention with one kernel, on one device, for one attention shape.
+/// Span attention on one device, for one attention shape.
 pub struct SpanAttention {
     device: Arc<dyn Device>,
-    launcher: Launcher,
+    kernels: Kernels,
     attention: AttentionShape,
     limits: SpanAttentionLimits,
     span_ptr: Mirror,
@@ -178,6 +179,55 @@ pub struct SpanAttention {
     planned: Option<Planned>,
 }
 
+/// The kernels that steps choose from.
+struct Kernels {
+    device: Arc<dyn Device>,
+    /// At least one.
+    launchers: Vec<Launcher>,
+    /// The kernel of each bucket, by its place; none where one kernel serves all.
+    buckets: Vec<(Bucket, usize)>,
+    /// The place of the one in use.
+    current: usize,
+}
+
+impl Kernels {
+    fn new(device: &Arc<dyn Device>) -> Self {
+        Self { device: Arc::clone(device), launchers: Vec::new(), buckets: Vec::new(), current: 0 }
+    }
+
+    fn current(&self) -> &Launcher {
+        &self.launchers[self.current]
+    }
+
+    /// Loads one more, and says its place.
+    fn load(&mut self, image: &Image, spec: KernelSpec) -> Result<usize, AttentionError> {
+        if let Some(place) = self.launchers.iter().position(|l| *l.spec() == spec) {
+            return Ok(place);
+        }
+        let module = self.device.load(image)?;
+        self.launchers.push(Launcher::new(module, spec, self.device.properties()));
+        Ok(self.launchers.len() - 1)
+    }
+
+    /// Takes the kernel for a batch into use, and says whether another one was.
+    fn choose(&mut self, spans: &SpanBatch) -> bool {
+        let known = self.buckets.iter().map(|(bucket, _)| *bucket);
+        let nearest = Bucket::of_spans(spans).nearest(known);
+        let chosen = self.buckets.iter().find(|(bucket, _)| Some(*bucket) == nearest);
+        let place = chosen.map_or(0, |(_, place)| *place);
+        std::mem::replace(&mut self.current, place) != place
+    }
+}
+
+impl Drop for Kernels {
+    fn drop(&mut self) {
+        for launcher in &self.launchers {
+            // A device that refuses has lost the module already.
+            let _ = self.device.unload(launcher.module());
+        }
+    }
+}
+
 /// The step that runs are for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Planned {
@@ -188,8 +238,9 @@ struct Planned {
 }
 
 impl SpanAttention {
-    /// Takes the artifact's first kernel that serves the shape on the device, loads it, and
-    /// allocates all memory that steps within the limits need.
+    /// Loads the artifact's kernels that serve the shape on the device, one or, where they were timed
+    /// by bucket, those that are the best somewhere, and allocates all memory that steps within the
+    /// limits need. Each step is run by the kernel of the bucket nearest to it.
     pub fn load(
         artifact: &Artifact,
         device: Arc<dyn Device>,
@@ -198,11 +249,22 @@ impl SpanAttention {
     ) -> Result<Self, AttentionError> {
         let shape = attention.kernel_shape().map_err(ProblemError::from)?;
         let properties = device.properties();
-        let entry = artifact
-            .select(shape, properties)
-            .map_err(|source| AttentionError::NoKernel { shape, source })?;
-        let image = artifact.image(entry, properties);
-        Self::from_image(&image, entry.spec, device, attention, limits)
+        let select = |bucket: &Bucket| {
+            let selected = artifact.select(shape, properties, bucket);
+            selected.map_err(|source| AttentionError::NoKernel { shape, source })
+        };
+        // Without buckets any batch gets the first kernel.
+        let first = select(&Bucket::of(1, 1, 1))?.entry;
+        let mut kernels = Kernels::new(&device);
+        for served in &first.buckets {
+            let entry = select(&served.bucket)?.entry;
+            let place = kernels.load(&artifact.image(entry, properties), entry.spec)?;
+            kernels.buckets.push((served.bucket, place));
+        }
+        if kernels.launchers.is_empty() {
+            kernels.load(&artifact.image(first, properties), first.spec)?;
+        }
+        Self::with_kernels(device, kernels, attention, limits)
     }
 
     /// [`load`](Self::load) for code that was compiled for `spec` just now.
@@ -217,22 +279,24 @@ impl SpanAttention {
         if shape != spec.shape {
             return Err(AttentionError::OtherShape { kernel: spec.shape, shape });
         }
-        check_limits(&attention, &limits)?;
-        let module = device.load(image)?;
-        let launcher = Launcher::new(module, spec, device.properties());
-        // From here on `Drop` would unload the module, but there is no value to drop yet.
-        Self::with_memory(Arc::clone(&device), launcher, attention, limits).inspect_err(|_| {
-            let _ = device.unload(module);
-        })
+        let mut kernels = Kernels::new(&device);
+        kernels.load(image, spec)?;
+        Self::with_kernels(device, kernels, attention, limits)
     }
 
-    fn with_memory(
+    fn with_kernels(
         device: Arc<dyn Device>,
-        launcher: Launcher,
+        kernels: Kernels,
         attention: AttentionShape,
         limits: SpanAttentionLimits,
     ) -> Result<Self, AttentionError> {
-        let sizes = launcher.workspace_bytes(limits.rows, attention.kv_heads);
+        check_limits(&attention, &limits)?;
+        let needs =
+            kernels.launchers.iter().map(|l| l.workspace_bytes(limits.rows, attention.kv_heads));
+        let most = |part: fn(&WorkspaceBytes) -> usize| needs.clone().map(|need| part(&need)).max();
+        let partial_acc = most(|need| need.partial_acc).unwrap_or(0);
+        let partial_ml = most(|need| need.partial_ml).unwrap_or(0);
+        let arrivals = most(|need| need.arrivals).unwrap_or(0);
         let integers = |name, count| Mirror::allocate(&device, name, count);
         let bytes = |name, bytes| DeviceMemory::allocate(&device, name, bytes);
         let span_ptr = integers("span_ptr", limits.rows + 1)?;
@@ -241,12 +305,12 @@ impl SpanAttention {
         let page_table = integers("page_table", limits.requests * limits.max_pages)?;
         let row_tokens = bytes("row_tokens", 4 * (limits.rows + 1))?;
         let span_tokens = bytes("span_tokens", 4 * (limits.spans + 1))?;
-        let partial_acc = bytes("partial_acc", sizes.partial_acc)?;
-        let partial_ml = bytes("partial_ml", sizes.partial_ml)?;
-        let arrivals = bytes("arrivals", sizes.arrivals)?;
+        let partial_acc = bytes("partial_acc", partial_acc)?;
+        let partial_ml = bytes("partial_ml", partial_ml)?;
+        let arrivals = bytes("arrivals", arrivals)?;
         Ok(Self {
             device,
-            launcher,
+            kernels,
             attention,
             limits,
             span_ptr,
@@ -264,9 +328,9 @@ impl SpanAttention {
         })
     }
 
-    /// The kernel in use.
+    /// The kernel in use: that of the step planned last.
     pub fn spec(&self) -> &KernelSpec {
-        self.launcher.spec()
+        self.kernels.current().spec()
     }
 
     /// What it was loaded for.
@@ -306,7 +370,8 @@ impl SpanAttention {
         }
         self.check_step(step, &spans)?;
 
-        self.plan_current &= same_spans;
+        let changed = self.kernels.choose(&spans);
+        self.plan_current &= same_spans && !changed;
         let mut uploaded_bytes = self.span_ptr.update(spans.span_ptr())?;
         uploaded_bytes += self.spans.update(pairs)?;
         uploaded_bytes += self.row_request.update(step.row_request)?;
@@ -318,7 +383,7 @@ impl SpanAttention {
         let mut launch = None;
         if !self.plan_current && planned.rows > 0 {
             // The limits on rows are those of an i32.
-            let plan = self.launcher.plan(&self.plan_buffers(), planned.rows as i32);
+            let plan = self.kernels.current().plan(&self.plan_buffers(), planned.rows as i32);
             launch = Some(self.device.launch(&plan)?);
             self.plan_current = true;
         }
@@ -378,7 +443,7 @@ impl SpanAttention {
             smallest_share: self.spec().configuration.smallest_share as i32,
             scale,
         };
-        Ok(self.launcher.attention(&operands, &self.plan_buffers(), &workspace, &scalars))
+        Ok(self.kernels.current().attention(&operands, &self.plan_buffers(), &workspace, &scalars))
     }
 
     /// Queues one layer's attention for the planned step; one report per launch. `&mut`, since
@@ -469,11 +534,4 @@ fn check_limits(
         }
     }
     Ok(())
-}
-
-impl Drop for SpanAttention {
-    fn drop(&mut self) {
-        // A device that refuses has lost the module already.
-        let _ = self.device.unload(self.launcher.module());
-    }
 }

@@ -7,7 +7,7 @@ use spanforge_device::{
     Basis, CompileError, Compiler, Device, DeviceProperties, Image, LaunchReport, NvrtcError,
     Source, Target,
 };
-use spanforge_kernels::artifact::{Artifact, ArtifactError};
+use spanforge_kernels::artifact::{Artifact, ArtifactError, Selected};
 use spanforge_kernels::configuration::{KernelShape, KernelSpec};
 use spanforge_kernels::decoder::{DecoderError, UploadOptions};
 use spanforge_kernels::{Decoder, Limits, RenderError, SearchSpace, render};
@@ -123,9 +123,11 @@ pub fn run(
     let shape = problem.kernel_shape().map_err(|e| DecoderError::Problem(e.into()))?;
     let properties = device.properties();
 
-    let selected = artifact.as_ref().map(|artifact| (artifact, artifact.select(shape, properties)));
+    let bucket = problem.bucket();
+    let selected =
+        artifact.as_ref().map(|artifact| (artifact, artifact.select(shape, properties, &bucket)));
     let (image, kernel, origin) = match selected {
-        Some((artifact, Ok(entry))) => (
+        Some((artifact, Ok(Selected { entry, .. }))) => (
             artifact.image(entry, properties),
             entry.spec,
             Origin::Artifact { role: entry.role.clone() },

@@ -55,6 +55,7 @@ fn artifact(folder: &Path, merge: Merge) -> Artifact {
         role: "winner".into(),
         time_us: 1.0,
         basis: Basis::Predicted,
+        buckets: Vec::new(),
         source: rendered.text,
         portable: compile(Target::Ptx("sm_80".into())),
         images: vec![compile(Target::Cubin(device.properties().architecture.clone()))],

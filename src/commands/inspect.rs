@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
-use spanforge_kernels::artifact::{Artifact, Manifest};
+use spanforge_kernels::Bucket;
+use spanforge_kernels::artifact::{Artifact, InBucket, KernelEntry, Manifest};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -19,7 +20,8 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:\n  \
     spanforge inspect artifacts/da-qwen3.6-bf16-d256-g6\n  \
     spanforge inspect artifacts/da-qwen3.6-bf16-d256-g6 --explain --head-dim 128 \
-    --device emulated:a100")]
+    --device emulated:a100\n  \
+    spanforge inspect artifacts/da-qwen3.6-bf16-d256-g6 --explain --bucket 1,4096,512")]
 pub struct Arguments {
     /// Folder of the artifact
     artifact: PathBuf,
@@ -32,6 +34,9 @@ pub struct Arguments {
     /// Device for --explain [default: the one it was tuned on]
     #[arg(long, value_name = "DEVICE", requires = "explain")]
     device: Option<String>,
+    /// Batch for --explain: rows, selected tokens per row and tokens per span [default: 16,8192,1024]
+    #[arg(long, value_name = "N,N,N", value_delimiter = ',', requires = "explain", value_parser = clap::value_parser!(u32).range(1..))]
+    bucket: Vec<u32>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -57,6 +62,12 @@ struct File<'a> {
 struct Explanation {
     shape: String,
     device: String,
+    /// The bucket that was asked for.
+    bucket: Bucket,
+    /// The one that is used, by its place.
+    chosen: Option<usize>,
+    /// The bucket as which it is served, where kernels were timed by bucket.
+    served_as: Option<Bucket>,
     kernels: Vec<Verdict>,
 }
 
@@ -65,6 +76,8 @@ struct Verdict {
     id: String,
     role: String,
     unfit: Option<String>,
+    /// Time and loss in the bucket as which it is served.
+    served_as: Option<InBucket>,
 }
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
@@ -101,12 +114,29 @@ fn explain(arguments: &Arguments, artifact: &Artifact) -> Result<Explanation> {
     };
     let name = arguments.device.clone().unwrap_or_else(|| artifact.manifest().device.clone());
     let device = spanforge_device::open(&name)?;
-    let verdicts = artifact.explain(shape, device.properties());
-    let kernels = verdicts
-        .into_iter()
-        .map(|(entry, unfit)| Verdict { id: entry.id.clone(), role: entry.role.clone(), unfit })
-        .collect();
-    Ok(Explanation { shape: shape.to_string(), device: name, kernels })
+    let properties = device.properties();
+    let bucket = match arguments.bucket[..] {
+        [] => Bucket { rows: 16, tokens_per_row: 8192, tokens_per_span: 1024 },
+        [rows, tokens_per_row, tokens_per_span] => Bucket { rows, tokens_per_row, tokens_per_span },
+        _ => bail!("--bucket takes three numbers: rows, tokens per row and tokens per span"),
+    };
+    let selected = artifact.select(shape, properties, &bucket).ok();
+    let served_as = selected.and_then(|selected| Some(selected.served_as?.bucket));
+    let verdicts = artifact.explain(shape, properties);
+    let is_chosen = |id: &str| selected.is_some_and(|selected| selected.entry.id == id);
+    let chosen = verdicts.iter().position(|(entry, _)| is_chosen(&entry.id));
+    let there = |entry: &KernelEntry| {
+        entry.buckets.iter().find(|served| Some(served.bucket) == served_as).copied()
+    };
+    let verdict = |(entry, unfit): (&KernelEntry, _)| Verdict {
+        id: entry.id.clone(),
+        role: entry.role.clone(),
+        unfit,
+        served_as: there(entry),
+    };
+    let kernels = verdicts.into_iter().map(verdict).collect();
+    let shape = shape.to_string();
+    Ok(Explanation { shape, device: name, bucket, chosen, served_as, kernels })
 }
 
 fn print(inspection: &Inspection<'_>, out: &mut dyn Write) -> Result<()> {
@@ -131,6 +161,11 @@ fn print(inspection: &Inspection<'_>, out: &mut dyn Write) -> Result<()> {
         table.row(["serves".into(), kernel.spec.shape.to_string()]);
         let time = format!("{:.2} us {}", kernel.time_us, basis.as_str().unwrap_or_default());
         table.row(["time".into(), time]);
+        for InBucket { bucket, time_us, loss } in &kernel.buckets {
+            let loss = 100.0 * loss;
+            table
+                .row([bucket.to_string(), format!("{time_us:.2} us, {loss:.1} % behind the best")]);
+        }
         let launch = format!(
             "{} threads and {} bytes of dynamic shared memory per block",
             kernel.threads,
@@ -158,16 +193,24 @@ fn print(inspection: &Inspection<'_>, out: &mut dyn Write) -> Result<()> {
     print_value(inspection.evidence, "  ", out)?;
     if let Some(explanation) = &inspection.explanation {
         writeln!(out, "\n{} on {}", explanation.shape, explanation.device)?;
-        let chosen = explanation.kernels.iter().position(|verdict| verdict.unfit.is_none());
-        for (index, verdict) in explanation.kernels.iter().enumerate() {
-            let why = match &verdict.unfit {
-                Some(reason) => reason.as_str(),
-                None if chosen == Some(index) => "used: the first that fits",
-                None => "fits, but a preferred one does too",
+        if let Some(served_as) = &explanation.served_as {
+            writeln!(out, "  {} is served as {served_as}", explanation.bucket)?;
+        }
+        for (place, verdict) in explanation.kernels.iter().enumerate() {
+            let is_chosen = explanation.chosen == Some(place);
+            let why = match (&verdict.unfit, &verdict.served_as) {
+                (Some(reason), _) => reason.clone(),
+                (None, Some(InBucket { time_us, loss, .. })) => format!(
+                    "{}{time_us:.1} us there, {:.1} % behind the best",
+                    if is_chosen { "used: " } else { "fits: " },
+                    100.0 * loss
+                ),
+                (None, None) if is_chosen => "used: the first that fits".to_owned(),
+                (None, None) => "fits, but a preferred one does too".to_owned(),
             };
             writeln!(out, "  {} ({}): {why}", verdict.id, verdict.role)?;
         }
-        if chosen.is_none() {
+        if explanation.chosen.is_none() {
             writeln!(out, "  no kernel serves it: `spanforge tune` for this shape makes one")?;
         }
     }

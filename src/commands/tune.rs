@@ -5,7 +5,7 @@ use super::workload_choice::WorkloadArguments;
 use super::{Outcome, worker, write_json};
 use crate::notice;
 use crate::table::{Table, grouped};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::ProgressBar;
 use spanforge_device::{Basis, Compiler};
@@ -32,6 +32,7 @@ use std::time::Duration;
 #[command(after_help = "Examples:\n  \
     spanforge tune\n  \
     spanforge tune --workload da-gemma4 --arch sm_90a,sm_80 --budget 100\n  \
+    spanforge tune --workload da-gemma4 --batch 1,8,64 --draws 2\n  \
     spanforge tune --workload my-trace.jsonl --device emulated:a100\n  \
     spanforge tune --device cuda:0 --guide results/tune/da-qwen3.6-emulated-h200-1790000000-0.jsonl\n  \
     spanforge tune --workload ssas-llama2 --dtype f16 --query-heads 32 --kv-heads 8 --head-dim 128\n  \
@@ -59,6 +60,9 @@ pub struct Arguments {
     /// tried first; the strategy is `guided`
     #[arg(long, value_name = "JOURNAL", conflicts_with = "strategy")]
     guide: Option<PathBuf>,
+    /// Batches drawn of each size
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    draws: u32,
     /// Seed of the search, the problems and the tensors
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -77,7 +81,7 @@ pub struct Arguments {
         value_name = "JOURNAL",
         conflicts_with_all = [
             "workload", "device", "arch", "strategy", "seed", "cases", "results", "window", "guide",
-            "batch", "dtype", "head_dim", "query_heads", "kv_heads", "page_size", "layout",
+            "batch", "draws", "dtype", "head_dim", "query_heads", "kv_heads", "page_size", "layout",
         ]
     )]
     resume: Option<PathBuf>,
@@ -195,7 +199,8 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
 
 /// What a new run follows from.
 fn study(arguments: &Arguments) -> Result<Study> {
-    let workload = arguments.workload.workload(arguments.seed)?;
+    let mut workloads = arguments.workload.workloads(arguments.seed, arguments.draws)?.into_iter();
+    let workload = workloads.next().context("--batch names no batch")?;
     let device = match &arguments.device {
         Some(device) => device.clone(),
         None => {
@@ -215,6 +220,7 @@ fn study(arguments: &Arguments) -> Result<Study> {
     };
     Ok(Study {
         workload,
+        others: workloads.collect(),
         device,
         architectures: arguments.arch.clone(),
         strategy,
@@ -351,6 +357,7 @@ fn report(
             ties.len()
         )?;
     }
+    buckets(out, winner, run)?;
     let failed = candidates.len() - correct.len();
     let cases: usize = candidates.iter().map(|c| c.cases).sum();
     writeln!(
@@ -371,5 +378,36 @@ fn report(
             Basis::Measured => "",
         }
     )?;
+    Ok(())
+}
+
+/// The best of each bucket, and which of the exported kernels serves it at what loss.
+fn buckets(out: &mut dyn Write, winner: Option<&Winner>, run: &Run) -> Result<()> {
+    let Some(winner) = winner.filter(|winner| !winner.buckets.is_empty()) else { return Ok(()) };
+    let basis = format!("{} us", run.properties.basis);
+    let heading = ["bucket", "best there", &basis, "x floor", "x default", "loss as exported"];
+    let mut table = Table::new(&heading, &[2, 3, 4, 5]);
+    for best in &winner.buckets {
+        let us = best.winner.time_us;
+        let gain =
+            best.winner.default_us.map_or_else(|| "-".to_owned(), |d| format!("{:.2}", d / us));
+        table.row([
+            best.bucket.to_string(),
+            best.winner.id.clone(),
+            format!("{us:.1}"),
+            format!("{:.2}", us / best.floor_us),
+            gain,
+            format!("{:.1} %", 100.0 * best.loss),
+        ]);
+    }
+    writeln!(
+        out,
+        "\nby bucket; times above are geometric means over {} batches",
+        run.batches.len()
+    )?;
+    table.write(out, "")?;
+    let count = winner.shipped.len();
+    let noun = if count == 1 { "kernel serves" } else { "kernels serve" };
+    writeln!(out, "\n{count} {noun} all buckets: {}", winner.shipped.join(", "))?;
     Ok(())
 }

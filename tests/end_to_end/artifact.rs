@@ -29,6 +29,7 @@ pub fn write_artifact(at: &Path) -> Artifact {
             role: "winner".into(),
             time_us: 12.5,
             basis: Basis::Predicted,
+            buckets: Vec::new(),
             source: rendered.text,
             portable: compile(Target::Ptx("sm_80".into())),
             images: vec![compile(Target::Cubin("sm_90a".into()))],

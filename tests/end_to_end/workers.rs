@@ -13,9 +13,9 @@ fn fuzzing(folder: &Path, more: &[&str]) -> Child {
     run.spawn().expect("the binary starts")
 }
 
-/// The processes whose parent is `parent`, once there are some, and those that check cases have had
-/// the time to begin.
-fn workers(parent: &Child) -> Vec<u32> {
+/// The `count` processes whose parent is `parent`, once they are there, and those that check cases
+/// have had the time to begin.
+fn workers(parent: &Child, count: usize) -> Vec<u32> {
     let until = Instant::now() + Duration::from_secs(60);
     while Instant::now() < until {
         let found: Vec<u32> = std::fs::read_dir("/proc")
@@ -23,13 +23,13 @@ fn workers(parent: &Child) -> Vec<u32> {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .filter(|id| stat(*id).is_some_and(|(_, of)| of == parent.id()))
             .collect();
-        if !found.is_empty() {
+        if found.len() >= count {
             std::thread::sleep(Duration::from_secs(2));
             return found;
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    panic!("no worker was started");
+    panic!("{count} workers were not started");
 }
 
 /// State and parent of a process.
@@ -53,7 +53,7 @@ fn report(output: &Output) -> serde_json::Value {
 fn a_worker_that_is_killed_costs_the_case_it_had_in_hand() {
     let here = folder();
     let run = fuzzing(here.path(), &["--cases", "4000", "--workers", "2"]);
-    signal("-KILL", workers(&run)[0]);
+    signal("-KILL", workers(&run, 2)[0]);
     let output = run.wait_with_output().unwrap();
     let report = report(&output);
     assert_eq!(output.status.code(), Some(1), "{report:#}");
@@ -76,7 +76,7 @@ fn a_worker_that_hangs_costs_the_case_it_had_in_hand() {
     let here = folder();
     let limits = ["--cases", "3000", "--workers", "1", "--case-limit", "3"];
     let run = fuzzing(here.path(), &limits);
-    signal("-STOP", workers(&run)[0]);
+    signal("-STOP", workers(&run, 1)[0]);
     let output = run.wait_with_output().unwrap();
     let report = report(&output);
     assert_eq!((&report["cases"], &report["lost_count"]), (&2999.into(), &1.into()), "{report:#}");
@@ -87,8 +87,7 @@ fn a_worker_that_hangs_costs_the_case_it_had_in_hand() {
 fn workers_end_with_their_parent() {
     let here = folder();
     let mut run = fuzzing(here.path(), &["--time", "600", "--workers", "2"]);
-    let workers = workers(&run);
-    assert_eq!(workers.len(), 2);
+    let workers = workers(&run, 2);
     run.kill().unwrap();
     run.wait().unwrap();
     // Nobody may be there to take note of their end.
@@ -104,7 +103,7 @@ fn workers_end_with_their_parent() {
 fn an_interrupt_ends_the_run_with_its_summary() {
     let here = folder();
     let run = fuzzing(here.path(), &["--time", "600", "--workers", "2"]);
-    let workers = workers(&run);
+    let workers = workers(&run, 2);
     signal("-INT", run.id());
     let output = run.wait_with_output().unwrap();
     let report = report(&output);

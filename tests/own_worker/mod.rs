@@ -35,6 +35,7 @@ pub fn study(seed: u64, cases: usize, window: usize) -> Study {
     workload.attention = AttentionShape { query_heads: 2, kv_heads: 1, ..workload.attention };
     Study {
         workload,
+        others: Vec::new(),
         device: "emulated:h200".to_owned(),
         architectures: Vec::new(),
         strategy: "random".to_owned(),

@@ -79,6 +79,8 @@ pub fn choose(
         runner_up_us: runner_up.map(|timed| timed.1),
         ties,
         over_floor: us / floor_us,
+        buckets: Vec::new(),
+        shipped: Vec::new(),
     })
 }
 

@@ -1,12 +1,13 @@
 //! One candidate: compiled, checked, timed. It happens in a worker process, so that a candidate
 //! that crashes, hangs or eats all memory costs itself alone.
 
+use crate::buckets::summarise;
 use crate::export::{ExportError, compile, compile_source};
 use crate::measure::{BATCH, ROUNDS, interleave, measure};
-use crate::record::{Candidate, Run, Status, Study};
+use crate::record::{Candidate, Run, Status, Study, Timed};
 use crate::tune::TuneError;
 use crate::workers::CandidateLimits;
-use crate::workload::Workload;
+use crate::workload::{Workload, WorkloadError};
 use serde::{Deserialize, Serialize};
 use spanforge_device::{
     Basis, Compiler, Device, DeviceError, DeviceProperties, Prediction, TimeOptions,
@@ -94,8 +95,8 @@ pub enum Reply {
     Compiled(f64),
     /// The configuration is done with.
     Done(Box<Candidate>),
-    /// Samples in microseconds of each of the configurations; none where that failed.
-    Remeasured(Vec<Vec<f64>>),
+    /// Of each of the configurations, by batch, samples in microseconds; nothing where that failed.
+    Remeasured(Vec<Vec<Vec<f64>>>),
     /// The worker cannot work, whatever the configuration.
     Failed(String),
 }
@@ -179,7 +180,8 @@ struct Worker<'a> {
     compiler: &'a Compiler,
     alter: &'a dyn Fn(usize, String) -> String,
     device: Box<dyn Device>,
-    problem: DecodeProblem,
+    /// One per batch.
+    problems: Vec<DecodeProblem>,
 }
 
 /// Why a candidate is not timed: it is at fault, or nobody reads what becomes of it.
@@ -209,9 +211,8 @@ impl<'a> Worker<'a> {
             limit_memory(bytes)?;
         }
         let device = open(&setup.study.device).map_err(|e| e.to_string())?;
-        let problem = setup.study.workload.problem(setup.study.seed, cache_bytes(setup.basis));
-        let problem = problem.map_err(|e| e.to_string())?;
-        Ok(Self { setup, compiler, alter, device, problem })
+        let problems = problems(&setup.study, setup.basis).map_err(|e| e.to_string())?;
+        Ok(Self { setup, compiler, alter, device, problems })
     }
 
     fn begun(&self, job: &Job) -> Candidate {
@@ -286,22 +287,29 @@ impl<'a> Worker<'a> {
 
         tell(Reply::Phase(Phase::Timing))?;
         let begun = Instant::now();
-        let resident = decoder.upload(&self.problem, UploadOptions::default()).map_err(runtime)?;
-        // A GPU runs the whole problem once before it is timed; an emulated device samples it.
-        if self.setup.basis == Basis::Measured {
-            decoder.run(&resident).map_err(runtime)?;
+        // What is clearly behind is told by the time on one batch alone.
+        let best_us = job.best_us.filter(|_| self.problems.len() == 1);
+        let mut by_batch = Vec::with_capacity(self.problems.len());
+        for problem in &self.problems {
+            let resident = decoder.upload(problem, UploadOptions::default()).map_err(runtime)?;
+            // A GPU runs the whole problem once before it is timed; an emulated device samples it.
+            if self.setup.basis == Basis::Measured {
+                decoder.run(&resident).map_err(runtime)?;
+            }
+            let launches = decoder.launches(&resident);
+            let mut time = |samples| device.time(&launches, &options(problem, samples));
+            let timing = measure(&mut time, best_us).map_err(runtime)?;
+            if by_batch.is_empty() {
+                candidate.predictions = timing.predictions;
+            }
+            by_batch.push(Timed { samples_us: timing.samples_us });
         }
-        let launches = decoder.launches(&resident);
-        let mut time = |samples| device.time(&launches, &self.options(samples));
-        let timing = measure(&mut time, job.best_us).map_err(runtime)?;
         candidate.time_s = begun.elapsed().as_secs_f64();
-        candidate.time_us = Some(timing.median_us());
-        candidate.samples_us = timing.samples_us;
-        candidate.predictions = timing.predictions;
+        summarise(candidate, by_batch);
         Ok(())
     }
 
-    fn remeasure(&self, jobs: &[Job]) -> Result<Vec<Vec<f64>>, DecoderError> {
+    fn remeasure(&self, jobs: &[Job]) -> Result<Vec<Vec<Vec<f64>>>, DecoderError> {
         let device = self.device.as_ref();
         let mut decoders = Vec::with_capacity(jobs.len());
         for job in jobs {
@@ -310,17 +318,18 @@ impl<'a> Worker<'a> {
             decoders.push(Decoder::load(device, &image, job.spec)?);
         }
         let Some(first) = decoders.first() else { return Ok(Vec::new()) };
-        let mut resident = first.upload(&self.problem, UploadOptions::default())?;
-        interleave(decoders.len(), ROUNDS, &mut |place| {
-            let decoder = &decoders[place];
-            decoder.adopt(&mut resident)?;
-            decoder.run(&resident)?;
-            Ok(device.time(&decoder.launches(&resident), &self.options(BATCH))?)
-        })
-    }
-
-    fn options(&self, samples: u32) -> TimeOptions {
-        TimeOptions { samples, ..options(&self.problem) }
+        let mut by_job = vec![Vec::with_capacity(self.problems.len()); jobs.len()];
+        for problem in &self.problems {
+            let mut resident = first.upload(problem, UploadOptions::default())?;
+            let samples = interleave::<DecoderError>(decoders.len(), ROUNDS, &mut |place| {
+                let decoder = &decoders[place];
+                decoder.adopt(&mut resident)?;
+                decoder.run(&resident)?;
+                Ok(device.time(&decoder.launches(&resident), &options(problem, BATCH))?)
+            })?;
+            by_job.iter_mut().zip(samples).for_each(|(job, samples)| job.push(samples));
+        }
+        Ok(by_job)
     }
 }
 
@@ -351,7 +360,8 @@ pub fn predict(
     let image = compile(compiler, &spec, &properties.architecture)?;
     let decoder = Decoder::load(device, &image, spec)?;
     let resident = decoder.upload(&problem, UploadOptions::default())?;
-    let timing = device.time(&decoder.launches(&resident), &options(&problem))?;
+    let samples = TimeOptions::default().samples;
+    let timing = device.time(&decoder.launches(&resident), &options(&problem, samples))?;
     Ok(Predicted {
         predictions: timing.predictions,
         floor_bytes: problem.floor_bytes(),
@@ -374,8 +384,17 @@ pub(crate) fn cache_bytes(basis: Basis) -> u64 {
     }
 }
 
-fn options(problem: &DecodeProblem) -> TimeOptions {
-    TimeOptions { stand_ins: stand_ins(problem), ..TimeOptions::default() }
+fn options(problem: &DecodeProblem, samples: u32) -> TimeOptions {
+    TimeOptions { samples, stand_ins: stand_ins(problem), ..TimeOptions::default() }
+}
+
+/// The timed problems of a study, one per batch. They share the memory that K and V may take.
+///
+/// # Errors
+/// A batch that cannot be timed.
+pub(crate) fn problems(study: &Study, basis: Basis) -> Result<Vec<DecodeProblem>, WorkloadError> {
+    let bytes = cache_bytes(basis) / study.batches().count() as u64;
+    study.batches().map(|batch| batch.problem(study.seed, bytes)).collect()
 }
 
 /// A problem whose requests share pages stands for one in which they do not.

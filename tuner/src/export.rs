@@ -4,7 +4,7 @@
 use crate::record::Candidate;
 use serde_json::json;
 use spanforge_device::{CompileError, Compiler, Device, Source, Target};
-use spanforge_kernels::artifact::{Artifact, ArtifactError, Contents, KernelFiles};
+use spanforge_kernels::artifact::{Artifact, ArtifactError, Contents, InBucket, KernelFiles};
 use spanforge_kernels::{Decoder, KernelSpec, RenderError, render};
 use spanforge_verify::{CaseReport, VerifyError, check_seeds};
 use std::path::Path;
@@ -42,8 +42,10 @@ pub enum ExportError {
 pub struct Chosen<'a> {
     /// The candidate.
     pub candidate: &'a Candidate,
-    /// `winner` or `default`.
+    /// `winner`, `bucket` or `default`.
     pub role: &'a str,
+    /// How it does in each bucket; none where one batch was timed.
+    pub buckets: Vec<InBucket>,
 }
 
 /// Everything but the kernels that an artifact records.
@@ -102,6 +104,7 @@ pub fn export(
                 role: c.role.to_owned(),
                 time_us: c.candidate.time_us.unwrap_or(f64::MAX),
                 basis: c.candidate.basis,
+                buckets: c.buckets.clone(),
                 source: render(&spec)?.text,
                 portable: compile(compiler, &spec, PORTABLE_ARCHITECTURE)?,
                 images: architectures

@@ -26,6 +26,9 @@ pub const ROUNDS: usize = 10;
 /// Candidates that take turns, besides the default configuration.
 pub const FINALISTS: usize = 8;
 
+/// Candidates of each bucket that take turns, where there are several.
+pub const BUCKET_FINALISTS: usize = 3;
+
 /// A candidate takes part where its interval comes within this many times the best one's.
 pub const NEAR: f64 = 1.03;
 

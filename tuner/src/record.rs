@@ -4,7 +4,7 @@ use crate::environment::Environment;
 use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
 use spanforge_device::{Basis, DeviceProperties, Prediction, Resources};
-use spanforge_kernels::KernelSpec;
+use spanforge_kernels::{Bucket, KernelSpec};
 use std::collections::BTreeMap;
 
 /// Candidates that may be under way at a time, unless a study says otherwise.
@@ -40,8 +40,11 @@ pub struct Remeasured {
 pub struct Finalist {
     /// Position in the order of the run.
     pub index: usize,
-    /// Microseconds, one entry per sample.
+    /// Microseconds, one entry per sample; of several batches the geometric means.
     pub samples_us: Vec<f64>,
+    /// The same by batch, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_batch: Vec<Vec<f64>>,
 }
 
 impl Remeasured {
@@ -58,6 +61,9 @@ impl Remeasured {
 pub struct Study {
     /// The batch to be fast on.
     pub workload: Workload,
+    /// Further batches to be fast on, of the same attention.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Workload>,
     /// Device, such as `emulated:h200` or `cuda:0`.
     pub device: String,
     /// Architectures to export machine code for; the device's own where empty.
@@ -75,6 +81,13 @@ pub struct Study {
     /// many before it.
     #[serde(default = "default_window")]
     pub window: usize,
+}
+
+impl Study {
+    /// All batches to be fast on.
+    pub fn batches(&self) -> impl Iterator<Item = &Workload> {
+        std::iter::once(&self.workload).chain(&self.others)
+    }
 }
 
 fn default_window() -> usize {
@@ -108,12 +121,16 @@ pub struct Run {
     pub properties: DeviceProperties,
     /// Name of the workload.
     pub workload: String,
-    /// The problem that is timed, in words.
+    /// The problem that is timed, in words; of several batches the first one's.
     pub problem: String,
-    /// Bytes that no kernel can do without (DESIGN, section 4).
+    /// Bytes that no kernel can do without (DESIGN, section 4); of several batches the geometric mean.
     pub floor_bytes: u64,
-    /// The floor as a time: bytes over the data sheet's bandwidth, or operations over its peak.
+    /// The floor as a time: bytes over the data sheet's bandwidth, or operations over its peak. Of
+    /// several batches the geometric mean.
     pub floor_us: f64,
+    /// The batches that are timed, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub batches: Vec<Batch>,
     /// Search strategy.
     pub strategy: String,
     /// Seed of the search and of the problems.
@@ -125,6 +142,17 @@ pub struct Run {
     /// SHA-256 of the default configuration's source, which changes as the kernels do.
     #[serde(default)]
     pub kernel_source: String,
+}
+
+/// One of the batches of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Its kind.
+    pub bucket: Bucket,
+    /// In words.
+    pub problem: String,
+    /// See [`Run::floor_us`].
+    pub floor_us: f64,
 }
 
 /// How an evaluation ended, in the words of the T4 results format.
@@ -180,11 +208,14 @@ pub struct Candidate {
     pub bytes_ratio: Option<f64>,
     /// Predicted or measured.
     pub basis: Basis,
-    /// Microseconds, one entry per sample.
+    /// Microseconds, one entry per sample; of several batches the geometric means.
     pub samples_us: Vec<f64>,
     /// Median of the samples.
     pub time_us: Option<f64>,
-    /// Per launch what the cost model saw, for predicted times.
+    /// The samples by batch, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_batch: Vec<Timed>,
+    /// Per launch what the cost model saw, for predicted times; of several batches on the first.
     pub predictions: Vec<Prediction>,
     /// What each kernel takes on the device's architecture.
     pub resources: BTreeMap<String, Resources>,
@@ -196,6 +227,13 @@ pub struct Candidate {
     pub check_s: f64,
     /// Seconds of host time for timing.
     pub time_s: f64,
+}
+
+/// What a candidate took on one batch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Timed {
+    /// Microseconds, one entry per sample.
+    pub samples_us: Vec<f64>,
 }
 
 impl Candidate {
@@ -221,6 +259,7 @@ impl Candidate {
             basis,
             samples_us: Vec::new(),
             time_us: None,
+            by_batch: Vec::new(),
             predictions: Vec::new(),
             resources: BTreeMap::new(),
             shared_bytes: spec.configuration.shared_bytes(&spec.shape),
@@ -256,4 +295,23 @@ pub struct Winner {
     pub ties: Vec<String>,
     /// Time over the floor.
     pub over_floor: f64,
+    /// By bucket, where several batches were timed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub buckets: Vec<BucketWinner>,
+    /// Identifiers of the kernels that serve the buckets, the winner first; none for one batch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shipped: Vec<String>,
+}
+
+/// What is best in one bucket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BucketWinner {
+    /// The bucket.
+    pub bucket: Bucket,
+    /// The floor there in microseconds.
+    pub floor_us: f64,
+    /// The choice among candidates by their times there.
+    pub winner: Box<Winner>,
+    /// What the best of the shipped kernels takes there over the winner, less one.
+    pub loss: f64,
 }

@@ -13,20 +13,23 @@ pub use change::Change;
 pub(crate) use change::{change, kernel_source};
 pub use error::{Interrupted, TuneError};
 
+use crate::buckets::{by_bucket, contenders, geometric_mean, in_buckets, together};
 use crate::choice::{choose, finalists, judged};
 use crate::cluster::{Announced, Cluster, Coordinator, State};
 use crate::environment::{Environment, unix_seconds};
-use crate::evaluate::{Job, Open, Setup, cache_bytes, floor_us};
+use crate::evaluate::{Job, Open, Setup, floor_us, problems};
 use crate::export::{Chosen, ExportError, Facts, compile, export};
 use crate::journal::{Journal, JournalError, Kept};
+use crate::measure::BUCKET_FINALISTS;
 use crate::proposals::{KernelSpace, Proposals};
-use crate::record::{Candidate, Finalist, Record, Remeasured, Run, Status, Study, Winner};
+use crate::record::{Batch, Candidate, Finalist, Record, Remeasured, Run, Status, Study, Winner};
 use crate::search::strategy;
 use crate::workers::{CandidateLimits, Evaluators, Pool};
+use crate::workload::Workload;
 use candidates::Search;
 use spanforge_device::{Basis, Compiler};
 use spanforge_kernels::artifact::check_replaceable;
-use spanforge_kernels::{Limits, SearchSpace};
+use spanforge_kernels::{DecodeProblem, Limits, SearchSpace};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -159,8 +162,21 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
         compile(means.compiler, proposals.default(), architecture)?;
     }
 
-    let problem = study.workload.problem(study.seed, cache_bytes(properties.basis))?;
-    let floor_bytes = problem.floor_bytes();
+    if let Some(other) = study.others.iter().find(|b| b.attention != study.workload.attention) {
+        return Err(TuneError::OtherAttention(other.name.clone()));
+    }
+    let problems = problems(&study, properties.basis)?;
+    let facts = |(problem, batch): (&DecodeProblem, &Workload)| Batch {
+        bucket: problem.bucket(),
+        problem: batch.describe(),
+        floor_us: floor_us(problem, &properties),
+    };
+    let mut batches: Vec<Batch> = problems.iter().zip(study.batches()).map(facts).collect();
+    let floor_us = geometric_mean(batches.iter().map(|batch| batch.floor_us));
+    let floor_bytes = geometric_mean(problems.iter().map(|problem| problem.floor_bytes() as f64));
+    // One batch is the run itself.
+    batches.retain(|_| problems.len() > 1);
+    drop(problems);
     let unix_s = unix_seconds();
     let kept_budget = kept.as_ref().map(|(_, kept)| kept.run.budget);
     let name = file_name(&study.workload.name);
@@ -169,11 +185,12 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
         unix_s,
         environment: Environment::current(means.compiler.nvrtc().version()),
         device: study.device.clone(),
-        floor_us: floor_us(&problem, &properties),
+        floor_us,
+        batches,
         properties,
         workload: study.workload.name.clone(),
         problem: study.workload.describe(),
-        floor_bytes,
+        floor_bytes: floor_bytes.round() as u64,
         strategy: study.strategy.clone(),
         seed: study.seed,
         budget: request.budget.or(kept_budget).unwrap_or(1).max(1),
@@ -240,7 +257,7 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     let kept_again = kept.as_ref().map(|kept| kept.remeasured.clone()).unwrap_or_default();
     let remeasured = remeasure(&run, &candidates, kept_again, evaluators.as_mut(), &mut journal)?;
 
-    let winner = choose(&run.run, run.floor_us, &candidates, &remeasured).ok_or_else(|| {
+    let mut winner = choose(&run.run, run.floor_us, &candidates, &remeasured).ok_or_else(|| {
         TuneError::AllFailed {
             count: candidates.len(),
             first: candidates
@@ -249,18 +266,25 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
                 .unwrap_or_else(|| "nothing was evaluated".to_owned()),
         }
     })?;
+    by_bucket(&mut winner, &run.batches, &candidates, &remeasured);
     let candidates = judged(&candidates, &remeasured);
     (means.progress)(Event::Exporting(&winner));
-    let find = |id: &str| candidates.iter().find(|c| c.id == id);
-    let mut chosen: Vec<Chosen<'_>> = find(&winner.id)
-        .map(|candidate| Chosen { candidate, role: "winner" })
-        .into_iter()
-        .collect();
-    // The default stays at hand for devices that cannot hold the winner.
-    if let Some(candidate) =
-        candidates.first().filter(|c| c.id != winner.id && c.status == Status::Correct)
-    {
-        chosen.push(Chosen { candidate, role: "default" });
+    // The default stays at hand for devices that cannot hold the others.
+    let default = candidates.first().filter(|c| c.status == Status::Correct);
+    let others = winner.shipped.iter().chain(default.map(|candidate| &candidate.id));
+    let mut chosen: Vec<Chosen<'_>> = Vec::new();
+    for id in std::iter::once(&winner.id).chain(others) {
+        let Some(candidate) = candidates.iter().find(|c| c.id == *id) else { continue };
+        if chosen.iter().any(|chosen| chosen.candidate.id == *id) {
+            continue;
+        }
+        let role = match id {
+            id if *id == winner.id => "winner",
+            id if winner.shipped.contains(id) => "bucket",
+            _ => "default",
+        };
+        let buckets = in_buckets(&run.batches, candidate, &winner.buckets);
+        chosen.push(Chosen { candidate, role, buckets });
     }
     let evidence = serde_json::json!({ "run": run, "winner": winner });
     let facts = Facts {
@@ -288,7 +312,12 @@ fn remeasure(
     evaluators: &mut dyn Evaluators,
     journal: &mut Journal,
 ) -> Result<Remeasured, TuneError> {
-    let finalists = finalists(candidates);
+    let mut finalists = finalists(candidates);
+    for contender in contenders(candidates, &run.batches, BUCKET_FINALISTS) {
+        if finalists.iter().all(|finalist| finalist.index != contender.index) {
+            finalists.push(contender);
+        }
+    }
     if run.properties.basis == Basis::Predicted || finalists.len() < 2 {
         return Ok(Remeasured::default());
     }
@@ -302,7 +331,12 @@ fn remeasure(
         return Ok(Remeasured::default());
     }
     let both = jobs.iter().zip(samples);
-    let finalist = |(job, samples_us): (&Job, _)| Finalist { index: job.index, samples_us };
+    let finalist = |(job, by_batch): (&Job, Vec<Vec<f64>>)| {
+        let samples: Vec<&[f64]> = by_batch.iter().map(Vec::as_slice).collect();
+        let samples_us = together(&samples);
+        let by_batch = if by_batch.len() > 1 { by_batch } else { Vec::new() };
+        Finalist { index: job.index, samples_us, by_batch }
+    };
     let remeasured = Remeasured { finalists: both.map(finalist).collect() };
     journal.append(&Record::Remeasured(remeasured.clone()))?;
     Ok(remeasured)

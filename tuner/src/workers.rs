@@ -70,9 +70,9 @@ pub(crate) trait Evaluators {
     /// What has been finished after a moment, often nothing.
     fn finished(&mut self) -> Result<Vec<Candidate>, TuneError>;
 
-    /// Times candidates once more, in turn, on one device, while nothing else is under way: samples of
-    /// each in microseconds; none where there is no such device, or where it fails.
-    fn remeasure(&mut self, _jobs: &[Job]) -> Result<Vec<Vec<f64>>, TuneError> {
+    /// Times candidates once more, in turn, on one device, while nothing else is under way: by
+    /// candidate and batch, samples in microseconds; none where there is no such device, or where it fails.
+    fn remeasure(&mut self, _jobs: &[Job]) -> Result<Vec<Vec<Vec<f64>>>, TuneError> {
         Ok(Vec::new())
     }
 
@@ -269,7 +269,7 @@ impl Evaluators for Pool<'_> {
         Ok(())
     }
 
-    fn remeasure(&mut self, jobs: &[Job]) -> Result<Vec<Vec<f64>>, TuneError> {
+    fn remeasure(&mut self, jobs: &[Job]) -> Result<Vec<Vec<Vec<f64>>>, TuneError> {
         let Some(at) = self.slots.iter().position(|slot| slot.role == Role::Measure) else {
             return Ok(Vec::new());
         };

@@ -55,6 +55,12 @@ pub(super) fn check_entry(entry: &KernelEntry, source: &[u8]) -> Result<(), Stri
     if entry.time_us.is_nan() || entry.time_us < 0.0 {
         return Err(format!("time_us is {}", entry.time_us));
     }
+    for served in &entry.buckets {
+        let sound = |number: f64| number.is_finite() && number >= 0.0;
+        if !served.bucket.is_sound() || !sound(served.time_us) || !sound(served.loss) {
+            return Err(format!("its time in a bucket makes no sense: {served:?}"));
+        }
+    }
     for architecture in std::iter::once(&entry.ptx_architecture).chain(entry.cubins.keys()) {
         if Architecture::parse(architecture).is_none() {
             return Err(format!("`{architecture}` is not an architecture"));

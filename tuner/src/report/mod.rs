@@ -5,9 +5,10 @@
 mod figures;
 mod plot;
 
+use crate::buckets::by_bucket;
 use crate::choice::{choose, judged, ranked};
 use crate::journal::Kept;
-use crate::record::{Candidate, Run, Status, Winner};
+use crate::record::{BucketWinner, Candidate, Run, Status, Winner};
 use crate::search::importance::importance;
 use figures::{Drawn, SLOWEST};
 use serde::Serialize;
@@ -37,6 +38,10 @@ struct Page<'a> {
     parameters: Vec<Parameter>,
     terms: Vec<Term>,
     finalists: Vec<Row>,
+    buckets: Vec<BucketRow>,
+    /// Kernels that serve all buckets.
+    shipped: Vec<String>,
+    batches: usize,
     failures: Vec<Failure>,
     all: Vec<Row>,
     environment: Vec<(&'static str, String)>,
@@ -46,7 +51,8 @@ struct Page<'a> {
 struct Plots {
     by_evaluations: String,
     by_seconds: String,
-    roofline: String,
+    /// Of one batch: several have no one intensity.
+    roofline: Option<String>,
     intervals: String,
 }
 
@@ -91,6 +97,18 @@ struct Row {
     samples: usize,
 }
 
+/// A bucket as a line of a table.
+#[derive(Serialize)]
+struct BucketRow {
+    bucket: String,
+    id: String,
+    us: String,
+    over_floor: String,
+    over_default: String,
+    /// Of the shipped kernel that serves it.
+    loss: String,
+}
+
 #[derive(Serialize)]
 struct Failure {
     status: String,
@@ -114,7 +132,10 @@ impl<'a> Page<'a> {
     fn new(kept: &'a Kept) -> Self {
         let run = &kept.run;
         let evaluated: Vec<Candidate> = kept.candidates.values().cloned().collect();
-        let winner = choose(&run.run, run.floor_us, &evaluated, &kept.remeasured);
+        let mut winner = choose(&run.run, run.floor_us, &evaluated, &kept.remeasured);
+        if let Some(winner) = &mut winner {
+            by_bucket(winner, &run.batches, &evaluated, &kept.remeasured);
+        }
         let all = judged(&evaluated, &kept.remeasured);
         let wins = |c: &Candidate| winner.as_ref().is_some_and(|w| w.id == c.id);
         let mut ranked = ranked(&all);
@@ -137,7 +158,7 @@ impl<'a> Page<'a> {
         let plots = (!ranked.is_empty()).then(|| Plots {
             by_evaluations: drawn.by_evaluations(),
             by_seconds: drawn.by_seconds(),
-            roofline: drawn.roofline(),
+            roofline: run.batches.is_empty().then(|| drawn.roofline()),
             intervals: drawn.intervals(&finalists),
         });
         let failed = all.iter().filter(|c| c.status != Status::Correct);
@@ -154,6 +175,9 @@ impl<'a> Page<'a> {
             parameters: parameters(kept, &drawn, best),
             terms: terms(best, all.iter().find(|c| c.index == 0)),
             finalists: finalists.iter().map(|f| f.0).enumerate().map(row).collect(),
+            buckets: winner.iter().flat_map(|w| &w.buckets).map(BucketRow::new).collect(),
+            shipped: winner.as_ref().map_or_else(Vec::new, |winner| winner.shipped.clone()),
+            batches: run.batches.len(),
             failures: failures(failed.clone()),
             all: ranked.iter().map(|r| r.0).chain(failed).enumerate().map(row).collect(),
             environment: environment(kept),
@@ -295,6 +319,21 @@ impl Row {
             bytes_ratio: or_dash(candidate.bytes_ratio.map(|ratio| format!("{ratio:.2}"))),
             limit: or_dash(longest.and_then(|p| Some(p.estimate.terms.first()?.name.clone()))),
             samples: candidate.samples_us.len(),
+        }
+    }
+}
+
+impl BucketRow {
+    fn new(best: &BucketWinner) -> Self {
+        let us = best.winner.time_us;
+        let gain = best.winner.default_us.map(|default_us| format!("{:.2}", default_us / us));
+        Self {
+            bucket: best.bucket.to_string(),
+            id: best.winner.id.clone(),
+            us: format!("{us:.1}"),
+            over_floor: format!("{:.2}", us / best.floor_us),
+            over_default: gain.unwrap_or_else(|| "-".to_owned()),
+            loss: format!("{:.1} %", 100.0 * best.loss),
         }
     }
 }

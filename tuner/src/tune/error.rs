@@ -21,6 +21,9 @@ pub enum TuneError {
     /// A workload that cannot be timed.
     #[error(transparent)]
     Workload(#[from] WorkloadError),
+    /// Batches that no one kernel serves.
+    #[error("batch `{0}` has another attention than the first one: tune each in a run of its own")]
+    OtherAttention(String),
     /// Seeds beyond the last.
     #[error("the seed and the number of cases together are too large; the last seed is 2^64 - 1")]
     Seeds,

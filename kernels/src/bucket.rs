@@ -1,0 +1,112 @@
+//! What decides, besides the shape, which configuration is fast: how many rows a batch has, how much
+//! each selects, and in what pieces. Batches that are alike in these, to a power of two, are in one
+//! bucket; a batch that was not tuned for is served as the bucket that is nearest to it.
+
+use serde::{Deserialize, Serialize};
+use spanforge_spans::SpanBatch;
+
+/// A kind of batch. Every number is a power of two, the nearest one by ratio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Bucket {
+    /// Rows.
+    pub rows: u32,
+    /// Selected tokens per row, on average.
+    pub tokens_per_row: u32,
+    /// Tokens per span, on average.
+    pub tokens_per_span: u32,
+}
+
+impl Bucket {
+    /// The bucket of a batch with so many rows, selected tokens and canonical spans in all.
+    pub fn of(rows: u64, tokens: u64, spans: u64) -> Self {
+        Self {
+            rows: nearest_power(rows as f64),
+            tokens_per_row: nearest_power(tokens as f64 / rows.max(1) as f64),
+            tokens_per_span: nearest_power(tokens as f64 / spans.max(1) as f64),
+        }
+    }
+
+    /// The bucket of canonical spans.
+    pub fn of_spans(spans: &SpanBatch) -> Self {
+        Self::of(spans.rows() as u64, spans.total_selected_tokens(), spans.spans().len() as u64)
+    }
+
+    /// How far two buckets are apart: the factors between their numbers, as doublings, added up.
+    pub fn distance(&self, other: &Self) -> f64 {
+        let parts =
+            |b: &Self| [b.rows, b.tokens_per_row, b.tokens_per_span].map(|n| f64::from(n.max(1)));
+        parts(self).iter().zip(parts(other)).map(|(one, other)| (one / other).log2().abs()).sum()
+    }
+
+    /// The nearest of some buckets; of equally near ones the smallest.
+    pub fn nearest(&self, known: impl IntoIterator<Item = Self>) -> Option<Self> {
+        known.into_iter().min_by(|one, other| {
+            self.distance(one).total_cmp(&self.distance(other)).then_with(|| one.cmp(other))
+        })
+    }
+
+    /// Whether every number is at least one.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.rows.min(self.tokens_per_row).min(self.tokens_per_span) > 0
+    }
+}
+
+impl std::fmt::Display for Bucket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { rows, tokens_per_row, tokens_per_span } = self;
+        let noun = if *rows == 1 { "row" } else { "rows" };
+        write!(f, "{rows} {noun} x {tokens_per_row} tokens in spans of {tokens_per_span}")
+    }
+}
+
+fn nearest_power(value: f64) -> u32 {
+    let exponent = value.max(1.0).log2().round().min(31.0);
+    1 << exponent as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_bucket_is_the_nearest_power_of_two() {
+        let bucket = |rows, tokens, spans| Bucket::of(rows, tokens, spans).to_string();
+        assert_eq!(bucket(16, 16 * 8192, 16), "16 rows x 8192 tokens in spans of 8192");
+        assert_eq!(bucket(11, 11 * 700, 70), "8 rows x 512 tokens in spans of 128");
+        assert_eq!(bucket(12, 12 * 750, 70), "16 rows x 1024 tokens in spans of 128");
+        // Nothing at all, and rows that select nothing.
+        assert_eq!(bucket(0, 0, 0), "1 row x 1 tokens in spans of 1");
+        assert_eq!(bucket(5, 0, 0), "4 rows x 1 tokens in spans of 1");
+        assert_eq!(bucket(u64::MAX, u64::MAX, 1).split(' ').next(), Some("2147483648"));
+    }
+
+    #[test]
+    fn the_distance_counts_doublings() {
+        let bucket = |rows, tokens_per_row, tokens_per_span| Bucket {
+            rows,
+            tokens_per_row,
+            tokens_per_span,
+        };
+        assert_eq!(bucket(1, 1024, 64).distance(&bucket(8, 512, 64)), 4.0);
+        assert_eq!(bucket(8, 512, 64).distance(&bucket(1, 1024, 64)), 4.0);
+        assert_eq!(bucket(8, 512, 64).distance(&bucket(8, 512, 64)), 0.0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_is_within_half_a_doubling_of_its_bucket(
+            rows in 1..1000_u64, per_row in 1..100_000_u64, spans in 1..50_u64,
+        ) {
+            let tokens = rows * per_row;
+            let bucket = Bucket::of(rows, tokens, spans.min(tokens));
+            for (exact, power) in [
+                (rows as f64, bucket.rows),
+                (per_row as f64, bucket.tokens_per_row),
+                (tokens as f64 / spans.min(tokens) as f64, bucket.tokens_per_span),
+            ] {
+                prop_assert!((exact / f64::from(power)).log2().abs() <= 0.5 + 1e-9);
+            }
+        }
+    }
+}

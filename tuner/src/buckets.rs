@@ -1,0 +1,158 @@
+//! A study of several batches: one time for all of them, the winner of each bucket, and the few
+//! kernels that serve all buckets with little loss.
+//!
+//! The search sees the geometric mean over the batches, so that a batch of a hundred rows does not
+//! drown one of a single row. Every candidate is timed on every batch, so the best of each bucket is
+//! known afterwards; the kernels that are shipped are the winner over all and, where it loses, the
+//! winners of buckets.
+
+use crate::choice::{PREDICTION_RESOLUTION, choose, judged, ranked};
+use crate::record::{Batch, BucketWinner, Candidate, Finalist, Remeasured, Timed, Winner};
+use spanforge_device::median;
+use spanforge_kernels::Bucket;
+use spanforge_kernels::artifact::InBucket;
+
+/// Kernels that an artifact may ship, besides the default configuration.
+pub const MOST_KERNELS: usize = 4;
+
+/// A loss that is not worth a further kernel: what the cost model cannot tell apart.
+pub const SMALL_LOSS: f64 = PREDICTION_RESOLUTION;
+
+/// The geometric mean; 0 of nothing.
+pub(crate) fn geometric_mean(values: impl IntoIterator<Item = f64>) -> f64 {
+    let values: Vec<f64> = values.into_iter().collect();
+    match values[..] {
+        [] => 0.0,
+        [one] => one,
+        _ => (values.iter().map(|value| value.ln()).sum::<f64>() / values.len() as f64).exp(),
+    }
+}
+
+/// Samples of several batches as one: the n-th is the geometric mean of their n-th samples.
+pub(crate) fn together(by_batch: &[&[f64]]) -> Vec<f64> {
+    let count = by_batch.iter().map(|samples| samples.len()).min().unwrap_or(0);
+    (0..count).map(|at| geometric_mean(by_batch.iter().map(|samples| samples[at]))).collect()
+}
+
+/// The buckets of some batches in the order in which they first come, with the places of their
+/// batches.
+pub fn buckets(batches: &[Batch]) -> Vec<(Bucket, Vec<usize>)> {
+    let mut out: Vec<(Bucket, Vec<usize>)> = Vec::new();
+    for (place, batch) in batches.iter().enumerate() {
+        match out.iter_mut().find(|(bucket, _)| *bucket == batch.bucket) {
+            Some((_, places)) => places.push(place),
+            None => out.push((batch.bucket, vec![place])),
+        }
+    }
+    out
+}
+
+/// The candidates as they would be if only the batches at `places` had been timed.
+fn on(candidates: &[Candidate], places: &[usize]) -> Vec<Candidate> {
+    let of = |candidate: &Candidate| {
+        let timed: Option<Vec<&[f64]>> = places
+            .iter()
+            .map(|place| Some(candidate.by_batch.get(*place)?.samples_us.as_slice()))
+            .collect();
+        let samples_us = timed.map_or_else(Vec::new, |timed| together(&timed));
+        let time_us = median(&samples_us);
+        Candidate { time_us, samples_us, by_batch: Vec::new(), ..candidate.clone() }
+    };
+    candidates.iter().map(of).collect()
+}
+
+/// What finalists took on the batches at `places`.
+fn again_on(remeasured: &Remeasured, places: &[usize]) -> Remeasured {
+    let of = |finalist: &Finalist| {
+        let timed = places.iter().filter_map(|place| finalist.by_batch.get(*place));
+        let timed: Vec<&[f64]> = timed.map(Vec::as_slice).collect();
+        Finalist { samples_us: together(&timed), by_batch: Vec::new(), ..finalist.clone() }
+    };
+    Remeasured { finalists: remeasured.finalists.iter().map(of).collect() }
+}
+
+/// Those that may win a bucket: for each, the fastest few of the first measurement.
+pub(crate) fn contenders<'c>(
+    candidates: &'c [Candidate],
+    batches: &[Batch],
+    count: usize,
+) -> Vec<&'c Candidate> {
+    let mut out: Vec<&Candidate> = Vec::new();
+    for (_, places) in buckets(batches) {
+        for (candidate, _) in ranked(&on(candidates, &places)).into_iter().take(count) {
+            let original = candidates.iter().find(|c| c.index == candidate.index);
+            out.extend(original.filter(|c| !out.iter().any(|other| other.index == c.index)));
+        }
+    }
+    out
+}
+
+/// Tells a winner over all batches of the winners by bucket and of the kernels to ship. A study of one
+/// batch has none of that.
+pub fn by_bucket(
+    winner: &mut Winner,
+    batches: &[Batch],
+    candidates: &[Candidate],
+    remeasured: &Remeasured,
+) {
+    if batches.len() < 2 {
+        return;
+    }
+    let buckets = buckets(batches);
+    let mut winners = Vec::new();
+    let mut times: Vec<Vec<Candidate>> = Vec::new();
+    for (bucket, places) in &buckets {
+        let floor_us = geometric_mean(places.iter().map(|place| batches[*place].floor_us));
+        let (here, again) = (on(candidates, places), again_on(remeasured, places));
+        let Some(best) = choose(&winner.run, floor_us, &here, &again) else { continue };
+        let best = Box::new(best);
+        winners.push(BucketWinner { bucket: *bucket, floor_us, winner: best, loss: 0.0 });
+        times.push(judged(&here, &again));
+    }
+    let us = |at: usize, id: &str| times[at].iter().find(|c| c.id == *id)?.time_us;
+    let loss = |at: usize, shipped: &[String]| {
+        let best = winners[at].winner.time_us;
+        let least = shipped.iter().filter_map(|id| us(at, id)).fold(f64::INFINITY, f64::min);
+        (least / best - 1.0).max(0.0)
+    };
+    let mut shipped = vec![winner.id.clone()];
+    while shipped.len() < MOST_KERNELS {
+        let worst = (0..winners.len())
+            .map(|at| (at, loss(at, &shipped)))
+            .max_by(|one, other| one.1.total_cmp(&other.1).then_with(|| other.0.cmp(&one.0)));
+        match worst {
+            Some((at, loss)) if loss > SMALL_LOSS => shipped.push(winners[at].winner.id.clone()),
+            _ => break,
+        }
+    }
+    let losses: Vec<f64> = (0..winners.len()).map(|at| loss(at, &shipped)).collect();
+    for (best, loss) in winners.iter_mut().zip(losses) {
+        best.loss = loss;
+    }
+    (winner.buckets, winner.shipped) = (winners, shipped);
+}
+
+/// How a candidate does in each bucket, against the winner there. `candidates` are as judged.
+pub fn in_buckets(
+    batches: &[Batch],
+    candidate: &Candidate,
+    winners: &[BucketWinner],
+) -> Vec<InBucket> {
+    let buckets = buckets(batches);
+    let of = |best: &BucketWinner| {
+        let (_, places) = buckets.iter().find(|(bucket, _)| *bucket == best.bucket)?;
+        let here = on(std::slice::from_ref(candidate), places);
+        let time_us = here.first()?.time_us?;
+        let loss = (time_us / best.winner.time_us - 1.0).max(0.0);
+        Some(InBucket { bucket: best.bucket, time_us, loss })
+    };
+    winners.iter().filter_map(of).collect()
+}
+
+/// One time for all batches: the candidate's own where there is only one.
+pub(crate) fn summarise(candidate: &mut Candidate, timed: Vec<Timed>) {
+    let samples: Vec<&[f64]> = timed.iter().map(|timed| timed.samples_us.as_slice()).collect();
+    candidate.samples_us = together(&samples);
+    candidate.time_us = median(&candidate.samples_us);
+    candidate.by_batch = if timed.len() > 1 { timed } else { Vec::new() };
+}
