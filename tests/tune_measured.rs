@@ -100,7 +100,7 @@ impl Device for Noisy {
             us * (1.0 + drift + NOISE * rng.random_range(0.0..1.0_f64).powi(4))
         };
         let samples_us = (0..options.samples).map(sample).collect();
-        Ok(Timing { basis: Basis::Measured, samples_us, predictions: Vec::new() })
+        Ok(Timing { basis: Basis::Measured, samples_us, predictions: Vec::new(), conditions: None })
     }
 }
 

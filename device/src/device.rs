@@ -1,5 +1,6 @@
 //! The door through which every room reaches a GPU, real or emulated.
 
+use crate::conditions::{Conditions, either};
 use crate::error::DeviceError;
 use serde::{Deserialize, Serialize};
 use spanforge_emulator::counters::Counters;
@@ -165,9 +166,9 @@ pub struct Launch {
 /// What [`Device::time`] is to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimeOptions {
-    /// Samples to take on a GPU after warming up; an emulated device predicts once.
+    /// Samples to keep on a GPU after warming up; an emulated device predicts once.
     pub samples: u32,
-    /// Whether the L2 cache is flushed before each sample.
+    /// Whether the L2 cache is flushed before each sample; else the sequence runs before it.
     pub cold_l2: bool,
     /// How many blocks of a launch an emulated device executes at least, to stand for the others;
     /// two or more.
@@ -193,9 +194,21 @@ pub struct Timing {
     pub samples_us: Vec<f64>,
     /// Per launch what the cost model saw; empty for measured times.
     pub predictions: Vec<Prediction>,
+    /// What the GPU was like meanwhile; `None` where nobody can tell, and of predicted times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Conditions>,
 }
 
 impl Timing {
+    /// Adds the samples of `more`, which were measured of the same sequence on the same GPU, and
+    /// what the GPU was like meanwhile.
+    pub fn append(&mut self, more: Self) {
+        self.samples_us.extend_from_slice(&more.samples_us);
+        let share = more.samples_us.len() as f64 / self.samples_us.len().max(1) as f64;
+        let merge = |conditions: Conditions, others| conditions.merge(others, share);
+        self.conditions = either(self.conditions.take(), more.conditions, merge);
+    }
+
     /// The median sample in microseconds; infinite where there is none.
     pub fn median_us(&self) -> f64 {
         median(&self.samples_us).unwrap_or(f64::INFINITY)

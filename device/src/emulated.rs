@@ -411,6 +411,11 @@ impl Device for EmulatedDevice {
             });
         }
         let total_us = predictions.iter().map(|prediction| prediction.estimate.time_us).sum();
-        Ok(Timing { basis: Basis::Predicted, samples_us: vec![total_us], predictions })
+        Ok(Timing {
+            basis: Basis::Predicted,
+            samples_us: vec![total_us],
+            predictions,
+            conditions: None,
+        })
     }
 }

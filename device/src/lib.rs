@@ -3,6 +3,7 @@
 
 mod checks;
 pub mod compiler;
+pub mod conditions;
 pub mod cubin;
 pub mod cuda;
 pub mod device;
@@ -15,6 +16,7 @@ mod sampling;
 pub mod settings;
 
 pub use compiler::{Architecture, Compiler, Source, Target};
+pub use conditions::{Conditions, Throttle};
 pub use cuda::CudaDevice;
 pub use device::*;
 pub use emulated::{EmulatedDevice, EmulatedOptions, SharedCode};

@@ -136,6 +136,13 @@ fn a_prediction_is_the_same_every_time_and_says_that_it_is_one() {
 }
 
 #[test]
+fn launches_in_a_row_take_as_long_as_each_and_nobody_claims_conditions() {
+    let [alone, in_a_row] = suite::short_timings(h200().as_ref());
+    assert!((in_a_row.median_us() / alone.median_us() - suite::ROW as f64).abs() < 1e-6);
+    assert_eq!((alone.conditions, in_a_row.conditions), (None, None));
+}
+
+#[test]
 fn predicted_times_grow_with_the_size() {
     let times = suite::saxpy_times(h200().as_ref(), &[1 << 16, 1 << 20, 1 << 24], true);
     assert!(times.is_sorted() && times[2] > 10.0 * times[0], "{times:?}");

@@ -106,6 +106,24 @@ fn times_grow_with_the_size_and_stay_above_the_bandwidth() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU: run scripts/gpu"]
+fn short_kernels_are_timed_alone_and_in_a_row_and_conditions_are_absent_or_sane() {
+    for timing in suite::short_timings(gpu().as_ref()) {
+        eprintln!("{:.2} us, {:?}", timing.median_us(), timing.conditions);
+        assert_eq!(timing.samples_us.len(), 20);
+        let Some(conditions) = timing.conditions else { continue };
+        for [low, high] in [conditions.sm_mhz, conditions.memory_mhz].into_iter().flatten() {
+            assert!(100 <= low && low <= high && high < 30_000, "{low} to {high} MHz");
+        }
+        assert!(conditions.temperature_c.is_none_or(|celsius| (1..120).contains(&celsius)));
+        assert!(conditions.joules_per_sample.is_none_or(|joules| (0.0..1e4).contains(&joules)));
+        // Three more batches at most.
+        assert!(conditions.repeated_samples.is_multiple_of(20));
+        assert!(conditions.repeated_samples <= 60);
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: run scripts/gpu"]
 fn properties_are_plausible() {
     let properties = gpu().properties().clone();
     eprintln!("{properties:#?}");

@@ -48,7 +48,7 @@ pub fn measure<E>(
         if more.samples_us.is_empty() {
             break;
         }
-        timing.samples_us.extend(more.samples_us);
+        timing.append(more);
     }
     Ok(timing)
 }
@@ -88,6 +88,7 @@ mod tests {
     use super::*;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
+    use spanforge_device::{Conditions, Throttle};
     use std::convert::Infallible;
 
     /// A device whose samples lie around `us`, up to `spread` above it.
@@ -96,7 +97,7 @@ mod tests {
         move |count| {
             let sample = |_| us * (1.0 + spread * rng.random_range(0.0..1.0_f64));
             let samples_us = (0..count).map(sample).collect();
-            Ok(Timing { basis, samples_us, predictions: Vec::new() })
+            Ok(Timing { basis, samples_us, predictions: Vec::new(), conditions: None })
         }
     }
 
@@ -110,6 +111,32 @@ mod tests {
         assert_eq!(taken(100.0, 0.002, None), 10);
         assert!((20..MOST).contains(&taken(100.0, 0.05, None)));
         assert_eq!(taken(100.0, 2.0, None), MOST);
+    }
+
+    #[test]
+    fn conditions_are_those_of_all_batches() {
+        let mut device = noisy(100.0, 2.0, Basis::Measured);
+        let mut sm_mhz = 1980;
+        let mut time = |count| {
+            sm_mhz -= 10;
+            let throttled = (sm_mhz == 1950).then_some(Throttle::PowerCap);
+            let conditions = Conditions {
+                sm_mhz: Some([sm_mhz; 2]),
+                throttled: Some(throttled.into_iter().collect()),
+                repeated_samples: 10,
+                ..Conditions::default()
+            };
+            Ok::<_, Infallible>(Timing { conditions: Some(conditions), ..device(count)? })
+        };
+        let timing = measure(&mut time, None).expect("no errors");
+        assert_eq!(timing.samples_us.len(), MOST);
+        let expected = Conditions {
+            sm_mhz: Some([1780, 1970]),
+            throttled: Some([Throttle::PowerCap].into()),
+            repeated_samples: 200,
+            ..Conditions::default()
+        };
+        assert_eq!(timing.conditions, Some(expected));
     }
 
     #[test]
@@ -142,6 +169,7 @@ mod tests {
                 basis: Basis::Measured,
                 samples_us,
                 predictions: Vec::new(),
+                conditions: None,
             })
         });
         assert_eq!(order, [0, 1, 2, 1, 2, 0, 2, 0, 1]);

@@ -6,7 +6,7 @@ use crate::error::DeviceError;
 use libloading::Library;
 
 /// Every driver function that this room calls, through cudarc or by itself.
-const FUNCTIONS: [&str; 34] = [
+const FUNCTIONS: [&str; 40] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuDeviceGet",
@@ -25,6 +25,10 @@ const FUNCTIONS: [&str; 34] = [
     "cuFuncSetAttribute",
     "cuGetErrorName",
     "cuGetErrorString",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
     "cuInit",
     "cuLaunchKernel",
     "cuMemAllocAsync",
@@ -37,8 +41,10 @@ const FUNCTIONS: [&str; 34] = [
     "cuModuleGetFunction",
     "cuModuleLoadData",
     "cuModuleUnload",
+    "cuStreamBeginCapture_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
     "cuStreamSynchronize",
     "cuTensorMapEncodeTiled",
 ];

@@ -2,8 +2,10 @@
 //! it on, every launch would wait for and record an event per buffer.
 
 mod loader;
+mod nvml;
 mod raw;
 mod tensor_map;
+mod timing;
 
 use crate::checks::{check_arguments, check_range, check_shape, unknown};
 use crate::compiler::Architecture;
@@ -18,16 +20,15 @@ use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr};
 use cudarc::nvrtc::Ptx;
+use nvml::Monitor;
 use raw::{Kernel, Value};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 /// Shared memory that a block may use without opting in.
 const SHARED_WITHOUT_OPT_IN: u32 = 48 * 1024;
 /// The first compute capability with tensor copies (PTX ISA, `cp.async.bulk.tensor`).
 const TENSOR_COPIES: (u32, u32) = (9, 0);
-/// Rounds before the samples: the first loads code and tables, the others raise the clocks.
-const WARM_UP_ROUNDS: u32 = 3;
 
 /// A GPU.
 pub struct CudaDevice {
@@ -35,7 +36,10 @@ pub struct CudaDevice {
     capability: (u32, u32),
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// Held while anything is put on the stream: a capture would record it, or be spoilt by it.
     state: Mutex<State>,
+    /// Opened by the first timing; `None` where there is nothing to open.
+    monitor: OnceLock<Option<Monitor>>,
 }
 
 #[derive(Default)]
@@ -91,7 +95,8 @@ impl CudaDevice {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(unusable)?;
         let (properties, capability) = describe(&context).map_err(unusable)?;
-        Ok(Self { properties, capability, context, stream, state: Mutex::default() })
+        let (state, monitor) = (Mutex::default(), OnceLock::new());
+        Ok(Self { properties, capability, context, stream, state, monitor })
     }
 
     /// Compute capability, such as (9, 0).
@@ -102,6 +107,19 @@ impl CudaDevice {
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic while the lock was held leaves whole values behind.
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Who tells of clocks and temperature, where anybody does.
+    fn monitor(&self) -> Option<&Monitor> {
+        let open = || {
+            let get = |attribute| u32::try_from(self.context.attribute(attribute).ok()?).ok();
+            Monitor::open(
+                get(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
+                get(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?,
+                get(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?,
+            )
+        };
+        self.monitor.get_or_init(open).as_ref()
     }
 
     fn failed(&self, call: &str) -> impl Fn(DriverError) -> DeviceError {
@@ -256,14 +274,16 @@ impl Device for CudaDevice {
     }
 
     fn allocate(&self, name: &str, bytes: usize) -> Result<Buffer, DeviceError> {
+        let mut state = self.state();
         let slice = self.reserve(name, bytes)?;
         let address = slice.device_ptr(&self.stream).0;
-        self.state().buffers.insert(address, slice);
+        state.buffers.insert(address, slice);
         Ok(Buffer { address, bytes })
     }
 
     fn free(&self, buffer: Buffer) -> Result<(), DeviceError> {
-        let slice = self.state().buffers.remove(&buffer.address);
+        let mut state = self.state();
+        let slice = state.buffers.remove(&buffer.address);
         slice.map(drop).ok_or_else(|| unknown(buffer))
     }
 
@@ -329,9 +349,10 @@ impl Device for CudaDevice {
     }
 
     fn unload(&self, module: ModuleId) -> Result<(), DeviceError> {
+        let mut state = self.state();
         // What is queued may still run this code.
         self.stream.synchronize().map_err(self.failed("a kernel before the unloading"))?;
-        let removed = self.state().modules.remove(&module.0);
+        let removed = state.modules.remove(&module.0);
         removed.map(drop).ok_or(DeviceError::UnknownModule(module.0))
     }
 
@@ -340,36 +361,11 @@ impl Device for CudaDevice {
         Ok(LaunchReport::default())
     }
 
-    /// One sample is the time between two events around the whole sequence. The L2 is flushed by
-    /// writing twice its size before the first event, which also gives the host time to queue the
-    /// launches, so that the GPU does not wait for it in between.
+    /// One sample is the time between two events around the whole sequence, which is one launch of a
+    /// CUDA graph where the driver makes one of it. The L2 is flushed by writing twice its size
+    /// before the first event.
     fn time(&self, launches: &[Launch], options: &TimeOptions) -> Result<Timing, DeviceError> {
-        let failed = self.failed("the timing, or a kernel in it,");
-        let state = &mut *self.state();
-        if options.cold_l2 && state.flush.is_none() {
-            let bytes = usize::try_from(self.properties.l2_bytes).unwrap_or(0).saturating_mul(2);
-            state.flush = Some(self.reserve("L2 flush", bytes)?);
-        }
-        let event = || self.context.new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
-        let (start, end) = (event().map_err(&failed)?, event().map_err(&failed)?);
-        let mut samples_us = Vec::new();
-        for round in 0..options.samples.saturating_add(WARM_UP_ROUNDS) {
-            if options.cold_l2
-                && let Some(flush) = &mut state.flush
-            {
-                self.stream.memset_zeros(flush).map_err(&failed)?;
-            }
-            start.record(&self.stream).map_err(&failed)?;
-            for launch in launches {
-                self.queue(state, launch)?;
-            }
-            end.record(&self.stream).map_err(&failed)?;
-            let milliseconds = start.elapsed_ms(&end).map_err(&failed)?;
-            if round >= WARM_UP_ROUNDS {
-                samples_us.push(f64::from(milliseconds) * 1e3);
-            }
-        }
-        Ok(Timing { basis: Basis::Measured, samples_us, predictions: Vec::new() })
+        timing::time(self, &mut self.state(), launches, options)
     }
 }
 

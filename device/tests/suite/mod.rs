@@ -2,7 +2,7 @@
 
 use spanforge_device::{
     Argument, Buffer, Compiler, Device, DeviceError, Image, Launch, ModuleId, Nvrtc, Settings,
-    Source, Swizzle, Target, TensorElement, TensorMap, TimeOptions,
+    Source, Swizzle, Target, TensorElement, TensorMap, TimeOptions, Timing,
 };
 
 const KERNELS: &str = r#"
@@ -248,4 +248,26 @@ pub fn saxpy_times(device: &dyn Device, elements: &[i32], cold_l2: bool) -> Vec<
         device.free(y).unwrap();
     }
     times
+}
+
+/// How many launches [`short_timings`] times in a row.
+pub const ROW: usize = 8;
+
+/// A short kernel timed alone, and so many launches of it in a row.
+pub fn short_timings(device: &dyn Device) -> [Timing; 2] {
+    let module = load(device);
+    let n = 1 << 12;
+    let zeros = vec![0; n as usize * 4];
+    let (x, y) = (filled(device, "x", &zeros), filled(device, "y", &zeros));
+    let arguments = vec![y.at(0), x.at(0), Argument::F32(2.0), Argument::I32(n)];
+    let row = vec![launch(module, "saxpy", n.cast_unsigned().div_ceil(128), arguments); ROW];
+    let time = |launches| device.time(launches, &TimeOptions::default()).unwrap();
+    let timings = [time(&row[..1]), time(&row)];
+    let [alone, in_a_row] = timings.each_ref().map(Timing::median_us);
+    assert!(0.0 < alone && alone < in_a_row, "{alone} us, {in_a_row} us in a row");
+    // The events around it take time once; what the first launch fetched is there for the others.
+    assert!(in_a_row < 1.25 * ROW as f64 * alone, "{alone} us, {in_a_row} us in a row");
+    // Timing leaves the device as it was: what is queued next runs.
+    assert_eq!(read(device, y), zeros);
+    timings
 }
