@@ -154,5 +154,8 @@ pub(crate) fn summarise(candidate: &mut Candidate, timed: Vec<Timed>) {
     let samples: Vec<&[f64]> = timed.iter().map(|timed| timed.samples_us.as_slice()).collect();
     candidate.samples_us = together(&samples);
     candidate.time_us = median(&candidate.samples_us);
-    candidate.by_batch = if timed.len() > 1 { timed } else { Vec::new() };
+    match <[Timed; 1]>::try_from(timed) {
+        Ok([one]) => candidate.conditions = one.conditions,
+        Err(several) => candidate.by_batch = several,
+    }
 }

@@ -10,7 +10,7 @@ use crate::workers::CandidateLimits;
 use crate::workload::{Workload, WorkloadError};
 use serde::{Deserialize, Serialize};
 use spanforge_device::{
-    Basis, Compiler, Device, DeviceError, DeviceProperties, Prediction, TimeOptions,
+    Basis, Compiler, Device, DeviceError, DeviceProperties, Prediction, TimeOptions, Timing,
 };
 use spanforge_kernels::decoder::{DecoderError, UploadOptions};
 use spanforge_kernels::{DecodeProblem, Decoder, KernelSpec, render};
@@ -299,10 +299,11 @@ impl<'a> Worker<'a> {
             let launches = decoder.launches(&resident);
             let mut time = |samples| device.time(&launches, &options(problem, samples));
             let timing = measure(&mut time, best_us).map_err(runtime)?;
+            let Timing { samples_us, conditions, predictions, .. } = timing;
             if by_batch.is_empty() {
-                candidate.predictions = timing.predictions;
+                candidate.predictions = predictions;
             }
-            by_batch.push(Timed { samples_us: timing.samples_us });
+            by_batch.push(Timed { samples_us, conditions });
         }
         candidate.time_s = begun.elapsed().as_secs_f64();
         summarise(candidate, by_batch);

@@ -240,3 +240,34 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Record>, JournalErr
     }
     Ok(records)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spanforge_device::{Conditions, Throttle};
+
+    #[test]
+    fn candidates_are_read_with_and_without_conditions() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../results/tune");
+        let mut read = 0;
+        for entry in fs::read_dir(folder).expect("recorded runs") {
+            let path = entry.expect("a file").path();
+            let kept = Kept::read(&path).expect("a journal");
+            read += kept.candidates.len();
+            let mut candidate = kept.candidates[&0].clone();
+            let plain = serde_json::to_string(&candidate).expect("JSON");
+            assert!(candidate.conditions.is_none() && !plain.contains("conditions"), "{plain}");
+            candidate.conditions = Some(Conditions {
+                sm_mhz: Some([1755, 1980]),
+                temperature_c: Some(58),
+                throttled: Some([Throttle::SoftwareThermal].into()),
+                repeated_samples: 10,
+                ..Conditions::default()
+            });
+            let line = serde_json::to_vec(&Record::Candidate(Box::new(candidate.clone())));
+            let records = parse(&path, &line.expect("JSON")).expect("a line");
+            assert_eq!(records, [Record::Candidate(Box::new(candidate))]);
+        }
+        assert!(read > 100, "{read} candidates");
+    }
+}

@@ -3,7 +3,7 @@
 use crate::environment::Environment;
 use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
-use spanforge_device::{Basis, DeviceProperties, Prediction, Resources};
+use spanforge_device::{Basis, Conditions, DeviceProperties, Prediction, Resources};
 use spanforge_kernels::{Bucket, KernelSpec};
 use std::collections::BTreeMap;
 
@@ -217,6 +217,10 @@ pub struct Candidate {
     pub by_batch: Vec<Timed>,
     /// Per launch what the cost model saw, for predicted times; of several batches on the first.
     pub predictions: Vec<Prediction>,
+    /// What the GPU was like while these samples were taken, for measured times of one batch; `None` where nobody
+    /// could tell, or where this was recorded before it was written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Conditions>,
     /// What each kernel takes on the device's architecture.
     pub resources: BTreeMap<String, Resources>,
     /// Dynamic shared memory of the decode kernel in bytes.
@@ -234,6 +238,9 @@ pub struct Candidate {
 pub struct Timed {
     /// Microseconds, one entry per sample.
     pub samples_us: Vec<f64>,
+    /// See [`Candidate::conditions`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Conditions>,
 }
 
 impl Candidate {
@@ -261,6 +268,7 @@ impl Candidate {
             time_us: None,
             by_batch: Vec::new(),
             predictions: Vec::new(),
+            conditions: None,
             resources: BTreeMap::new(),
             shared_bytes: spec.configuration.shared_bytes(&spec.shape),
             compile_s: 0.0,
