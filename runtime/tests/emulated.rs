@@ -7,10 +7,10 @@ use problems::{Case, generate};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spanforge_device::{Basis, Compiler, Device, Settings, Source, Target};
-use spanforge_kernels::artifact::{Artifact, Contents, KernelFiles};
+use spanforge_kernels::artifact::{Artifact, Contents, InBucket, KernelFiles};
 use spanforge_kernels::configuration::{AttentionShape, Merge};
 use spanforge_kernels::decoder::{DecodeOutput, Decoder, UploadOptions};
-use spanforge_kernels::{DecodeProblem, KernelSpec, Limits, SearchSpace, render};
+use spanforge_kernels::{Bucket, DecodeProblem, KernelSpec, Limits, SearchSpace, render};
 use spanforge_runtime::run::compile_default;
 use spanforge_runtime::{
     AttentionError, CacheSize, DecodeStep, DeviceMemory, Origin, PageMap, PagedCache, PagedKv,
@@ -40,32 +40,39 @@ fn compiler() -> Compiler {
 
 /// An artifact with a kernel for [`GQA`], small shares so that rows are split and merged.
 fn artifact(folder: &Path, merge: Merge) -> Artifact {
+    artifact_of(folder, vec![(merge, Vec::new())])
+}
+
+/// An artifact with such kernels, and their times by bucket.
+fn artifact_of(folder: &Path, kernels: Vec<(Merge, Vec<InBucket>)>) -> Artifact {
     let (device, compiler) = (h200(), compiler());
     let shape = GQA.kernel_shape().unwrap();
     let space = SearchSpace::new(shape, Limits::of(device.properties()));
-    let mut configuration = space.default_configuration().unwrap();
-    configuration.smallest_share = 16;
-    configuration.merge = merge;
-    let spec = KernelSpec { shape, configuration };
-    let rendered = render(&spec).unwrap();
-    let source = Source::new(rendered.name, rendered.text.clone());
-    let compile = |target| compiler.compile(&source, &target).unwrap();
-    let kernel = KernelFiles {
-        spec,
-        role: "winner".into(),
-        time_us: 1.0,
-        basis: Basis::Predicted,
-        buckets: Vec::new(),
-        source: rendered.text,
-        portable: compile(Target::Ptx("sm_80".into())),
-        images: vec![compile(Target::Cubin(device.properties().architecture.clone()))],
+    let kernel = |(merge, buckets)| {
+        let mut configuration = space.default_configuration().unwrap();
+        configuration.smallest_share = 16;
+        configuration.merge = merge;
+        let spec = KernelSpec { shape, configuration };
+        let rendered = render(&spec).unwrap();
+        let source = Source::new(rendered.name, rendered.text.clone());
+        let compile = |target| compiler.compile(&source, &target).unwrap();
+        KernelFiles {
+            spec,
+            role: "winner".into(),
+            time_us: 1.0,
+            basis: Basis::Predicted,
+            buckets,
+            source: rendered.text,
+            portable: compile(Target::Ptx("sm_80".into())),
+            images: vec![compile(Target::Cubin(device.properties().architecture.clone()))],
+        }
     };
     Contents {
         workload: "test".into(),
         device: "emulated:h200".into(),
         created_by: "test".into(),
         created_unix_s: 0,
-        kernels: vec![kernel],
+        kernels: kernels.into_iter().map(kernel).collect(),
         evidence: serde_json::json!({}),
     }
     .write(&folder.join("artifact"))
@@ -268,6 +275,52 @@ fn a_cache_with_strides_of_its_own_is_read_in_place() {
     let layer = Layer::new(&device, &problem.q, 3 * 12);
     attention.run(&layer.operands(PagedKv { k, v, strides }, problem.scale)).unwrap();
     assert_right(&problem, &layer.output(problem.q.len(), 3 * 12), "interleaved K and V");
+}
+
+/// The kernels of an artifact, each the fastest in one of two buckets, take turns as batches come and
+/// go, on one workspace.
+#[test]
+fn each_batch_is_run_by_the_kernel_of_the_nearest_bucket() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = Bucket { rows: 1, tokens_per_row: 64, tokens_per_span: 32 };
+    let large = Bucket { rows: 16, ..small };
+    let times = |us: [f64; 2]| {
+        let of = |(bucket, time_us)| InBucket { bucket, time_us, loss: time_us - 1.0 };
+        [small, large].into_iter().zip(us).map(of).collect::<Vec<_>>()
+    };
+    let (one, other) = (Merge::SecondKernel, Merge::LastArriver);
+    let artifact =
+        artifact_of(folder.path(), vec![(one, times([2.0, 1.0])), (other, times([1.0, 2.0]))]);
+    let device = h200();
+    let limits = SpanAttentionLimits { rows: 12, spans: 200, requests: 2, max_pages: 20 };
+    let mut attention = SpanAttention::load(&artifact, device.clone(), GQA, limits).unwrap();
+    // A row alone, then many, then a row again: 3 rows are nearer to one than to 16.
+    for (seed, rows, merge) in [(1, 1, other), (2, 12, one), (3, 3, other), (4, 9, one)] {
+        let problem = generate(&Case { attention: GQA, rows, longest: 90, seed });
+        let upload = |name, elements: &[u16]| {
+            let bytes: Vec<u8> = elements.iter().flat_map(|b| b.to_le_bytes()).collect();
+            let memory = DeviceMemory::allocate(&device, name, bytes.len()).unwrap();
+            memory.upload(0, &bytes).unwrap();
+            memory
+        };
+        let (k, v) = (upload("k", &problem.k), upload("v", &problem.v));
+        let pages = PageMap {
+            page_table: &problem.page_table,
+            max_pages: problem.max_pages,
+            kv_len: &problem.kv_len,
+            pages: problem.pages,
+        };
+        let (spans, row_request) = (&problem.spans, &problem.row_request[..]);
+        attention.plan(&DecodeStep { spans, row_request, pages }).unwrap();
+        assert_eq!(attention.spec().configuration.merge, merge, "{rows} rows");
+        let selected =
+            artifact.select(GQA.kernel_shape().unwrap(), device.properties(), &problem.bucket());
+        assert_eq!(selected.unwrap().entry.spec, *attention.spec(), "the artifact says the same");
+        let layer = Layer::new(&device, &problem.q, rows * 12);
+        let kv = PagedKv { k: k.buffer(), v: v.buffer(), strides: problem.strides() };
+        attention.run(&layer.operands(kv, problem.scale)).unwrap();
+        assert_right(&problem, &layer.output(problem.q.len(), rows * 12), &format!("{rows} rows"));
+    }
 }
 
 #[test]

@@ -268,3 +268,69 @@ fn a_guided_run_tries_first_what_another_run_found_fastest() {
     refused(["--guide", "none.jsonl"], "none.jsonl");
     assert_eq!(journals(here.path()).len(), 2);
 }
+
+/// One row and 32 rows want other kernels: the artifact has both, and says which serves what.
+#[test]
+fn several_batches_have_winners_of_their_own() {
+    let here = folder();
+    let tune = [
+        "tune",
+        "--workload",
+        "ssas-llama2",
+        "--device",
+        "emulated:h200",
+        "--budget",
+        "12",
+        "--cases",
+        "2",
+        "--batch",
+        "1,32",
+        "--strategy",
+        "random",
+    ];
+    let ran = spanforge(here.path(), tune)
+        .expect(0)
+        .prints("by bucket; times above are geometric means over 2 batches")
+        .prints("loss as exported");
+    let artifact = ran.out.lines().last().expect("a last line").to_owned();
+
+    let kept = Kept::read(&journals(here.path())[0]).expect("readable");
+    let winner = kept.winner.expect("a winner");
+    assert_eq!((kept.run.batches.len(), winner.buckets.len()), (2, 2));
+    let rows: Vec<u32> = winner.buckets.iter().map(|best| best.bucket.rows).collect();
+    assert_eq!(rows, [1, 32]);
+    for (place, best) in winner.buckets.iter().enumerate() {
+        // Nothing that was tried is faster there, to what the model can tell apart.
+        for candidate in kept.candidates.values().filter(|c| c.status == Status::Correct) {
+            let us = candidate.by_batch[place].samples_us[0];
+            assert!(best.winner.time_us <= 1.01 * us, "{} in {}", candidate.id, best.bucket);
+        }
+    }
+    let inspect = |rows: &str| {
+        let bucket = format!("{rows},512,64");
+        let arguments = ["inspect", &artifact, "--explain", "--bucket", &bucket, "--json"];
+        let told = spanforge(here.path(), arguments).expect(0).json();
+        let explanation = &told["explanation"];
+        assert_eq!(explanation["served_as"]["rows"].to_string(), rows);
+        let chosen = explanation["chosen"].as_u64().expect("one serves it") as usize;
+        explanation["kernels"][chosen].clone()
+    };
+    for (rows, best) in ["1", "32"].iter().zip(&winner.buckets) {
+        let used = inspect(rows);
+        let loss = used["served_as"]["loss"].as_f64().expect("a loss");
+        assert!((loss - best.loss).abs() < 1e-12, "{used} {best:?}");
+        assert!(loss <= 0.01, "two buckets are served by two kernels at most: {used}");
+    }
+    spanforge(here.path(), ["inspect", &artifact, "--explain", "--bucket", "1,2"])
+        .expect(2)
+        .says("three numbers");
+    spanforge(here.path(), ["predict", "--batch", "1,2"]).expect(2).says("2 batches");
+
+    // The report has them; a resumed run that is done ends with the same.
+    let journal = journals(here.path())[0].display().to_string();
+    spanforge(here.path(), ["report", &journal, "--output", "r.html"]).expect(0);
+    let page = fs::read_to_string(here.path().join("r.html")).expect("a report");
+    assert!(page.contains("By bucket") && page.contains(&winner.buckets[1].bucket.to_string()));
+    spanforge(here.path(), ["tune", "--resume", &journal]).expect(0);
+    assert_eq!(Kept::read(Path::new(&journal)).expect("readable").winner, Some(winner));
+}

@@ -159,3 +159,129 @@ pub(crate) fn summarise(candidate: &mut Candidate, timed: Vec<Timed>) {
         Err(several) => candidate.by_batch = several,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Status;
+    use spanforge_device::Basis;
+    use spanforge_kernels::{KernelShape, KernelSpec, Limits, SearchSpace};
+    use spanforge_spans::Dtype;
+
+    fn batch(rows: u32) -> Batch {
+        let bucket = Bucket { rows, tokens_per_row: 1024, tokens_per_span: 128 };
+        Batch { bucket, problem: format!("{rows} rows"), floor_us: 0.5 }
+    }
+
+    /// A candidate with these predicted times, by batch.
+    fn candidate(index: usize, us: &[f64]) -> Candidate {
+        let shape = KernelShape { dtype: Dtype::F16, head_dim: 64, group_size: 4 };
+        let limits = Limits {
+            shared_bytes_per_block: 227 << 10,
+            shared_bytes_per_multiprocessor: 228 << 10,
+            threads_per_multiprocessor: 2048,
+        };
+        let configuration = SearchSpace::new(shape, limits).default_configuration().expect("one");
+        let spec = KernelSpec { shape, configuration };
+        let mut candidate = Candidate::begun("", index, spec, Basis::Predicted, 0);
+        candidate.id = format!("c{index}");
+        candidate.status = Status::Correct;
+        let timed = |us: &f64| Timed { samples_us: vec![*us], conditions: None };
+        summarise(&mut candidate, us.iter().map(timed).collect());
+        candidate
+    }
+
+    fn chosen(batches: &[Batch], candidates: &[Candidate]) -> Winner {
+        let again = Remeasured::default();
+        let mut winner = choose("run", 0.5, candidates, &again).expect("a winner");
+        by_bucket(&mut winner, batches, candidates, &again);
+        winner
+    }
+
+    #[test]
+    fn batches_of_one_bucket_are_judged_together() {
+        let batches = [batch(1), batch(8), batch(1)];
+        let all: Vec<Bucket> = batches.iter().map(|batch| batch.bucket).collect();
+        assert_eq!(buckets(&batches), [(all[0], vec![0, 2]), (all[1], vec![1])]);
+        // On the two batches of one row: 2 and 8, of mean 4, against 3 and 3.
+        let candidates = [candidate(0, &[2.0, 50.0, 8.0]), candidate(1, &[3.0, 90.0, 3.0])];
+        let winner = chosen(&batches, &candidates);
+        let ids: Vec<&str> = winner.buckets.iter().map(|b| b.winner.id.as_str()).collect();
+        assert_eq!(ids, ["c1", "c0"]);
+        assert!((winner.buckets[0].winner.time_us - 3.0).abs() < 1e-12);
+        assert_eq!(winner.buckets[0].winner.default_us.map(f64::round), Some(4.0));
+    }
+
+    #[test]
+    fn a_kernel_is_shipped_for_each_bucket_that_would_lose() {
+        let batches = [batch(1), batch(8), batch(64)];
+        let candidates = [
+            candidate(0, &[9.0, 9.0, 9.0]),
+            candidate(1, &[2.0, 2.0, 2.0]),   // the winner over all
+            candidate(2, &[9.0, 9.0, 1.0]),   // twice as fast with 64 rows
+            candidate(3, &[1.995, 9.0, 9.0]), // no more than can be told apart
+        ];
+        let winner = chosen(&batches, &candidates);
+        assert_eq!(winner.shipped, ["c1", "c2"]);
+        let losses: Vec<f64> = winner.buckets.iter().map(|bucket| bucket.loss).collect();
+        assert_eq!(losses[1..], [0.0, 0.0]);
+        assert!(losses[0] < SMALL_LOSS, "{losses:?}");
+        let of_first = in_buckets(&batches, &candidates[1], &winner.buckets);
+        assert_eq!((of_first[2].time_us, of_first[2].loss), (2.0, 1.0));
+    }
+
+    #[test]
+    fn no_more_kernels_are_shipped_than_may_be() {
+        let rows: Vec<u32> = (0..6).map(|power| 1 << power).collect();
+        let batches: Vec<Batch> = rows.iter().map(|rows| batch(*rows)).collect();
+        // Each is the best in one bucket, the later ones by more.
+        let us = |at: usize| (0..6).map(|b| if b == at { 1.0 } else { 2.0 + b as f64 }).collect();
+        let candidates: Vec<Candidate> = (0..6)
+            .map(|at| {
+                let us: Vec<f64> = us(at);
+                candidate(at, &us)
+            })
+            .collect();
+        let winner = chosen(&batches, &candidates);
+        assert_eq!(winner.shipped, ["c5", "c4", "c3", "c2"]);
+        assert_eq!(winner.buckets[1].loss, 2.0);
+    }
+
+    #[test]
+    fn one_batch_is_the_run_itself() {
+        let one = candidate(0, &[0.1]);
+        assert_eq!(
+            (one.time_us, one.samples_us.as_slice(), one.by_batch.len()),
+            (Some(0.1), &[0.1][..], 0)
+        );
+        let winner = chosen(&[], &[one]);
+        assert!(winner.buckets.is_empty() && winner.shipped.is_empty());
+    }
+
+    #[test]
+    fn samples_go_together_one_by_one() {
+        assert_eq!(together(&[&[1.0, 4.0, 9.0], &[4.0, 4.0]]), [2.0, 4.0]);
+        assert_eq!(together(&[&[0.1, 0.3]]), [0.1, 0.3]);
+        assert!(together(&[]).is_empty());
+    }
+
+    /// Finalists that were timed once more decide each bucket by what they took there then.
+    #[test]
+    fn later_samples_decide_in_each_bucket() {
+        let batches = [batch(1), batch(8)];
+        let candidates =
+            [candidate(0, &[3.0, 3.0]), candidate(1, &[2.0, 4.0]), candidate(2, &[1.0, 1.0])];
+        let again = |index, us: [f64; 2]| Finalist {
+            index,
+            samples_us: together(&[&us[..1], &us[1..]]),
+            by_batch: us.map(|us| vec![us]).to_vec(),
+        };
+        // The third, which was the fastest, is no finalist.
+        let remeasured = Remeasured { finalists: vec![again(0, [2.0, 5.0]), again(1, [4.0, 3.0])] };
+        let mut winner = choose("run", 0.5, &candidates, &remeasured).expect("a winner");
+        by_bucket(&mut winner, &batches, &candidates, &remeasured);
+        let best: Vec<(&str, f64)> =
+            winner.buckets.iter().map(|b| (b.winner.id.as_str(), b.winner.time_us)).collect();
+        assert_eq!(best, [("c0", 2.0), ("c1", 3.0)]);
+    }
+}
