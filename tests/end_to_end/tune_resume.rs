@@ -192,6 +192,9 @@ fn an_interrupted_run_says_what_it_knows_and_how_to_go_on() {
     further.arg(format!("--budget={}", known + 3));
     finish(further).expect(0);
     assert_eq!(recorded(&journal).len(), known + 3);
+    // It is remembered.
+    let again = finish(resume(here.path())).expect(0);
+    assert!(again.out.contains(&format!("\"budget\": {}", known + 3)), "{}", again.out);
 }
 
 #[test]

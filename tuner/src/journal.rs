@@ -178,7 +178,8 @@ impl Kept {
     }
 
     pub(crate) fn from(path: &Path, records: Vec<Record>) -> Result<Self, JournalError> {
-        let (mut study, mut run, mut winner) = (None, None, None);
+        let (mut study, mut winner) = (None, None);
+        let mut run: Option<Run> = None;
         let mut remeasured = Remeasured::default();
         let mut candidates = BTreeMap::new();
         let mut starts: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
@@ -186,6 +187,11 @@ impl Kept {
             match record {
                 Record::Study(it) => study = study.or(Some(*it)),
                 Record::Run(it) => run = run.or(Some(*it)),
+                Record::Budget(it) => {
+                    if let Some(run) = &mut run {
+                        run.budget = it.budget;
+                    }
+                }
                 Record::Started(it) => {
                     starts.entry(it.index).or_default().extend(it.boot);
                 }

@@ -18,6 +18,8 @@ pub enum Record {
     Study(Box<Study>),
     /// The beginning of a run.
     Run(Box<Run>),
+    /// A resumed run goes on to another number of configurations.
+    Budget(Budget),
     /// A configuration is about to be evaluated.
     Started(Started),
     /// One configuration.
@@ -26,6 +28,13 @@ pub enum Record {
     Remeasured(Remeasured),
     /// The end of a run.
     Winner(Winner),
+}
+
+/// The budget of a run from here on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Budget {
+    /// See [`Run::budget`].
+    pub budget: usize,
 }
 
 /// What the finalists of a run took when they were timed once more, in turn.

@@ -22,7 +22,9 @@ use crate::export::{Chosen, ExportError, Facts, compile, export};
 use crate::journal::{Journal, JournalError, Kept};
 use crate::measure::BUCKET_FINALISTS;
 use crate::proposals::{KernelSpace, Proposals};
-use crate::record::{Batch, Candidate, Finalist, Record, Remeasured, Run, Status, Study, Winner};
+use crate::record::{
+    Batch, Budget, Candidate, Finalist, Record, Remeasured, Run, Status, Study, Winner,
+};
 use crate::search::strategy;
 use crate::workers::{CandidateLimits, Evaluators, Pool};
 use crate::workload::Workload;
@@ -206,7 +208,12 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     let directory = request.output.join(format!("{name}-{shape}"));
     check_replaceable(&directory).map_err(ExportError::from)?;
     let (journal, kept) = match (kept, &request.from) {
-        (Some((journal, kept)), _) => (journal, Some(kept)),
+        (Some((mut journal, kept)), _) => {
+            if kept.run.budget != run.budget {
+                journal.append(&Record::Budget(Budget { budget: run.budget }))?;
+            }
+            (journal, Some(kept))
+        }
         (None, From::Study(_, folder)) => {
             let mut journal = Journal::create(folder, &run.run)?;
             journal.append(&Record::Study(Box::new(study.clone())))?;
