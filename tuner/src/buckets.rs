@@ -163,10 +163,7 @@ pub(crate) fn summarise(candidate: &mut Candidate, timed: Vec<Timed>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Status;
-    use spanforge_device::Basis;
-    use spanforge_kernels::{KernelShape, KernelSpec, Limits, SearchSpace};
-    use spanforge_spans::Dtype;
+    use crate::choice::tests::candidate as predicted;
 
     fn batch(rows: u32) -> Batch {
         let bucket = Bucket { rows, tokens_per_row: 1024, tokens_per_span: 128 };
@@ -175,17 +172,7 @@ mod tests {
 
     /// A candidate with these predicted times, by batch.
     fn candidate(index: usize, us: &[f64]) -> Candidate {
-        let shape = KernelShape { dtype: Dtype::F16, head_dim: 64, group_size: 4 };
-        let limits = Limits {
-            shared_bytes_per_block: 227 << 10,
-            shared_bytes_per_multiprocessor: 228 << 10,
-            threads_per_multiprocessor: 2048,
-        };
-        let configuration = SearchSpace::new(shape, limits).default_configuration().expect("one");
-        let spec = KernelSpec { shape, configuration };
-        let mut candidate = Candidate::begun("", index, spec, Basis::Predicted, 0);
-        candidate.id = format!("c{index}");
-        candidate.status = Status::Correct;
+        let mut candidate = predicted(index, 0.0, 0);
         let timed = |us: &f64| Timed { samples_us: vec![*us], conditions: None };
         summarise(&mut candidate, us.iter().map(timed).collect());
         candidate
@@ -283,5 +270,10 @@ mod tests {
         let best: Vec<(&str, f64)> =
             winner.buckets.iter().map(|b| (b.winner.id.as_str(), b.winner.time_us)).collect();
         assert_eq!(best, [("c0", 2.0), ("c1", 3.0)]);
+        // What the manifest says of a kernel is of the same samples.
+        let again = judged(&candidates, &remeasured);
+        let of_second = in_buckets(&batches, &again[1], &winner.buckets);
+        let of_second: Vec<_> = of_second.iter().map(|one| (one.time_us, one.loss)).collect();
+        assert_eq!(of_second, [(4.0, 1.0), (3.0, 0.0)]);
     }
 }

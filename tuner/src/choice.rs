@@ -17,9 +17,12 @@ pub const PREDICTION_RESOLUTION: f64 = 0.01;
 pub fn judged(candidates: &[Candidate], remeasured: &Remeasured) -> Vec<Candidate> {
     let mut candidates = candidates.to_vec();
     for candidate in &mut candidates {
-        if let Some(samples) = remeasured.samples_us(candidate.index) {
-            candidate.samples_us = samples.to_vec();
-            candidate.time_us = median(samples).or(candidate.time_us);
+        if let Some(finalist) = remeasured.finalist(candidate.index) {
+            candidate.samples_us = finalist.samples_us.clone();
+            candidate.time_us = median(&finalist.samples_us).or(candidate.time_us);
+            for (timed, samples_us) in candidate.by_batch.iter_mut().zip(&finalist.by_batch) {
+                timed.samples_us = samples_us.clone();
+            }
         }
     }
     candidates
@@ -132,7 +135,7 @@ pub fn median_interval(samples: &[f64]) -> Option<[f64; 2]> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
     use rand::{RngExt, SeedableRng};
@@ -142,7 +145,7 @@ mod tests {
     use spanforge_spans::Dtype;
 
     /// A correct candidate of the run with predicted times of `us` and so many bytes of spills.
-    fn candidate(index: usize, us: f64, spills: u32) -> Candidate {
+    pub(crate) fn candidate(index: usize, us: f64, spills: u32) -> Candidate {
         let shape = KernelShape { dtype: Dtype::F16, head_dim: 64, group_size: 4 };
         let limits = Limits {
             shared_bytes_per_block: 227 << 10,

@@ -57,10 +57,14 @@ pub struct Finalist {
 }
 
 impl Remeasured {
+    /// What a candidate took then, by its position.
+    pub fn finalist(&self, index: usize) -> Option<&Finalist> {
+        self.finalists.iter().find(|finalist| finalist.index == index)
+    }
+
     /// The new samples of a candidate, by its position.
     pub fn samples_us(&self, index: usize) -> Option<&[f64]> {
-        let finalist = self.finalists.iter().find(|finalist| finalist.index == index);
-        finalist.map(|finalist| finalist.samples_us.as_slice())
+        self.finalist(index).map(|finalist| finalist.samples_us.as_slice())
     }
 }
 
