@@ -348,6 +348,7 @@ fn scan(
 /// First and last position at which a register is alive.
 type Interval = Option<(usize, usize)>;
 
+/// Where registers are alive, by the flow of control.
 pub(crate) fn liveness(
     code: &[Pending],
     targets: &[Vec<usize>],

@@ -416,14 +416,12 @@ impl Artifact {
         let fit = || verdicts.iter().filter(|(_, unfit)| unfit.is_none()).map(|(entry, _)| *entry);
         let known = fit().flat_map(|entry| &entry.buckets).map(|served| served.bucket);
         let nearest = batch.nearest(known);
-        let there = |entry: &KernelEntry| {
-            entry.buckets.iter().position(|served| Some(served.bucket) == nearest)
-        };
         let timed = fit().filter_map(|entry| {
-            Some(Selected { entry, served_as: Some(entry.buckets.get(there(entry)?)?) })
+            let there = entry.buckets.iter().find(|served| Some(served.bucket) == nearest)?;
+            Some((entry, there))
         });
-        let us = |selected: &Selected<'_>| selected.served_as.map_or(f64::MAX, |s| s.time_us);
-        let fastest = timed.min_by(|one, other| us(one).total_cmp(&us(other)));
+        let fastest = timed.min_by(|one, other| one.1.time_us.total_cmp(&other.1.time_us));
+        let fastest = fastest.map(|(entry, there)| Selected { entry, served_as: Some(there) });
         let first = || fit().next().map(|entry| Selected { entry, served_as: None });
         fastest.or_else(first).ok_or_else(|| {
             let mut reasons = String::new();

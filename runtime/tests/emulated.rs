@@ -84,6 +84,15 @@ fn assert_right(problem: &DecodeProblem, output: &DecodeOutput, what: &str) {
     assert!(comparison.passed, "{what}: {comparison}");
 }
 
+fn page_map(problem: &DecodeProblem) -> PageMap<'_> {
+    PageMap {
+        page_table: &problem.page_table,
+        max_pages: problem.max_pages,
+        kv_len: &problem.kv_len,
+        pages: problem.pages,
+    }
+}
+
 fn words(bytes: &[u8]) -> Vec<u16> {
     bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)).collect()
 }
@@ -264,12 +273,7 @@ fn a_cache_with_strides_of_its_own_is_read_in_place() {
         max_pages: problem.max_pages,
     };
     let mut attention = SpanAttention::load(&artifact, device.clone(), shape, limits).unwrap();
-    let pages = PageMap {
-        page_table: &problem.page_table,
-        max_pages: problem.max_pages,
-        kv_len: &problem.kv_len,
-        pages: problem.pages,
-    };
+    let pages = page_map(&problem);
     let (spans, row_request) = (&problem.spans, &problem.row_request[..]);
     attention.plan(&DecodeStep { spans, row_request, pages }).unwrap();
     let layer = Layer::new(&device, &problem.q, 3 * 12);
@@ -304,12 +308,7 @@ fn each_batch_is_run_by_the_kernel_of_the_nearest_bucket() {
             memory
         };
         let (k, v) = (upload("k", &problem.k), upload("v", &problem.v));
-        let pages = PageMap {
-            page_table: &problem.page_table,
-            max_pages: problem.max_pages,
-            kv_len: &problem.kv_len,
-            pages: problem.pages,
-        };
+        let pages = page_map(&problem);
         let (spans, row_request) = (&problem.spans, &problem.row_request[..]);
         attention.plan(&DecodeStep { spans, row_request, pages }).unwrap();
         assert_eq!(attention.spec().configuration.merge, merge, "{rows} rows");
