@@ -18,18 +18,9 @@ use crate::races::Kind;
 use crate::registers::{FULL, Registers, Word, halved};
 use crate::shadow::Shadow;
 use crate::syntax::Space;
+use crate::transactions::{Pattern, bank_passes, pattern, sectors, wavefronts};
 
 pub(crate) type Outcome = Result<(), Box<Fault>>;
-
-/// How the offsets of the active lanes lie.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pattern {
-    /// All 32 lanes, one after the other.
-    Contiguous,
-    /// One address for all.
-    Uniform,
-    Scattered,
-}
 
 #[inline(always)]
 pub(crate) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
@@ -74,24 +65,6 @@ fn settle(offsets: &mut [u64; 32], mask: u32) -> usize {
 }
 
 #[inline(always)]
-fn pattern(offsets: &[u64; 32], mask: u32, width: u64) -> Pattern {
-    let base = offsets[0];
-    let (mut contiguous, mut uniform) = (0u64, 0u64);
-    for lane in 0..32 {
-        let delta = offsets[lane].wrapping_sub(base);
-        contiguous |= delta ^ (lane as u64 * width);
-        uniform |= delta;
-    }
-    if uniform == 0 {
-        Pattern::Uniform
-    } else if contiguous == 0 && mask == FULL {
-        Pattern::Contiguous
-    } else {
-        Pattern::Scattered
-    }
-}
-
-#[inline(always)]
 fn any_beyond(offsets: &[u64; 32], limit: u64) -> bool {
     let mut beyond = 0u64;
     for lane in 0..32 {
@@ -102,116 +75,6 @@ fn any_beyond(offsets: &[u64; 32], limit: u64) -> bool {
 
 pub(crate) fn lanes_where(mask: u32, test: impl Fn(usize) -> bool) -> u32 {
     lanes(mask).filter(|&lane| test(lane)).fold(0, |out, lane| out | 1 << lane)
-}
-
-/// Distinct 32-byte sectors of a request.
-#[inline(always)]
-pub(crate) fn sectors(offsets: &[u64; 32], mask: u32, width: u64, pattern: Pattern) -> u64 {
-    match pattern {
-        Pattern::Contiguous => ((offsets[31] + width - 1) >> 5) - (offsets[0] >> 5) + 1,
-        Pattern::Uniform => ((offsets[0] + width - 1) >> 5) - (offsets[0] >> 5) + 1,
-        Pattern::Scattered => scattered_sectors(offsets, mask, width),
-    }
-}
-
-fn scattered_sectors(offsets: &[u64; 32], mask: u32, width: u64) -> u64 {
-    let mut list = [0u64; 64];
-    let mut length = 0;
-    let mut ordered = true;
-    for lane in lanes(mask) {
-        let (from, to) = (offsets[lane] >> 5, (offsets[lane] + width - 1) >> 5);
-        for sector in from..=to.min(from + 1) {
-            let last = if length == 0 { None } else { Some(list[length - 1]) };
-            if last == Some(sector) {
-                continue;
-            }
-            ordered &= last.is_none_or(|last| last < sector);
-            list[length & 63] = sector;
-            length += 1;
-        }
-    }
-    let list = &mut list[..length.min(64)];
-    if !ordered {
-        list.sort_unstable();
-        return 1 + list.windows(2).filter(|pair| pair[0] != pair[1]).count() as u64;
-    }
-    list.len() as u64
-}
-
-/// Passes through the 32 banks, and passes that would do without conflicts. Accesses of 8 bytes
-/// go by half-warps, of 16 by quarter-warps.
-#[inline(always)]
-pub(crate) fn wavefronts(
-    offsets: &[u64; 32],
-    mask: u32,
-    width: u64,
-    pattern: Pattern,
-) -> (u64, u64) {
-    let phases = (width / 4).clamp(1, 4);
-    if pattern == Pattern::Contiguous && offsets[0] & (width.max(4) - 1) == 0 {
-        return (phases, phases);
-    }
-    if pattern == Pattern::Uniform && width <= 4 {
-        return (1, 1);
-    }
-    scattered_wavefronts(offsets, mask, width, phases)
-}
-
-fn scattered_wavefronts(offsets: &[u64; 32], mask: u32, width: u64, phases: u64) -> (u64, u64) {
-    let per_phase = 32 / phases as u32;
-    let mut total = (0, 0);
-    for phase in 0..phases as u32 {
-        let ones = if per_phase == 32 { FULL } else { (1 << per_phase) - 1 };
-        let part = mask & ones << (phase * per_phase);
-        if part != 0 {
-            let (passes, ideal) = bank_passes(offsets, part, width);
-            total.0 += passes;
-            total.1 += ideal;
-        }
-    }
-    total
-}
-
-/// One phase: the most distinct words that one bank holds, and the words over the banks.
-pub(crate) fn bank_passes(offsets: &[u64; 32], mask: u32, width: u64) -> (u64, u64) {
-    // Most accesses touch every bank at most once; that needs one mask.
-    let words = width.div_ceil(4);
-    let whole = width.max(4) - 1;
-    let (mut seen, mut aligned) = (0u32, true);
-    for lane in lanes(mask) {
-        seen |= ((1u32 << words) - 1).rotate_left((offsets[lane] >> 2) as u32 & 31);
-        aligned &= offsets[lane] & whole == 0;
-    }
-    if aligned && u64::from(seen.count_ones()) == words * u64::from(mask.count_ones()) {
-        return (1, 1);
-    }
-    // The first word of each bank stands in an array; further ones, which are conflicts, in a
-    // list.
-    let mut first = [u64::MAX; 32];
-    let mut depth = [0u8; 32];
-    let mut more = [(0usize, 0u64); 64];
-    let mut extra = 0;
-    let mut distinct = 0u64;
-    let mut deepest = 0u8;
-    for lane in lanes(mask) {
-        let (from, to) = (offsets[lane] >> 2, (offsets[lane] + width - 1) >> 2);
-        for word in from..=to {
-            let bank = word as usize & 31;
-            if first[bank] == word || (depth[bank] > 1 && more[..extra].contains(&(bank, word))) {
-                continue;
-            }
-            if depth[bank] == 0 {
-                first[bank] = word;
-            } else if extra < more.len() {
-                more[extra] = (bank, word);
-                extra += 1;
-            }
-            depth[bank] += 1;
-            distinct += 1;
-            deepest = deepest.max(depth[bank]);
-        }
-    }
-    (u64::from(deepest), distinct.div_ceil(32))
 }
 
 /// A part of memory that one space access resolved to.
@@ -248,8 +111,10 @@ struct Part {
 /// The first lanes of a mask whose addresses are in one window: nearly always all of them.
 #[inline(always)]
 fn part(space: Space, address: &[u64; 32], mask: u32) -> Part {
-    let windowed = matches!(space, Space::Generic | Space::Global | Space::Const);
-    let (number, offset) = if windowed { (!WINDOW_MASK, WINDOW_MASK) } else { (0, u64::MAX) };
+    if !matches!(space, Space::Generic | Space::Global | Space::Const) {
+        return Part { space, window: 0, offsets: *address, mask };
+    }
+    let (number, offset) = (!WINDOW_MASK, WINDOW_MASK);
     let base = address[mask.trailing_zeros() as usize & 31] & number;
     let mut other = 0u64;
     let mut offsets = [0u64; 32];
@@ -791,14 +656,15 @@ impl Machine<'_> {
         // With a source size, lanes of size 0 read nothing.
         let mut bytes = [width as u32; 32];
         let mut reading = mask;
+        let mut fewer = 0u32;
         if op.flags & SIGNED != 0 {
             bytes = *warp.registers.read::<u32>(op.s[2]);
-            let (mut beyond, mut zero) = (0u32, 0u32);
             for lane in 0..32 {
-                beyond |= u32::from(bytes[lane] > width as u32) << lane;
-                zero |= u32::from(bytes[lane] == 0) << lane;
+                fewer |= bytes[lane] ^ width as u32;
             }
-            let bad = beyond & mask;
+        }
+        if fewer != 0 {
+            let bad = lanes_where(mask, |lane| bytes[lane] > width as u32);
             if bad != 0 {
                 let size = bytes[bad.trailing_zeros() as usize & 31];
                 return Err(Fault::new(
@@ -807,7 +673,7 @@ impl Machine<'_> {
                     format!("cp.async of {width} bytes with a source size of {size}"),
                 ));
             }
-            reading &= !zero;
+            reading = lanes_where(mask, |lane| bytes[lane] != 0);
         }
         self.bound::<CHECK>(
             warp,
@@ -850,12 +716,16 @@ impl Machine<'_> {
             from,
             to: [0; 32],
             bytes: [0; 32],
+            alike: false,
             landed: self.land_early,
         };
+        let mut other = 0u64;
         for lane in 0..32 {
             copy.to[lane] = to[lane] as u32;
             copy.bytes[lane] = bytes[lane] as u8;
+            other |= (from[lane] ^ from[0]) & !WINDOW_MASK | u64::from(bytes[lane] ^ 16);
         }
+        copy.alike = mask == FULL && other == 0;
         // Lanes usually copy the same number of bytes; those that copy fewer are bounded by theirs.
         let lead = reading & reading.wrapping_neg();
         let mut left = reading;
@@ -863,11 +733,10 @@ impl Machine<'_> {
             let Part { space, window, mut offsets, mask } = part(Space::Global, &from, left);
             let offsets = &mut offsets;
             let size = bytes[mask.trailing_zeros() as usize & 31];
-            let mut alike = 0u32;
-            for lane in 0..32 {
-                alike |= u32::from(bytes[lane] == size) << lane;
-            }
-            let mask = mask & alike;
+            let mask = match fewer {
+                0 => mask,
+                _ => lanes_where(mask, |lane| bytes[lane] == size),
+            };
             left &= !mask;
             let read = u64::from(size);
             let verb = "asynchronous read";
@@ -904,7 +773,22 @@ impl Machine<'_> {
     }
 
     /// Puts the bytes of lanes of a copy in place. Both sides were bounded when it was issued.
+    #[inline(always)]
     fn put_in_place(&mut self, copy: &Copy, mask: u32) {
+        if copy.alike && mask == FULL {
+            let window = copy.from[0] >> WINDOW_BITS;
+            let mut from = copy.from;
+            from.iter_mut().for_each(|address| *address &= WINDOW_MASK);
+            let source = bytes_of_window(self.allocations, self.module, window);
+            for (bytes, &to) in words::<16>(source, &from, 0).iter().zip(&copy.to) {
+                self.shared[to as usize..to as usize + 16].copy_from_slice(bytes);
+            }
+            return;
+        }
+        self.put_each_in_place(copy, mask);
+    }
+
+    fn put_each_in_place(&mut self, copy: &Copy, mask: u32) {
         let size = copy.size as usize;
         let mut source: (u64, &[u8]) = (0, &[]);
         for lane in lanes(mask) {
@@ -929,6 +813,7 @@ impl Machine<'_> {
     }
 
     /// Lands, in the lanes of `mask`, all copies but those of the last `groups` groups.
+    #[inline(always)]
     pub(crate) fn wait<const CHECK: bool, const COUNT: bool>(
         &mut self,
         warp: &mut Warp,
@@ -954,23 +839,24 @@ impl Machine<'_> {
                 continue;
             }
             let size = copy.size as usize;
-            if CHECK {
-                for lane in lanes(due) {
-                    let thread = (warp.order.warp, lane);
-                    self.shared_cells.land(copy.to[lane] as usize, size, thread, self.now);
-                }
-            }
             if !copy.landed {
                 self.put_in_place(copy, due);
             }
             if CHECK {
-                let contiguous = due == FULL
-                    && (0..32).all(|lane| copy.to[lane] == copy.to[0] + (lane * size) as u32);
-                if contiguous {
-                    self.shared_shadow.set_range(copy.to[0] as usize, 32 * size);
+                let mut apart = due ^ FULL;
+                for lane in 0..32 {
+                    apart |= copy.to[lane] ^ (copy.to[0] + (lane * size) as u32);
+                }
+                let start = copy.to[0] as usize;
+                if apart == 0 {
+                    self.shared_cells.land_contiguous(start, size, warp.order.warp, self.now);
+                    self.shared_shadow.set_range(start, 32 * size);
                 } else {
-                    lanes(due)
-                        .for_each(|lane| self.shared_shadow.set(copy.to[lane] as usize, size));
+                    for lane in lanes(due) {
+                        let (at, thread) = (copy.to[lane] as usize, (warp.order.warp, lane));
+                        self.shared_cells.land(at, size, thread, self.now);
+                        self.shared_shadow.set(at, size);
+                    }
                 }
             }
             if COUNT {
@@ -1175,8 +1061,8 @@ fn fetch(
                     }
                     registers.put(op.d[0], &out, mask);
                 }
-                2 => split::<2, 8>(registers, op, data, offsets, mask),
-                _ => split::<4, 16>(registers, op, data, offsets, mask),
+                2 => split_in_two(registers, op, data, offsets, mask),
+                _ => split_in_four(registers, op, data, offsets, mask),
             }
         }
         8 => {
@@ -1214,28 +1100,55 @@ fn fetch(
     }
 }
 
-/// Vector loads of `N` words of 4 bytes, `B` bytes in all.
+/// Loads of two words of 4 bytes.
 #[inline(always)]
-fn split<const N: usize, const B: usize>(
-    registers: &mut Registers,
-    op: &Op,
-    data: &[u8],
-    offsets: &[u64; 32],
-    mask: u32,
-) {
-    let words = words::<B>(data, offsets, 0);
-    let mut out = [[0u32; 32]; N];
-    // Four lanes at a time are a matrix to transpose, for which processors have instructions.
-    for (block, four) in words.chunks_exact(4).enumerate() {
-        for k in 0..N {
-            for lane in 0..4 {
-                out[k][4 * block + lane] = u32::from_le_bytes(word(&four[lane], 4 * k));
-            }
+fn split_in_two(registers: &mut Registers, op: &Op, data: &[u8], offsets: &[u64; 32], mask: u32) {
+    let words = words::<8>(data, offsets, 0).map(u64::from_le_bytes);
+    registers.put(op.d[0], &halved(&words), mask);
+    registers.put(op.d[1], &halved(&words.map(|word| word >> 32)), mask);
+}
+
+/// Loads of four words of 4 bytes.
+#[inline(always)]
+fn split_in_four(registers: &mut Registers, op: &Op, data: &[u8], offsets: &[u64; 32], mask: u32) {
+    let words = words::<16>(data, offsets, 0);
+    let mut out = [[0u32; 32]; 4];
+    for (block, four) in words.as_chunks::<4>().0.iter().enumerate() {
+        for (out, row) in out.iter_mut().zip(transposed(four)) {
+            out[4 * block..4 * block + 4].copy_from_slice(&row);
         }
     }
-    for k in 0..N {
-        registers.put(op.d[k], &out[k], mask);
+    for (&slot, out) in op.d.iter().zip(&out) {
+        registers.put(slot, out, mask);
     }
+}
+
+/// Four words of each of four lanes, by word: compilers take this apart, so it is spelt out.
+#[inline(always)]
+fn transposed(lanes: &[[u8; 16]; 4]) -> [[u32; 4]; 4] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            __m128i, _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi32, _mm_unpacklo_epi64,
+        };
+        // SAFETY: every x86-64 has SSE2; 16 bytes, four words and a vector are of one size, and
+        // every bit pattern of each is valid.
+        unsafe {
+            let [a, b, c, d]: [__m128i; 4] = std::mem::transmute(*lanes);
+            let (low, high) = (_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
+            let (lower, higher) = (_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
+            std::mem::transmute([
+                _mm_unpacklo_epi64(low, lower),
+                _mm_unpackhi_epi64(low, lower),
+                _mm_unpacklo_epi64(high, higher),
+                _mm_unpackhi_epi64(high, higher),
+            ])
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::array::from_fn(|k| {
+        std::array::from_fn(|lane| u32::from_le_bytes(word(&lanes[lane], 4 * k)))
+    })
 }
 
 /// Registers to memory, in lane order: the last of lanes with one address wins.

@@ -169,12 +169,16 @@ pub(crate) fn assign(
     if predicates >= NEGATED as usize {
         return Err("the kernel has too many predicates".to_owned());
     }
+    // What `op::Exec` relies on.
+    let runs = |op: &&Op| matches!(op.code, Code::Arithmetic | Code::Shuffle);
+    let named = out.iter().filter(runs).flat_map(|op| op.d.iter().chain(&op.s));
+    let slots = named.map(|&slot| slot as usize + 1).fold(next, usize::max);
     Ok(Assigned {
         code: out,
         lists,
         tables,
         warpgroup_uses: warpgroup_uses(code, registers, &register_slots),
-        slots: next,
+        slots,
         first_register,
         predicates,
         constants: constant_list,

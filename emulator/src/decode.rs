@@ -51,6 +51,7 @@ pub(crate) enum Target {
 pub(crate) fn blank(code: Code) -> Op {
     Op {
         exec: nothing,
+        alike: 1,
         imm: 0,
         d: [0; 4],
         s: [0; 5],

@@ -2,7 +2,7 @@
 //! words what they find as a `race` or an `async-hazard`, and lets strong accesses publish and
 //! observe what `order` keeps.
 
-use crate::access::{Outcome, Pattern, lanes, lanes_where};
+use crate::access::{Outcome, lanes, lanes_where};
 use crate::findings::{Check, Fault};
 use crate::machine::{Machine, Suspect, Warp};
 use crate::op::{ACQUIRE, DEVICE_SCOPE, Op, RELEASE, WIDE_DATA};
@@ -10,6 +10,7 @@ use crate::order::{LAST_EPOCH, Scope, Strength};
 use crate::races::{Access, Cells, Kind, Lists, Other};
 use crate::registers::Registers;
 use crate::syntax::Space;
+use crate::transactions::Pattern;
 use std::ops::Range;
 
 impl Machine<'_> {
@@ -51,32 +52,46 @@ impl Machine<'_> {
         }
     }
 
-    /// Runs `check` on the cells of a place, with who accesses it and the lists of the launch, and
-    /// words what it finds.
+    /// Lends the cells of a place and the lists of the launch. What runs between this and `settled` is
+    /// no closure, so that it is compiled for the same processor as the loop.
     #[inline(always)]
-    fn conflict(
-        &mut self,
-        warp: &Warp,
-        place: (Space, u64),
-        width: usize,
-        kind: Kind,
-        pc: usize,
-        check: impl FnOnce(&mut Self, &mut Cells, &Access<'_>, &mut Lists) -> Result<(), (u32, Other)>,
-    ) -> Outcome {
-        let Some(mut cells) = self.lend_cells(place, kind) else { return Ok(()) };
-        let mut lists = std::mem::take(&mut self.lists);
-        let access = Access {
+    fn lend(&mut self, place: (Space, u64), kind: Kind) -> Option<(Cells, Lists)> {
+        let cells = self.lend_cells(place, kind)?;
+        Some((cells, std::mem::take(&mut self.lists)))
+    }
+
+    /// Who accesses, and when.
+    #[inline(always)]
+    fn access_of<'w>(&self, warp: &'w Warp, kind: Kind, pc: usize) -> Access<'w> {
+        Access {
             order: &warp.order,
             now: self.now,
             launch: self.launch_epoch,
             pc,
             kind,
             whole_barriers: self.kernel.whole_barriers,
-        };
-        let outcome = check(self, &mut cells, &access, &mut lists);
+        }
+    }
+
+    /// Takes back what was lent, and words what was found.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn settled(
+        &mut self,
+        warp: &Warp,
+        place: (Space, u64),
+        width: usize,
+        kind: Kind,
+        pc: usize,
+        (cells, lists): (Cells, Lists),
+        found: Result<(), (u32, Other)>,
+    ) -> Outcome {
         self.lists = lists;
         self.return_cells(place, cells);
-        outcome.map_err(|(lanes, other)| self.race(warp, place, lanes, width, kind, pc, other))
+        match found {
+            Ok(()) => Ok(()),
+            Err((lanes, other)) => Err(self.race(warp, place, lanes, width, kind, pc, other)),
+        }
     }
 
     /// Checks that an access is ordered after what it conflicts with, and remembers it.
@@ -93,14 +108,17 @@ impl Machine<'_> {
         kind: Kind,
         pc: usize,
     ) -> Outcome {
-        self.conflict(warp, place, width, kind, pc, |_, cells, access, lists| {
-            let contiguous = pattern == Pattern::Contiguous && kind.plain();
-            if contiguous && cells.contiguous(offsets[0] as usize, width, access, lists) {
-                return Ok(());
-            }
-            let uniform = pattern == Pattern::Uniform;
-            cells.scattered(offsets, mask, uniform, width, access, lists, |_, _, _| false)
-        })
+        let Some((mut cells, mut lists)) = self.lend(place, kind) else { return Ok(()) };
+        let access = self.access_of(warp, kind, pc);
+        let contiguous = pattern == Pattern::Contiguous && kind.plain();
+        let found =
+            if contiguous && cells.contiguous(offsets[0] as usize, width, &access, &mut lists) {
+                Ok(())
+            } else {
+                let uniform = pattern == Pattern::Uniform;
+                cells.scattered(offsets, mask, uniform, width, &access, &mut lists, |_, _, _| false)
+            };
+        self.settled(warp, place, width, kind, pc, (cells, lists), found)
     }
 
     /// The same for a weak store, which may store what is there already.
@@ -117,14 +135,18 @@ impl Machine<'_> {
         pc: usize,
     ) -> Outcome {
         let width = usize::from(op.size) * usize::from(op.count);
-        self.conflict(warp, place, width, Kind::Write, pc, |machine, cells, access, lists| {
-            let contiguous = pattern == Pattern::Contiguous;
-            if contiguous && cells.contiguous(offsets[0] as usize, width, access, lists) {
-                return Ok(());
-            }
+        let kind = Kind::Write;
+        let Some((mut cells, mut lists)) = self.lend(place, kind) else { return Ok(()) };
+        let access = self.access_of(warp, kind, pc);
+        let contiguous = pattern == Pattern::Contiguous;
+        let found = if contiguous
+            && cells.contiguous(offsets[0] as usize, width, &access, &mut lists)
+        {
+            Ok(())
+        } else {
             let memory: &[u8] = match place.0 {
-                Space::Shared => &machine.shared,
-                _ => machine.window(place.1).map_or(&[], |allocation| &allocation.data),
+                Space::Shared => &self.shared,
+                _ => self.window(place.1).map_or(&[], |allocation| &allocation.data),
             };
             let stored = |lane: usize, byte: usize| stored_byte(&warp.registers, op, lane, byte);
             let harmless = |lane: usize, at: usize, same: Option<u32>| {
@@ -143,8 +165,9 @@ impl Machine<'_> {
                 })
             };
             let uniform = pattern == Pattern::Uniform;
-            cells.scattered(offsets, mask, uniform, width, access, lists, harmless)
-        })
+            cells.scattered(offsets, mask, uniform, width, &access, &mut lists, harmless)
+        };
+        self.settled(warp, place, width, kind, pc, (cells, lists), found)
     }
 
     /// The same for rows of 16 bytes of shared memory that a whole warp reads or writes together.
@@ -156,9 +179,12 @@ impl Machine<'_> {
         kind: Kind,
         pc: usize,
     ) -> Outcome {
-        self.conflict(warp, (Space::Shared, 0), 16, kind, pc, |_, cells, access, lists| {
-            lanes(rows).try_for_each(|lane| cells.row(offsets[lane] as usize, 16, access, lists))
-        })
+        let place = (Space::Shared, 0);
+        let Some((mut cells, mut lists)) = self.lend(place, kind) else { return Ok(()) };
+        let access = self.access_of(warp, kind, pc);
+        let found = lanes(rows)
+            .try_for_each(|lane| cells.row(offsets[lane] as usize, 16, &access, &mut lists));
+        self.settled(warp, place, 16, kind, pc, (cells, lists), found)
     }
 
     /// The same for ranges of shared or global memory that one lane accesses; those of asynchronous
@@ -176,9 +202,11 @@ impl Machine<'_> {
         kind: Kind,
         pc: usize,
     ) -> Outcome {
-        self.conflict(warp, place, bytes, kind, pc, |_, cells, access, lists| {
-            ranges.try_for_each(|range| cells.range(range, lane, keep, access, lists))
-        })
+        let Some((mut cells, mut lists)) = self.lend(place, kind) else { return Ok(()) };
+        let access = self.access_of(warp, kind, pc);
+        let found =
+            ranges.try_for_each(|range| cells.range(range, lane, keep, &access, &mut lists));
+        self.settled(warp, place, bytes, kind, pc, (cells, lists), found)
     }
 
     /// The agent of a warp has done an access: threads that learn of this epoch come after it.

@@ -50,24 +50,30 @@ pub(crate) trait Test {
     fn test(a: Self::A, b: Self::A) -> bool;
 }
 
+/// # Safety
+/// The registers have the slots that the operation names.
 #[inline(always)]
-fn run<L: Lane, H: Host>(registers: &mut Registers, op: &Op, mask: u32) {
+unsafe fn run<L: Lane, H: Host>(registers: &mut Registers, op: &Op, mask: u32) {
     let mut out = [L::D::default(); 32];
-    {
-        let a = registers.read::<L::A>(op.s[0]);
-        let b = registers.read::<L::B>(op.s[1]);
-        let c = registers.read::<L::C>(op.s[2]);
+    // SAFETY: the caller's.
+    unsafe {
+        let a = registers.operand::<L::A>(op.s[0]);
+        let b = registers.operand::<L::B>(op.s[1]);
+        let c = registers.operand::<L::C>(op.s[2]);
         for lane in 0..32 {
             out[lane] = L::lane::<H>(a[lane], b[lane], c[lane], op.imm);
         }
+        registers.put_result(op.d[0], &out, mask);
     }
-    registers.put(op.d[0], &out, mask);
 }
 
+/// # Safety
+/// As for `run`.
 #[inline(always)]
-fn compare<T: Test>(registers: &mut Registers, op: &Op, mask: u32) {
-    let a = registers.read::<T::A>(op.s[0]);
-    let b = registers.read::<T::A>(op.s[1]);
+unsafe fn compare<T: Test>(registers: &mut Registers, op: &Op, mask: u32) {
+    // SAFETY: the caller's.
+    let (a, b) =
+        unsafe { (registers.operand::<T::A>(op.s[0]), registers.operand::<T::A>(op.s[1])) };
     let mut bits = 0u32;
     for lane in 0..32 {
         bits |= u32::from(T::test(a[lane], b[lane])) << lane;
@@ -96,28 +102,44 @@ fn finish_compare(registers: &mut Registers, op: &Op, bits: u32, mask: u32) {
     registers.put_predicate(op.d[0], combine(bits), mask);
 }
 
-fn run_plain<L: Lane>(registers: &mut Registers, op: &Op, mask: u32) {
-    run::<L, Plain>(registers, op, mask);
+/// # Safety
+/// As for `run`.
+unsafe fn run_plain<L: Lane>(registers: &mut Registers, ops: &[Op], mask: u32) {
+    for op in ops {
+        // SAFETY: the caller's.
+        unsafe { run::<L, Plain>(registers, op, mask) }
+    }
 }
 
 /// # Safety
-/// [`wide_is_available`] must have said yes.
+/// [`wide_is_available`] must have said yes; and as for `run`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
-unsafe fn run_wide<L: Lane>(registers: &mut Registers, op: &Op, mask: u32) {
-    run::<L, Wide>(registers, op, mask);
-}
-
-fn compare_plain<T: Test>(registers: &mut Registers, op: &Op, mask: u32) {
-    compare::<T>(registers, op, mask);
+unsafe fn run_wide<L: Lane>(registers: &mut Registers, ops: &[Op], mask: u32) {
+    for op in ops {
+        // SAFETY: the caller's.
+        unsafe { run::<L, Wide>(registers, op, mask) }
+    }
 }
 
 /// # Safety
-/// [`wide_is_available`] must have said yes.
+/// As for `run`.
+unsafe fn compare_plain<T: Test>(registers: &mut Registers, ops: &[Op], mask: u32) {
+    for op in ops {
+        // SAFETY: the caller's.
+        unsafe { compare::<T>(registers, op, mask) }
+    }
+}
+
+/// # Safety
+/// [`wide_is_available`] must have said yes; and as for `run`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
-unsafe fn compare_wide<T: Test>(registers: &mut Registers, op: &Op, mask: u32) {
-    compare::<T>(registers, op, mask);
+unsafe fn compare_wide<T: Test>(registers: &mut Registers, ops: &[Op], mask: u32) {
+    for op in ops {
+        // SAFETY: the caller's.
+        unsafe { compare::<T>(registers, op, mask) }
+    }
 }
 
 /// The function for a lane, for a wide processor or any.
@@ -145,15 +167,19 @@ pub(crate) fn of_test<T: Test>(wide: bool) -> Exec {
 macro_rules! whole {
     ($wide:expr, $function:expr) => {{
         use $crate::{op::Op, registers::Registers};
-        fn on_any(registers: &mut Registers, op: &Op, mask: u32) {
-            $function(registers, op, mask);
+        fn on_any(registers: &mut Registers, ops: &[Op], mask: u32) {
+            for op in ops {
+                $function(registers, op, mask);
+            }
         }
         /// # Safety
         /// `wide_is_available` must have said yes.
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
-        unsafe fn on_wide(registers: &mut Registers, op: &Op, mask: u32) {
-            $function(registers, op, mask);
+        unsafe fn on_wide(registers: &mut Registers, ops: &[Op], mask: u32) {
+            for op in ops {
+                $function(registers, op, mask);
+            }
         }
         #[cfg(target_arch = "x86_64")]
         let exec: $crate::op::Exec = if $wide { on_wide } else { on_any };

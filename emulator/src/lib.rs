@@ -142,6 +142,7 @@ mod shadow;
 mod syntax;
 mod tensor_cores;
 mod trail;
+mod transactions;
 mod undefined;
 
 pub use counters::Counters;

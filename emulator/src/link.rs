@@ -13,7 +13,7 @@ use crate::dataflow::Operands;
 use crate::decode::{Pending, Target, blank};
 use crate::error::LoadError;
 use crate::kernel::{Kernel, Parameter, ParameterLoad, SharedVariable};
-use crate::op::{Class, Code, Note, UNGUARDED, WHOLE_WARP};
+use crate::op::{Class, Code, Exec, Note, UNGUARDED, WHOLE_WARP};
 use crate::provenance::stores_through;
 use crate::syntax::{Found, Instruction, Operand, Space, Tree, Type, Variable};
 use crate::undefined::undefined;
@@ -221,11 +221,19 @@ pub(crate) fn link<'t>(
         watched.clear();
     }
     let mut straight = 0u8;
+    let mut next: Option<(Exec, u8)> = None;
     for (at, op) in assigned.code.iter_mut().enumerate().rev() {
         let whole = op.code == Code::Shuffle && op.flags & WHOLE_WARP != 0 && op.guard == UNGUARDED;
         let simple = (op.code == Code::Arithmetic || whole) && watched.get(at) != Some(&true);
         straight = if simple { straight.saturating_add(1) } else { 0 };
         op.straight = straight;
+        let open = simple && op.guard == UNGUARDED;
+        let same = |exec: Exec| std::ptr::fn_addr_eq(exec, op.exec);
+        op.alike = match next {
+            Some((exec, alike)) if open && same(exec) => alike.saturating_add(1),
+            _ => 1,
+        };
+        next = open.then_some((op.exec, op.alike));
     }
     for (load, slot) in linker.parameter_loads.iter_mut().zip(&assigned.parameters) {
         load.slot = *slot;

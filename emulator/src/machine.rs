@@ -77,6 +77,8 @@ pub(crate) struct Copy {
     pub to: [u32; 32],
     /// Bytes that are read; the rest of `size` is zero.
     pub bytes: [u8; 32],
+    /// All lanes take part, and each reads 16 bytes of one memory window.
+    pub alike: bool,
     /// The bytes are in place already: a schedule may let a copy land at once.
     pub landed: bool,
 }
@@ -147,7 +149,10 @@ impl Warp {
     ) {
         self.order = WarpOrder::new(serial, self.index as u8, now);
         self.suspect = None;
-        self.registers.clear_from(kernel.first_register);
+        // Nothing else is read before it is written.
+        if !kernel.undefined.cells.is_empty() {
+            self.registers.clear_from(kernel.first_register);
+        }
         self.registers.predicates[crate::allocate::TRUE_PREDICATE as usize] = FULL;
         self.groups.clear();
         self.groups.push(Group { pc: 0, mask: launched, state: State::Ready, stamp: 0 });
@@ -300,15 +305,24 @@ fn run_straight<const COUNT: bool>(
         FULL => code,
         _ => &code[..code.iter().position(shuffles).unwrap_or(code.len())],
     };
+    let threads = u64::from(act.count_ones());
     let mut executed = executed.iter_mut();
-    for op in code {
+    let mut left = code;
+    while let Some(op) = left.first() {
+        let (these, after) = left.split_at(left.len().min(op.alike as usize));
+        left = after;
         let m = act & guard(registers, op);
-        if COUNT && let Some(executed) = executed.next() {
-            executed.add(m);
+        if COUNT {
+            let threads = if m == act { threads } else { u64::from(m.count_ones()) };
+            for executed in executed.by_ref().take(these.len()) {
+                executed.warps += 1;
+                executed.threads += threads;
+            }
         }
         if m != 0 {
-            // SAFETY: functions for a wide processor were chosen only where the running one is.
-            unsafe { (op.exec)(registers, op, m) }
+            // SAFETY: functions for a wide processor were chosen only where the running one is, and
+            // the registers are those of the operation's kernel.
+            unsafe { (op.exec)(registers, these, m) }
         }
     }
     code.len()
@@ -402,9 +416,8 @@ impl Machine<'_> {
                 }
                 match op.code {
                     Code::Arithmetic => {
-                        // SAFETY: functions for a wide processor were chosen only where the
-                        // running one is.
-                        unsafe { (op.exec)(&mut warp.registers, op, m) }
+                        // SAFETY: as in `run_straight`.
+                        unsafe { (op.exec)(&mut warp.registers, std::slice::from_ref(op), m) }
                     }
                     Code::Nothing => {}
                     Code::Branch => {

@@ -51,7 +51,7 @@ pub(crate) fn on_predicates(name: &str) -> Option<(Exec, i64)> {
         "mov" => 4,
         _ => return None,
     };
-    Some((predicate_binary, which))
+    Some((whole!(false, predicate_binary), which))
 }
 
 /// `mov.b64 d, {a, b}`: `count` parts of `size` bytes into one register of 8 bytes at most.
@@ -152,7 +152,7 @@ fn insert64(registers: &mut Registers, op: &Op, mask: u32) {
 }
 
 pub(crate) fn inserting(eight_bytes: bool) -> Exec {
-    if eight_bytes { insert64 } else { insert32 }
+    if eight_bytes { whole!(false, insert64) } else { whole!(false, insert32) }
 }
 
 /// Immediate of a carry instruction: 0 add, 1 subtract, 2 multiply-add low, 3 high, 4 high signed;
@@ -222,7 +222,7 @@ fn carry(registers: &mut Registers, op: &Op, mask: u32) {
 }
 
 pub(crate) fn carrying() -> Exec {
-    carry
+    whole!(false, carry)
 }
 
 /// The immediate of a comparison of packed halves: its index in `COMPARISONS`, bit 8 for bf16, bit 9
@@ -278,5 +278,5 @@ pub(crate) const COMPARISONS: [&str; 14] =
     ["eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"];
 
 pub(crate) fn comparing_pairs() -> Exec {
-    compare_pairs
+    whole!(false, compare_pairs)
 }

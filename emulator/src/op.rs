@@ -4,11 +4,14 @@ use crate::hopper::Action;
 use crate::registers::Registers;
 use crate::syntax::{Place, Space};
 
-/// Runs one arithmetic instruction on the lanes of a mask.
+/// Runs neighbouring arithmetic instructions that are all of this function, on the lanes of a mask:
+/// one call for several, which processors predict and prepare better than one for each.
 ///
-/// Unsafe to call because the function may be compiled for processor features; `lanes` only hands
-/// out those that the running processor has.
-pub(crate) type Exec = unsafe fn(&mut Registers, &Op, u32);
+/// Unsafe to call because the function may be compiled for processor features, and because it does
+/// not look whether the registers have the slots that the operation names. `lanes` only hands out
+/// functions that the running processor can run; `allocate` sees to it that a kernel has every slot
+/// that an operation of it names.
+pub(crate) type Exec = unsafe fn(&mut Registers, &[Op], u32);
 
 /// No guard predicate.
 pub(crate) const UNGUARDED: u16 = u16::MAX;
@@ -115,11 +118,13 @@ pub(crate) struct Op {
     /// How many operations from this one on are unwatched arithmetic, or shuffles that are nothing
     /// else once all 32 lanes have come: they need no dispatch.
     pub straight: u8,
+    /// How many of these `exec` may run at once: they have the same one, and no guard.
+    pub alike: u8,
     /// For a global load, the bytes per lane of the batch it belongs to.
     pub batch: u32,
 }
 
-pub(crate) fn nothing(_: &mut Registers, _: &Op, _: u32) {}
+pub(crate) fn nothing(_: &mut Registers, _: &[Op], _: u32) {}
 
 /// What is known of an instruction but not needed to run it.
 #[derive(Clone, Debug)]

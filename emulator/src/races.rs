@@ -336,15 +336,25 @@ impl Cells {
         let mut first: Option<(u32, Other)> = None;
         'lanes: while left != 0 {
             let lane = left.trailing_zeros() as usize;
-            left &= left - 1;
             let lanes = if together { FULL } else { 1 << lane };
             let start = offsets[lane] as usize;
+            // Neighbours that read one address do so together.
+            if !access.kind.writes() {
+                let twins = (lane + 1..32)
+                    .take_while(|&twin| left >> twin & 1 != 0 && offsets[twin] == offsets[lane])
+                    .fold(1 << lane, |lanes, twin| lanes | 1 << twin);
+                if twins != 1 << lane && self.all_at_once(start, width, twins, access, lists) {
+                    left &= !twins;
+                    continue;
+                }
+            }
+            left &= left - 1;
             let mut at = start;
             while at < start + width {
                 let page = self.page(at, width, lists);
                 let cell = (at % PAGE) >> page.shift;
                 let size = 1 << page.shift;
-                if !together && page.at_once(cell, lane, access) {
+                if !together && page.at_once(cell, lanes, access) {
                     at += size;
                     continue;
                 }
@@ -370,6 +380,27 @@ impl Cells {
             }
         }
         first.map_or(Ok(()), Err)
+    }
+
+    /// Lanes read the same bytes. Says whether all of it was recorded the quick way; if not, it may
+    /// be recorded again.
+    fn all_at_once(
+        &mut self,
+        start: usize,
+        width: usize,
+        lanes: u32,
+        access: &Access<'_>,
+        lists: &mut Lists,
+    ) -> bool {
+        let mut at = start;
+        while at < start + width {
+            let page = self.page(at, width, lists);
+            if !page.at_once((at % PAGE) >> page.shift, lanes, access) {
+                return false;
+            }
+            at += 1 << page.shift;
+        }
+        true
     }
 
     /// A whole warp together accesses one row of bytes.
@@ -455,6 +486,30 @@ impl Cells {
                 page.write[cell] = now;
             }
             at += 1 << page.shift;
+        }
+    }
+
+    /// The same for all lanes of a warp, which wrote `width` bytes each, one after the other.
+    #[inline(always)]
+    pub(crate) fn land_contiguous(&mut self, start: usize, width: usize, warp: u8, now: Epoch) {
+        let end = start + 32 * width;
+        let mut at = start;
+        while at < end {
+            let to = end.min((at / PAGE + 1) * PAGE);
+            if let Some(page) = self.pages[at / PAGE].as_mut() {
+                let per_lane = width >> page.shift;
+                if per_lane.is_power_of_two() && per_lane <= 4 {
+                    let skip = (at - start) >> page.shift;
+                    let lane = &LANE_OF[per_lane.trailing_zeros() as usize][skip..];
+                    let first = (at % PAGE) >> page.shift;
+                    page.land(first..first + ((to - at) >> page.shift), lane, warp, now);
+                } else {
+                    (at..to).step_by(width).for_each(|at| {
+                        self.land(at, width, (warp, (at - start) / width), now);
+                    });
+                }
+            }
+            at = to;
         }
     }
 

@@ -73,23 +73,50 @@ impl Registers {
         unsafe { &mut *self.slots.as_mut_ptr().add(slot).cast::<[W; 32]>() }
     }
 
+    /// `read` for an operation that is being run.
+    ///
+    /// # Safety
+    /// The slot is below the number that these registers were made with.
+    #[inline(always)]
+    pub(crate) unsafe fn operand<W: Word>(&self, slot: u16) -> &[W; 32] {
+        debug_assert!(slot as usize + 1 < self.slots.len());
+        // SAFETY: as in `read`; there is a slot to spare.
+        unsafe { &*self.slots.as_ptr().add(slot as usize).cast::<[W; 32]>() }
+    }
+
+    /// `put` for an operation that is being run.
+    ///
+    /// # Safety
+    /// As for `operand`.
+    #[inline(always)]
+    pub(crate) unsafe fn put_result<W: Word>(&mut self, slot: u16, values: &[W; 32], mask: u32) {
+        debug_assert!(slot as usize + 1 < self.slots.len());
+        // SAFETY: as in `write`; there is a slot to spare.
+        let target = unsafe { &mut *self.slots.as_mut_ptr().add(slot as usize).cast::<[W; 32]>() };
+        blend(target, values, mask);
+    }
+
     /// Writes the lanes of `mask`.
     #[inline(always)]
     pub(crate) fn put<W: Word>(&mut self, slot: u16, values: &[W; 32], mask: u32) {
-        let target = self.write::<W>(slot);
-        if mask == FULL {
-            *target = *values;
-        } else {
-            for lane in 0..32 {
-                target[lane] = W::blend(target[lane], values[lane], mask >> lane & 1 != 0);
-            }
-        }
+        blend(self.write::<W>(slot), values, mask);
     }
 
     #[inline(always)]
     pub(crate) fn put_predicate(&mut self, index: u16, value: u32, mask: u32) {
         let target = &mut self.predicates[index as usize];
         *target = (*target & !mask) | (value & mask);
+    }
+}
+
+#[inline(always)]
+fn blend<W: Word>(target: &mut [W; 32], values: &[W; 32], mask: u32) {
+    if mask == FULL {
+        *target = *values;
+    } else {
+        for lane in 0..32 {
+            target[lane] = W::blend(target[lane], values[lane], mask >> lane & 1 != 0);
+        }
     }
 }
 

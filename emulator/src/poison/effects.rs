@@ -147,9 +147,9 @@ fn moved(
         }
     }
     let on_scratch = Op { d: SCRATCH_D, s: SCRATCH_S, ..*op };
-    // SAFETY: as in `machine`, functions for a wide processor were chosen only where the running
-    // one is.
-    unsafe { (op.exec)(&mut poison.scratch, &on_scratch, mask) };
+    // SAFETY: functions for a wide processor were chosen only where the running one is, and there
+    // are `SCRATCH_SLOTS`.
+    unsafe { (op.exec)(&mut poison.scratch, &[on_scratch], mask) };
     let unknown = whole(&unknown);
     let result = |(&cell, slot): (&Option<usize>, u16)| match cell {
         Some(cell) if cells[cell].bits > u64::from(u32::MAX) => {

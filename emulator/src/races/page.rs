@@ -10,6 +10,7 @@ use super::{
 };
 use crate::order::Epoch;
 use crate::registers::FULL;
+use std::ops::Range;
 
 /// The cells of one page.
 #[derive(Clone, Debug)]
@@ -198,6 +199,17 @@ impl Page {
         }
     }
 
+    /// Asynchronous writes of the lanes of a warp land in neighbouring cells.
+    #[inline(always)]
+    pub(super) fn land(&mut self, cells: Range<usize>, lane: &[u32], warp: u8, now: Epoch) {
+        let own = u32::from(warp) << WARP_SHIFT;
+        let written = self.write[cells.clone()].iter_mut().zip(&self.writer[cells]);
+        for ((epoch, writer), lane) in written.zip(lane) {
+            let theirs = *epoch == IN_FLIGHT && writer & (WARP | LANE | AGENT) == own | lane;
+            *epoch = if theirs { now } else { *epoch };
+        }
+    }
+
     /// Adds a warp to those that have read a cell of shared memory since the last barrier. Says
     /// whether it may.
     fn join_readers(&mut self, cell: usize, access: &Access<'_>) -> bool {
@@ -221,19 +233,20 @@ impl Page {
         if tag & (LANE | WARPS) == SOME { self.lanes[cell] } else { lanes_of(tag) }
     }
 
-    /// One plain access of one lane, where the order of its block or warp decides. Says whether it
-    /// did, and was recorded.
+    /// One plain access of one lane, or a read of several, where the order of their block or warp
+    /// decides. Says whether it did, and was recorded.
     #[inline(always)]
-    pub(super) fn at_once(&mut self, cell: usize, lane: usize, access: &Access<'_>) -> bool {
+    pub(super) fn at_once(&mut self, cell: usize, lanes: u32, access: &Access<'_>) -> bool {
         let order = access.order;
-        let tag = access.tag() | lane as u32;
+        let one = lanes.is_power_of_two();
+        let tag = access.tag() | if one { lanes.trailing_zeros() } else { SOME };
         let before = |epoch: Epoch, theirs: u32, blocks: &[u32]| {
             let own = blocks.get(cell).is_none_or(|&block| block == order.block);
             let same = theirs ^ tag;
             epoch <= access.launch
                 || own
                     && (epoch <= order.block_floor
-                        || same & THREAD == 0 && epoch < LISTED
+                        || one && same & THREAD == 0 && epoch < LISTED
                         || same & SAME_WARP == 0 && epoch <= order.warp_floor)
         };
         if !access.kind.plain() || !before(self.write[cell], self.writer[cell], &self.write_block) {
@@ -254,10 +267,13 @@ impl Page {
         }
         let own = self.read_block.get(cell).is_none_or(|&block| block == order.block);
         if fine {
+            if !one {
+                self.lanes[cell] = lanes;
+            }
             self.reader[cell] = tag;
         } else if own && epoch == access.now && (theirs ^ tag) & SAME_WARP == 0 {
             // Several lanes read it between two synchronisations.
-            self.lanes[cell] = self.readers(cell) | 1 << lane;
+            self.lanes[cell] = self.readers(cell) | lanes;
             self.reader[cell] = tag & !LANE | SOME;
         } else if !self.join_readers(cell, access) {
             return false;

@@ -93,6 +93,36 @@ fn within_a_warp_bar_warp_sync_orders_and_shuffles_do_not() {
     assert_eq!((other.warp, finding.warp), (0, 0));
 }
 
+/// Lane 0 of each eight writes a word, all eight read it, and then one writes it again, of the same
+/// warp or the one `distance` threads on.
+fn eight_readers(before: &str, after: &str, distance: u32) -> String {
+    format!(
+        ".shared .align 4 .b8 s[64]; mov.u32 %r0, s; shr.u32 %r1, %t, 3; mad.lo.u32 %r2, %r1, 4, %r0;
+         and.b32 %r3, %t, 7; setp.eq.u32 %q0, %r3, 0; @%q0 st.shared.u32 [%r2], 0;
+         {before} ld.shared.u32 %r4, [%r2];
+         {after} setp.eq.u32 %q1, %r3, 5; xor.b32 %r5, %t, {distance}; shr.u32 %r5, %r5, 3;
+         mad.lo.u32 %r6, %r5, 4, %r0; @%q1 st.shared.u32 [%r6], %t;
+         mad.wide.u32 %l0, %t, 4, %p0; st.global.u32 [%l0], %r4; ret;"
+    )
+}
+
+#[test]
+fn lanes_that_read_one_address_together_are_all_remembered() {
+    let (warp, block) = ("bar.warp.sync -1;", "bar.sync 0;");
+    clean(&eight_readers(warp, warp, 0), 2, 64);
+    clean(&eight_readers(block, block, 32), 2, 64);
+    // What one of them wrote is not ordered before the others.
+    let finding = racy(Check::Race, &eight_readers("", warp, 0), 1, 64);
+    assert!(finding.instruction.starts_with("ld.shared"), "{finding}");
+    assert_eq!(finding.lanes[..7], [1, 2, 3, 4, 5, 6, 7], "all but the writer: {finding}");
+    // All but the writer itself read it, unordered, before the write.
+    let finding = racy(Check::Race, &eight_readers(warp, "", 0), 1, 64);
+    let other = finding.other.as_ref().expect("the readers");
+    assert_eq!((other.action.as_str(), other.lanes.len()), ("read", 8), "{finding}");
+    let finding = racy(Check::Race, &eight_readers(block, warp, 32), 1, 64);
+    assert_ne!(finding.other.as_ref().map(|other| other.warp), Some(finding.warp), "{finding}");
+}
+
 #[test]
 fn bytes_are_told_apart() {
     let halves = |size: u32| {
@@ -240,6 +270,29 @@ fn asynchronous_copies_are_ordered_from_issue_to_wait() {
     let one = body("cp.async.wait_group 0; bar.sync 0;", "")
         .replace("and.b32 %r3, %r5, 1", "mov.u32 %r3, 0");
     racy(Check::AsyncHazard, &one, 1, 64);
+}
+
+#[test]
+fn a_copy_lands_as_the_write_of_the_lane_that_waited() {
+    // Contiguous copies of every size that go over the end of a page of cells; lane t then reads what
+    // lane t ^ distance copied.
+    for (size, form) in [(4, "ca"), (8, "ca"), (16, "cg")] {
+        let body = |distance: u32, between: &str| {
+            format!(
+                ".shared .align 16 .b8 s[2048]; mov.u32 %r0, s; mad.lo.u32 %r1, %t, {size}, %r0;
+                 mad.wide.u32 %l0, %t, {size}, %p0; add.u32 %r2, %r1, 976;
+                 cp.async.{form}.shared.global [%r2], [%l0], {size}; cp.async.wait_all; {between}
+                 xor.b32 %r3, %t, {distance}; mad.lo.u32 %r3, %r3, {size}, %r0;
+                 ld.shared.u32 %r4, [%r3+976]; mad.wide.u32 %l1, %t, 4, %p0;
+                 st.global.u32 [%l1+1024], %r4; ret;"
+            )
+        };
+        clean(&body(0, ""), 1, 64);
+        clean(&body(1, "bar.warp.sync -1;"), 1, 64);
+        let finding = racy(Check::Race, &body(1, ""), 1, 64);
+        assert_eq!(finding.lanes.len(), 32, "{finding}");
+        clean(&body(32, "bar.sync 0;"), 1, 64);
+    }
 }
 
 #[test]
