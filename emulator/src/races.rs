@@ -288,9 +288,11 @@ impl Cells {
         lists: &mut Lists,
     ) -> bool {
         let end = start + 32 * width;
+        let blocks = self.blocks;
         if !access.order.uniform() || !start.is_multiple_of(width.min(4)) {
             return false;
         }
+        let mut joins = false;
         // Every page must agree before any is changed.
         for change in [false, true] {
             let mut at = start;
@@ -305,10 +307,16 @@ impl Cells {
                 let count = (to - at) >> page.shift;
                 let skip = (at - start) >> page.shift;
                 let lane = &LANE_OF[per_lane.trailing_zeros() as usize][skip..skip + count];
-                if change {
-                    page.record(first, lane, access);
-                } else if !page.agrees(first, lane, access) {
-                    return false;
+                match (change, joins) {
+                    (true, false) => page.record(first, lane, access),
+                    (true, true) => page.join(first, lane, access),
+                    (false, false) if page.agrees(first, lane, access) => {}
+                    _ => {
+                        joins = access.kind == Kind::Read && access.whole_barriers && !blocks;
+                        if !joins || !page.may_join(first, lane, access) {
+                            return false;
+                        }
+                    }
                 }
                 at = to;
             }

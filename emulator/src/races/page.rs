@@ -199,6 +199,48 @@ impl Page {
         }
     }
 
+    /// Whether each of some neighbouring cells of shared memory may be read after what was written,
+    /// beside what other warps have read since the last barrier.
+    #[inline(always)]
+    pub(super) fn may_join(&self, first: usize, lane: &[u32], access: &Access<'_>) -> bool {
+        let range = first..first + lane.len();
+        let (tag, order) = (access.tag(), access.order);
+        let floors = (access.launch, order.block_floor, order.warp_floor);
+        let (write, writer) = (&self.write[range.clone()], &self.writer[range.clone()]);
+        if !one_side(write, writer, None, lane, tag, order.block, floors) {
+            return false;
+        }
+        let (read, reader) = (&self.read[range.clone()], &self.reader[range]);
+        let mut bad = 0u32;
+        for cell in 0..lane.len() {
+            let (epoch, theirs) = (read[cell], reader[cell]);
+            let twin = (epoch == access.now) & ((theirs ^ tag) & SAME_WARP == 0);
+            let joins = (epoch < LISTED) & (theirs & (STRONG | AGENT) == 0) & !twin;
+            let ordered = in_order(epoch, theirs ^ tag, lane[cell], floors);
+            bad |= u32::from(!(ordered | joins));
+        }
+        bad == 0
+    }
+
+    /// Adds the reads of a warp to neighbouring cells that it may join.
+    #[inline(always)]
+    pub(super) fn join(&mut self, first: usize, lane: &[u32], access: &Access<'_>) {
+        let range = first..first + lane.len();
+        let (tag, order) = (access.tag(), access.order);
+        let floors = (access.launch, order.block_floor, order.warp_floor);
+        let (read, reader) = (&mut self.read[range.clone()], &mut self.reader[range.clone()]);
+        let lanes = &mut self.lanes[range];
+        for cell in 0..lane.len() {
+            let (epoch, theirs) = (read[cell], reader[cell]);
+            let ordered = in_order(epoch, theirs ^ tag, lane[cell], floors);
+            let one = 1 << ((theirs & WARP) >> WARP_SHIFT);
+            let before = if theirs & WARPS == 0 { one } else { lanes[cell] };
+            lanes[cell] = if ordered { lanes[cell] } else { before | 1 << order.warp };
+            reader[cell] = if ordered { tag | lane[cell] } else { tag | LANES | WARPS };
+            read[cell] = access.now;
+        }
+    }
+
     /// Asynchronous writes of the lanes of a warp land in neighbouring cells.
     #[inline(always)]
     pub(super) fn land(&mut self, cells: Range<usize>, lane: &[u32], warp: u8, now: Epoch) {
@@ -584,6 +626,20 @@ fn other(block: u32, tag: u32, lanes: u32, wrote: bool, epoch: Epoch) -> Other {
     }
 }
 
+/// Whether an access of this block is early enough, by the floors of launch, block and warp, or of the
+/// thread that makes one now. `same`: bits in which its tag differs from that of a lane 0.
+#[inline(always)]
+fn in_order(
+    epoch: Epoch,
+    same: u32,
+    lane: u32,
+    (_, block_floor, warp_floor): (Epoch, Epoch, Epoch),
+) -> bool {
+    (epoch <= block_floor)
+        | ((same ^ lane) & THREAD == 0) & (epoch < LISTED)
+        | (same & SAME_WARP == 0) & (epoch <= warp_floor)
+}
+
 /// Whether each of some cells was last touched early enough, or by the thread that touches it now.
 #[inline(always)]
 fn one_side(
@@ -593,16 +649,12 @@ fn one_side(
     lane: &[u32],
     tag: u32,
     block: u32,
-    (launch, block_floor, warp_floor): (Epoch, Epoch, Epoch),
+    floors: (Epoch, Epoch, Epoch),
 ) -> bool {
+    let launch = floors.0;
     let count = lane.len();
     let mut bad = 0u32;
-    let ordered = |cell: usize| {
-        let (epoch, before) = (epochs[cell], tags[cell] ^ tag);
-        (epoch <= block_floor)
-            | ((before ^ lane[cell]) & THREAD == 0) & (epoch < LISTED)
-            | (before & SAME_WARP == 0) & (epoch <= warp_floor)
-    };
+    let ordered = |cell: usize| in_order(epochs[cell], tags[cell] ^ tag, lane[cell], floors);
     match blocks {
         Some(blocks) if !blocks.is_empty() || count == 0 => {
             let blocks = &blocks[..count];

@@ -124,6 +124,30 @@ fn lanes_that_read_one_address_together_are_all_remembered() {
 }
 
 #[test]
+fn warps_that_read_the_same_row_are_all_remembered() {
+    // Warps read the same 32 words, lane by lane, and one of them writes them.
+    let body = |between: &str, writer: u32| {
+        format!(
+            ".shared .align 4 .b8 s[128]; mov.u32 %r0, s; and.b32 %r1, %t, 31; shr.u32 %r5, %t, 5;
+             mad.lo.u32 %r2, %r1, 4, %r0; setp.lt.u32 %q0, %t, 32; @%q0 st.shared.u32 [%r2], 0;
+             bar.sync 0; ld.shared.u32 %r4, [%r2]; {between} setp.eq.u32 %q1, %r5, {writer};
+             @%q1 st.shared.u32 [%r2], %t; mad.wide.u32 %l0, %t, 4, %p0; st.global.u32 [%l0], %r4;
+             ret;"
+        )
+    };
+    for (warps, writer) in [(2, 0), (2, 1), (4, 0), (4, 3)] {
+        clean(&body("bar.sync 0;", writer), 1, 32 * warps);
+        let finding = racy(Check::Race, &body("bar.warp.sync -1;", writer), 1, 32 * warps);
+        let other = finding.other.as_ref().expect("two parties");
+        assert!(finding.warp == writer || other.warp == writer, "{finding}");
+        assert_ne!(finding.warp, other.warp, "{finding}");
+    }
+    // Two rows, as far as the second warp goes, of which the end is read by one more.
+    let rows = body("bar.warp.sync -1;", 1).replace("and.b32 %r1, %t, 31", "min.u32 %r1, %t, 31");
+    racy(Check::Race, &rows, 1, 64);
+}
+
+#[test]
 fn bytes_are_told_apart() {
     let halves = |size: u32| {
         format!(
