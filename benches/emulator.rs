@@ -1,5 +1,6 @@
 //! Speed of the emulated device on the decode kernel, in thread instructions per second on one core,
-//! plain and with checks and counters, and the time of one property case from upload to verdict.
+//! plain and with checks and counters, the time of one property case from upload to verdict, and what
+//! `fuzz` does in a second on one core.
 //!
 //! `cargo bench --bench emulator`
 
@@ -14,7 +15,9 @@ use spanforge_spans::{Dtype, KvLayout, SpanSet};
 use spanforge_tuner::Workload;
 use spanforge_tuner::export::compile;
 use spanforge_tuner::workload::WorkloadRow;
-use spanforge_verify::check_problem;
+use spanforge_verify::case::{Trial, open_sharing};
+use spanforge_verify::check::check_recipe;
+use spanforge_verify::{check_problem, fuzz};
 use std::hint::black_box;
 
 /// Eight query heads over two KV heads, `tokens` tokens, head dimension 64.
@@ -98,9 +101,50 @@ fn property_case(c: &mut Criterion) {
     group.finish();
 }
 
+/// Most selected tokens of a fuzz case here, over its rows.
+const MOST_SELECTED: u64 = 256;
+
+/// As a worker of `fuzz` does: turns of eight cases of one kernel, loaded for each turn.
+fn fuzz_cases(c: &mut Criterion) {
+    let compiler = Compiler::new(&Settings::from_environment()).expect("NVRTC");
+    let name = "emulated:h200";
+    let more = [
+        "bf16-d128-g8-staged-t64-s2-w4-h4-v16-u2-qr-p0-b1-x1-m128-second",
+        "f16-d128-g4-direct-t32-s1-w4-h4-v16-u2-qs-p0-b1-x1-m64-last",
+    ];
+    let more = more.map(|id| ("", id.parse().expect("a kernel id")));
+    let selected =
+        |trial: &Trial| trial.problem.spans().expect("well formed").total_selected_tokens();
+    let turns: Vec<_> = (specs().into_iter().chain(more))
+        .map(|(_, spec)| {
+            let drawn = (0..).map(|number| fuzz::draw(7, true, &spec, number));
+            let trials: Vec<Trial> =
+                drawn.filter(|trial| selected(trial) <= MOST_SELECTED).take(8).collect();
+            (spec, compile(&compiler, &spec, "sm_90a").expect("compiles"), trials)
+        })
+        .collect();
+    let code = Default::default();
+    let mut group = c.benchmark_group("fuzz, cases of at most 256 selected tokens");
+    group.throughput(Throughput::Elements(turns.iter().map(|turn| turn.2.len() as u64).sum()));
+    group.bench_function("one core", |b| {
+        b.iter(|| {
+            for (spec, image, trials) in &turns {
+                let device = open_sharing(name, &trials[0], &code).expect("built in");
+                let kernel = trials[0].spec(spec);
+                let decoder = Decoder::load(device.as_ref(), image, kernel).expect("loads");
+                for trial in trials {
+                    let report = check_recipe(&decoder, &trial.problem).expect("checks");
+                    assert!(report.fault.is_none(), "{report:?}");
+                }
+            }
+        });
+    });
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20);
-    targets = throughput, property_case
+    targets = throughput, property_case, fuzz_cases
 }
 criterion_main!(benches);

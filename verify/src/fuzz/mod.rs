@@ -7,6 +7,7 @@ mod drive;
 mod protocol;
 mod worker;
 
+pub use draw::draw;
 pub use protocol::{Reply, Request};
 pub use worker::serve;
 
