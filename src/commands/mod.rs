@@ -1,6 +1,7 @@
 //! The verbs, one file each: arguments, what they resolve to, a call of the room that does the
 //! work, printing.
 
+mod calibrate;
 mod check;
 mod compile;
 mod configs;
@@ -51,6 +52,7 @@ pub enum Verb {
     Replay(replay::Arguments),
     Report(report::Arguments),
     Predict(predict::Arguments),
+    Calibrate(calibrate::Arguments),
     Convert(convert::Arguments),
     #[command(name = "worker")]
     Join(join::Arguments),
@@ -80,6 +82,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Configs(arguments) => configs::run(&arguments, out),
         Verb::Replay(arguments) => replay::run(&arguments, out),
         Verb::Predict(arguments) => predict::run(&arguments, out),
+        Verb::Calibrate(arguments) => calibrate::run(&arguments, out),
         Verb::Report(arguments) => report::run(&arguments, out),
         Verb::Convert(arguments) => convert::run(&arguments, out),
         Verb::Join(arguments) => join::run(&arguments, out),

@@ -7,6 +7,7 @@
 //! [`journal`] lets a run go on after whatever ended it.
 
 pub mod buckets;
+pub mod calibrate;
 pub mod choice;
 pub mod cluster;
 pub mod environment;
