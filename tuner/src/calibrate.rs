@@ -86,7 +86,7 @@ pub struct Fitted {
     pub before: f64,
     /// As fitted; the documented one where the times say too little.
     pub after: f64,
-    /// The factor within which the times determine it, the others given (one standard deviation).
+    /// The factor within which the times determine it (one standard deviation).
     pub within: f64,
     /// Whether it was fitted.
     pub fitted: bool,
@@ -205,9 +205,7 @@ fn determined(
     for size in [0.4, 0.1] {
         powers = objective.descend(powers, size)?;
     }
-    let widths: Vec<f64> = (0..powers.len())
-        .map(|index| objective.width(&powers, index))
-        .collect::<Result<_, CalibrateError>>()?;
+    let widths = objective.widths(&powers)?;
     for (power, width) in powers.iter_mut().zip(&widths) {
         if *width > DETERMINED {
             *power = 0.0;
@@ -265,19 +263,53 @@ impl Objective<'_> {
         Ok(run.state().get_best_param().cloned().unwrap_or(start))
     }
 
-    /// One standard deviation of a power, the others given, by the curvature at the optimum.
-    fn width(&self, powers: &[f64], index: usize) -> Result<f64, CalibrateError> {
+    /// Standard deviation of each power, whatever the others are: by the curvature at the optimum
+    /// (Laplace's approximation).
+    fn widths(&self, powers: &[f64]) -> Result<Vec<f64>, CalibrateError> {
+        let count = powers.len();
         let step = 0.05;
-        let moved = |by: f64| {
+        let moved = |by: [(usize, f64); 2]| {
             let mut powers = powers.to_vec();
-            powers[index] += by;
+            by.into_iter().for_each(|(index, by)| powers[index] += by);
             self.at(&powers)
         };
-        // A figure at the end of its range bends on one side only: the steeper one counts.
-        let here = self.at(powers)?;
-        let rise = f64::max(moved(step)? - here, moved(-step)? - here);
-        Ok(if rise > 0.0 { step / rise.sqrt() } else { DOUBT })
+        let mut curvature = vec![vec![0.0; count]; count];
+        for i in 0..count {
+            for j in 0..=i {
+                let corner = |x: f64, y: f64| moved([(i, x * step), (j, y * step)]);
+                let alike = corner(1.0, 1.0)? + corner(-1.0, -1.0)?;
+                let second = alike - corner(1.0, -1.0)? - corner(-1.0, 1.0)?;
+                let second = second / (4.0 * step * step);
+                (curvature[i][j], curvature[j][i]) = (second, second);
+            }
+        }
+        let variance =
+            |index: usize| inverse_diagonal(curvature.clone(), index).map(|column| 2.0 * column);
+        let width = |index| variance(index).filter(|v| *v > 0.0).map_or(DOUBT, f64::sqrt);
+        Ok((0..count).map(width).collect())
     }
+}
+
+/// Entry `index` of the diagonal of a matrix's inverse, by elimination; `None` where there is none.
+fn inverse_diagonal(mut matrix: Vec<Vec<f64>>, index: usize) -> Option<f64> {
+    let count = matrix.len();
+    let mut right: Vec<f64> = (0..count).map(|row| f64::from(u8::from(row == index))).collect();
+    for column in 0..count {
+        let pivot = (column..count)
+            .max_by(|&a, &b| matrix[a][column].abs().total_cmp(&matrix[b][column].abs()))?;
+        matrix.swap(column, pivot);
+        right.swap(column, pivot);
+        let lead = matrix[column].clone();
+        if lead[column].abs() < 1e-12 {
+            return None;
+        }
+        for row in (0..count).filter(|&row| row != column) {
+            let factor = matrix[row][column] / lead[column];
+            matrix[row].iter_mut().zip(&lead).for_each(|(entry, lead)| *entry -= factor * lead);
+            right[row] -= factor * right[column];
+        }
+    }
+    Some(right[index] / matrix[index][index])
 }
 
 impl CostFunction for Objective<'_> {
@@ -364,10 +396,9 @@ mod tests {
         out
     }
 
-    /// How far off a fitted figure may be: twice what it says of itself, which leaves out what the
-    /// others may make up for.
+    /// How far off a fitted figure may be: twice what it says of itself.
     fn tolerance(figure: &Fitted) -> f64 {
-        0.04 + 2.0 * figure.within.ln()
+        2.0 * figure.within.ln()
     }
 
     fn other(powers: [f64; 6]) -> Profile {
@@ -429,6 +460,17 @@ mod tests {
         observations[3].time_us = f64::NAN;
         let none = calibrate(&documented, &observations, "a test");
         assert!(matches!(none, Err(CalibrateError::Unusable(3))), "{none:?}");
+    }
+
+    #[test]
+    fn diagonals_of_inverses() {
+        // The inverse of [[2, 1], [1, 3]] is [[3, -1], [-1, 2]] / 5; rows may have to change places.
+        let matrix = vec![vec![2.0, 1.0], vec![1.0, 3.0]];
+        let diagonal =
+            [0, 1].map(|index| inverse_diagonal(matrix.clone(), index).expect("regular"));
+        assert!((diagonal[0] - 0.6).abs() < 1e-12 && (diagonal[1] - 0.4).abs() < 1e-12);
+        assert_eq!(inverse_diagonal(vec![vec![0.0, 1.0], vec![1.0, 0.0]], 0), Some(0.0));
+        assert_eq!(inverse_diagonal(vec![vec![1.0, 1.0], vec![1.0, 1.0]], 0), None);
     }
 
     #[test]

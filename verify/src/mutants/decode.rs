@@ -138,7 +138,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "__syncthreads();  // all queries are written before any lane reads them",
         "",
     )
-    .shows_at(&["const float* from = shared_query + h"]),
+    .shows_at(&["return *reinterpret_cast<const float4*>(from);"]),
     Mutant::new(
         "query-barrier-in-loop",
         Barrier,
