@@ -91,6 +91,12 @@ mod tests {
         assert_eq!(bucket(1, 1024, 64).distance(&bucket(8, 512, 64)), 4.0);
         assert_eq!(bucket(8, 512, 64).distance(&bucket(1, 1024, 64)), 4.0);
         assert_eq!(bucket(8, 512, 64).distance(&bucket(8, 512, 64)), 0.0);
+        // Of two that are as near the smaller, whatever their order.
+        let (few, many) = (bucket(2, 512, 64), bucket(8, 512, 64));
+        for known in [[few, many], [many, few]] {
+            assert_eq!(bucket(4, 512, 64).nearest(known), Some(few));
+        }
+        assert_eq!(few.nearest([]), None);
     }
 
     proptest! {
