@@ -273,16 +273,15 @@ impl Objective<'_> {
             by.into_iter().for_each(|(index, by)| powers[index] += by);
             self.at(&powers)
         };
-        let mut curvature = vec![vec![0.0; count]; count];
-        for i in 0..count {
-            for j in 0..=i {
-                let corner = |x: f64, y: f64| moved([(i, x * step), (j, y * step)]);
-                let alike = corner(1.0, 1.0)? + corner(-1.0, -1.0)?;
-                let second = alike - corner(1.0, -1.0)? - corner(-1.0, 1.0)?;
-                let second = second / (4.0 * step * step);
-                (curvature[i][j], curvature[j][i]) = (second, second);
-            }
-        }
+        let second = |i: usize, j: usize| {
+            let corner = |x: f64, y: f64| moved([(i, x * step), (j, y * step)]);
+            let alike = corner(1.0, 1.0)? + corner(-1.0, -1.0)?;
+            let second = alike - corner(1.0, -1.0)? - corner(-1.0, 1.0)?;
+            Ok(second / (4.0 * step * step))
+        };
+        let row = |i: usize| (0..count).map(|j| second(i, j)).collect();
+        let curvature: Vec<Vec<f64>> =
+            (0..count).map(row).collect::<Result<_, CalibrateError>>()?;
         let variance =
             |index: usize| inverse_diagonal(curvature.clone(), index).map(|column| 2.0 * column);
         let width = |index| variance(index).filter(|v| *v > 0.0).map_or(DOUBT, f64::sqrt);
