@@ -22,7 +22,7 @@ use std::ops::Range;
 mod page;
 
 pub(crate) use page::Lists;
-use page::{LANE_OF, Page};
+use page::Page;
 
 /// Bytes of memory that one page of cells covers.
 const PAGE: usize = 1024;
@@ -299,14 +299,9 @@ impl Cells {
             while at < end {
                 let to = end.min((at / PAGE + 1) * PAGE);
                 let page = self.page(at, width, lists);
-                let per_lane = width >> page.shift;
-                if !per_lane.is_power_of_two() || per_lane > 4 {
+                let Some((first, lane)) = page.cells_of(start, width, at..to) else {
                     return false;
-                }
-                let first = (at % PAGE) >> page.shift;
-                let count = (to - at) >> page.shift;
-                let skip = (at - start) >> page.shift;
-                let lane = &LANE_OF[per_lane.trailing_zeros() as usize][skip..skip + count];
+                };
                 match (change, joins) {
                     (true, false) => page.record(first, lane, access),
                     (true, true) => page.join(first, lane, access),
@@ -505,12 +500,8 @@ impl Cells {
         while at < end {
             let to = end.min((at / PAGE + 1) * PAGE);
             if let Some(page) = self.pages[at / PAGE].as_mut() {
-                let per_lane = width >> page.shift;
-                if per_lane.is_power_of_two() && per_lane <= 4 {
-                    let skip = (at - start) >> page.shift;
-                    let lane = &LANE_OF[per_lane.trailing_zeros() as usize][skip..];
-                    let first = (at % PAGE) >> page.shift;
-                    page.land(first..first + ((to - at) >> page.shift), lane, warp, now);
+                if let Some((first, lane)) = page.cells_of(start, width, at..to) {
+                    page.land(first, lane, warp, now);
                 } else {
                     (at..to).step_by(width).for_each(|at| {
                         self.land(at, width, (warp, (at - start) / width), now);

@@ -5,9 +5,8 @@ use crate::table::Table;
 use crate::{atomic_file, notice};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use fs_err as fs;
-use spanforge_device::{Basis, Compiler, EmulatedDevice, EmulatedOptions, median};
-use spanforge_emulator::profile::{self, Profile};
+use spanforge_device::{Basis, Compiler, EmulatedOptions, median};
+use spanforge_emulator::profile::Profile;
 use spanforge_tuner::calibrate::{Calibration, FEWEST, Observation, Quality, calibrate};
 use spanforge_tuner::evaluate::predict;
 use spanforge_tuner::journal::Kept;
@@ -54,11 +53,11 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
             arguments.journal.display()
         );
     }
-    let profile = match &arguments.profile {
-        Some(name) => named(name)?,
-        None => profile::find(&properties.name)
-            .context("the run's GPU has no profile to begin with: name one with --profile")?,
-    };
+    let name = arguments.profile.as_ref().unwrap_or(&properties.name);
+    let device =
+        spanforge_device::open_emulated(&format!("emulated:{name}"), EmulatedOptions::default())
+            .context("there is no profile to begin with: name one with --profile")?;
+    let profile = device.profile();
     let chosen = spread(&kept, arguments.configurations as usize);
     if chosen.len() < FEWEST {
         bail!(
@@ -68,7 +67,6 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
             chosen.len()
         );
     }
-    let device = EmulatedDevice::new(profile.clone(), EmulatedOptions::default());
     let compiler = Compiler::new(&notice::settings())?;
     let bar = notice::bar(chosen.len() as u64, "configurations counted");
     let mut observations = Vec::with_capacity(chosen.len());
@@ -82,7 +80,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     }
     bar.finish_and_clear();
     let origin = format!("{} on {}", kept.run.run, properties.name);
-    let mut calibration = calibrate(&profile, &observations, &origin)?;
+    let mut calibration = calibrate(profile, &observations, &origin)?;
     if let Some(output) = &arguments.output {
         calibration.profile.name = short_name(output, &profile.name);
         let mut text = serde_json::to_string_pretty(&calibration.profile)?;
@@ -93,24 +91,16 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         let mut value = serde_json::to_value(&calibration)?;
         value["run"] = kept.run.run.clone().into();
         value["device"] = properties.name.clone().into();
-        value["profile"] = profile.name.into();
+        value["profile"] = profile.name.clone().into();
         write_json(out, &value)?;
     } else {
-        print(&calibration, &profile, &origin, out)?;
+        print(&calibration, profile, &origin, out)?;
         match &arguments.output {
             Some(output) => writeln!(out, "\n{}", output.display())?,
             None => writeln!(out, "\nkeep the fitted profile with --output FILE.json")?,
         }
     }
     Ok(Outcome::Done)
-}
-
-fn named(name: &str) -> Result<Profile> {
-    if !name.ends_with(".json") {
-        return Ok(profile::find(name)?);
-    }
-    let text = fs::read_to_string(name).context("the profile cannot be read")?;
-    Ok(Profile::from_json(name, &text)?)
 }
 
 /// The name of a profile in a file: that of the file, or one that says what it came from.

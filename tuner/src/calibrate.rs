@@ -47,8 +47,8 @@ pub enum CalibrateError {
     #[error("{0} measured times are too few for a fit: {FEWEST} at least")]
     TooFew(usize),
     /// A time that is none, or launches that were not counted.
-    #[error("observation {0} has no positive time, or launches without their shape")]
-    Unusable(usize),
+    #[error("a measured time is not positive, or a launch was recorded without its shape")]
+    Unusable,
     /// The model has no time for a launch.
     #[error(transparent)]
     Cost(#[from] CostError),
@@ -133,7 +133,7 @@ fn scaled(base: &Profile, powers: &[f64]) -> Profile {
 /// [`CalibrateError::Cost`], and [`CalibrateError::Unusable`] for launches without their shape.
 pub fn predicted_us(profile: &Profile, observation: &Observation) -> Result<f64, CalibrateError> {
     observation.predictions.iter().try_fold(0.0, |sum, launch| {
-        let shape = launch.shape.ok_or(CalibrateError::Unusable(0))?;
+        let shape = launch.shape.ok_or(CalibrateError::Unusable)?;
         let bytes = launch.footprint_bytes;
         Ok(sum + estimate_with_footprint(profile, &shape, &launch.counters, bytes)?.time_us)
     })
@@ -152,11 +152,11 @@ pub fn calibrate(
     if observations.len() < FEWEST {
         return Err(CalibrateError::TooFew(observations.len()));
     }
-    for (index, observation) in observations.iter().enumerate() {
+    for observation in observations {
         let shaped = observation.predictions.iter().all(|launch| launch.shape.is_some());
         let time = observation.time_us;
         if !(time.is_finite() && time > 0.0 && shaped && !observation.predictions.is_empty()) {
-            return Err(CalibrateError::Unusable(index));
+            return Err(CalibrateError::Unusable);
         }
     }
     let all: Vec<&Observation> = observations.iter().collect();
@@ -458,7 +458,7 @@ mod tests {
         assert!(matches!(few, Err(CalibrateError::TooFew(_))), "{few:?}");
         observations[3].time_us = f64::NAN;
         let none = calibrate(&documented, &observations, "a test");
-        assert!(matches!(none, Err(CalibrateError::Unusable(3))), "{none:?}");
+        assert!(matches!(none, Err(CalibrateError::Unusable)), "{none:?}");
     }
 
     #[test]

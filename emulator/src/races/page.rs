@@ -134,7 +134,7 @@ impl Lists {
 }
 
 /// Lane of each cell of a warp's contiguous access, for 1, 2 and 4 cells a lane.
-pub(super) static LANE_OF: [[u32; 128]; 3] = {
+static LANE_OF: [[u32; 128]; 3] = {
     let mut out = [[0; 128]; 3];
     let mut shift = 0;
     while shift < 3 {
@@ -149,6 +149,25 @@ pub(super) static LANE_OF: [[u32; 128]; 3] = {
 };
 
 impl Page {
+    /// Of a warp's contiguous access, `width` bytes a lane from `start` on, the cells of a piece that
+    /// lies in this page: the first one, and the lane of each. `None` where lanes do not have 1, 2 or
+    /// 4 whole cells.
+    #[inline(always)]
+    pub(super) fn cells_of(
+        &self,
+        start: usize,
+        width: usize,
+        piece: Range<usize>,
+    ) -> Option<(usize, &'static [u32])> {
+        let per_lane = width >> self.shift;
+        if !per_lane.is_power_of_two() || per_lane > 4 {
+            return None;
+        }
+        let (skip, count) = ((piece.start - start) >> self.shift, piece.len() >> self.shift);
+        let lane = &LANE_OF[per_lane.trailing_zeros() as usize][skip..skip + count];
+        Some(((piece.start % PAGE) >> self.shift, lane))
+    }
+
     /// Whether an access to neighbouring cells is ordered after everything that they hold, by the
     /// block's or the warp's order or because the same threads did it.
     #[inline(always)]
@@ -243,8 +262,9 @@ impl Page {
 
     /// Asynchronous writes of the lanes of a warp land in neighbouring cells.
     #[inline(always)]
-    pub(super) fn land(&mut self, cells: Range<usize>, lane: &[u32], warp: u8, now: Epoch) {
+    pub(super) fn land(&mut self, first: usize, lane: &[u32], warp: u8, now: Epoch) {
         let own = u32::from(warp) << WARP_SHIFT;
+        let cells = first..first + lane.len();
         let written = self.write[cells.clone()].iter_mut().zip(&self.writer[cells]);
         for ((epoch, writer), lane) in written.zip(lane) {
             let theirs = *epoch == IN_FLIGHT && writer & (WARP | LANE | AGENT) == own | lane;
