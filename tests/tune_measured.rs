@@ -1,29 +1,35 @@
 //! A tuning run on a device that measures: the way of a run on a GPU, on a stand-in for one. It
 //! executes on the emulator, and its times are the cost model's with noise and a drift on them, which
 //! it calls measured. So what the tuner makes of noisy times can be held against the true ones.
+//! Two of them are two GPUs of one kind, of this machine or of a worker elsewhere.
 //!
 //! The test is its own worker, so it has no harness.
 
+mod nats;
 mod own_worker;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spanforge_device::{
-    Basis, Buffer, Compiler, Device, DeviceError, DeviceProperties, EmulatedOptions, Image, Launch,
-    LaunchReport, ModuleId, Settings, TimeOptions, Timing, open_emulated,
+    Basis, Buffer, Compiler, Conditions, Device, DeviceError, DeviceProperties, EmulatedOptions,
+    Image, Launch, LaunchReport, ModuleId, Settings, TimeOptions, Timing, open_emulated,
 };
+use spanforge_tuner::cluster::{Cluster, PATIENCE, Told, WorkerRequest, work as join};
 use spanforge_tuner::evaluate::{predict, serve};
 use spanforge_tuner::journal::Kept;
 use spanforge_tuner::measure::{BATCH, BEHIND, MOST, ROUNDS};
-use spanforge_tuner::record::{Candidate, Status};
+use spanforge_tuner::record::{Candidate, Finalist, Status, Study};
 use spanforge_tuner::tune::From;
 use spanforge_tuner::{CandidateLimits, Means, Request, tune};
 use std::collections::HashMap;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const DEVICE: &str = "emulated:h200";
+/// Another one of the same kind.
+const SECOND: &str = "emulated:h200,mma=ampere";
 const BUDGET: usize = 24;
 const WINDOW: usize = 6;
 
@@ -34,6 +40,8 @@ const DRIFT: f64 = 0.05;
 
 struct Noisy {
     inner: Box<dyn Device>,
+    /// Tells one from the other.
+    temperature_c: u32,
     properties: DeviceProperties,
     /// True times by module, and the samples so far.
     state: Mutex<(HashMap<ModuleId, f64>, u64, ChaCha8Rng)>,
@@ -48,7 +56,8 @@ fn open(name: &str) -> Result<Box<dyn Device>, DeviceError> {
         ..inner.properties().clone()
     };
     let state = Mutex::new((HashMap::new(), 0, ChaCha8Rng::seed_from_u64(7)));
-    Ok(Box::new(Noisy { inner, properties, state }))
+    let temperature_c = if name == SECOND { 60 } else { 50 };
+    Ok(Box::new(Noisy { inner, temperature_c, properties, state }))
 }
 
 impl Device for Noisy {
@@ -100,12 +109,31 @@ impl Device for Noisy {
             us * (1.0 + drift + NOISE * rng.random_range(0.0..1.0_f64).powi(4))
         };
         let samples_us = (0..options.samples).map(sample).collect();
-        Ok(Timing { basis: Basis::Measured, samples_us, predictions: Vec::new(), conditions: None })
+        let temperature_c = Some(self.temperature_c);
+        let conditions = Some(Conditions { temperature_c, ..Conditions::default() });
+        Ok(Timing { basis: Basis::Measured, samples_us, predictions: Vec::new(), conditions })
     }
 }
 
 fn main() {
-    own_worker::main(noisy_times_lead_to_a_winner_that_is_one, work);
+    own_worker::main(
+        || {
+            noisy_times_lead_to_a_winner_that_is_one();
+            a_worker_elsewhere_measures_the_finalists_of_a_study_in_turn();
+        },
+        work,
+    );
+}
+
+fn request(study: Study, here: &Path) -> Request {
+    Request {
+        from: From::Study(Box::new(study), here.to_owned()),
+        budget: Some(BUDGET),
+        time_limit: None,
+        limits: CandidateLimits::default(),
+        workers: 2,
+        output: here.join("artifacts"),
+    }
 }
 
 fn work() {
@@ -116,16 +144,9 @@ fn work() {
 
 fn noisy_times_lead_to_a_winner_that_is_one() {
     let here = tempfile::tempdir().expect("a folder");
-    let study = own_worker::study(1, 1, WINDOW);
+    let study = Study { also: vec![SECOND.to_owned()], ..own_worker::study(1, 1, WINDOW) };
     let workload = study.workload.clone();
-    let request = Request {
-        from: From::Study(Box::new(study), here.path().to_owned()),
-        budget: Some(BUDGET),
-        time_limit: None,
-        limits: CandidateLimits::default(),
-        workers: 2,
-        output: here.path().join("artifacts"),
-    };
+    let request = request(study, here.path());
     let compiler = Compiler::new(&Settings::from_environment()).expect("NVRTC");
     let means = Means {
         compiler: &compiler,
@@ -146,6 +167,16 @@ fn noisy_times_lead_to_a_winner_that_is_one() {
         assert!(candidate.compile_s > 0.0 && candidate.predictions.is_empty());
         assert!((BATCH as usize..=MOST).contains(&samples(candidate)), "{}", samples(candidate));
     }
+    // Both GPUs measured, and each said so.
+    let measured_on = |device: &str, temperature| {
+        let here = kept.candidates.values().filter(|c| c.device.as_deref() == Some(device));
+        let temperatures = here.map(|c| c.conditions.as_ref().and_then(|c| c.temperature_c));
+        let all: Vec<_> = temperatures.collect();
+        assert!(all.iter().all(|one| *one == Some(temperature)), "{device}: {all:?}");
+        all.len()
+    };
+    let (first, second) = (measured_on(DEVICE, 50), measured_on(SECOND, 60));
+    assert!(first > 3 && second > 3 && first + second == BUDGET, "{first} and {second}");
     let by_time =
         |a: &&Candidate, b: &&Candidate| a.time_us.partial_cmp(&b.time_us).expect("times");
     let best = kept.candidates.values().min_by(by_time).expect("candidates");
@@ -167,7 +198,9 @@ fn noisy_times_lead_to_a_winner_that_is_one() {
     let again = &kept.remeasured.finalists;
     let took_part = |index| kept.remeasured.samples_us(index).is_some();
     assert!(took_part(0) && took_part(best.index) && again.len() > 1);
-    assert!(again.iter().all(|finalist| finalist.samples_us.len() == ROUNDS * BATCH as usize));
+    assert_in_turn_on_the_first(again);
+    let judged = outcome.candidates.iter().find(|c| c.id == outcome.winner.id).expect("it");
+    assert_eq!(judged.conditions.as_ref().and_then(|c| c.temperature_c), Some(50));
     let winner = kept.candidates.values().find(|c| c.id == outcome.winner.id).expect("the winner");
     assert!(took_part(winner.index));
     assert_eq!(kept.winner.as_ref(), Some(&outcome.winner));
@@ -193,4 +226,72 @@ fn noisy_times_lead_to_a_winner_that_is_one() {
         again.len(),
         100.0 * lost
     );
+}
+
+/// Finalists were timed by one GPU, whichever of the two had measured them before.
+fn assert_in_turn_on_the_first(finalists: &[Finalist]) {
+    for Finalist { samples_us, conditions, .. } in finalists {
+        assert_eq!(samples_us.len(), ROUNDS * BATCH as usize);
+        assert_eq!(conditions.as_ref().and_then(|c| c.temperature_c), Some(50));
+    }
+}
+
+fn a_worker_elsewhere_measures_the_finalists_of_a_study_in_turn() {
+    let here = tempfile::tempdir().expect("a folder");
+    let mut servers = nats::Servers::start(3);
+    let addresses = servers.addresses();
+    let connect = || Cluster::connect(&addresses, PATIENCE).expect("servers");
+    let compiler = Compiler::new(&Settings::from_environment()).expect("NVRTC");
+    let stop = AtomicBool::new(false);
+    let again = AtomicUsize::new(0);
+    let told = |told: Told<'_>| {
+        if let Told::Again(count) = told {
+            again.fetch_add(count, Ordering::Relaxed);
+        }
+    };
+    let cluster = connect();
+    let request = request(own_worker::study(2, 1, WINDOW), here.path());
+    let means = Means {
+        compiler: &compiler,
+        open: &open,
+        cluster: Some(&cluster),
+        worker: &own_worker::worker,
+        stop: &AtomicBool::new(false),
+        progress: &|_| {},
+    };
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let cluster = connect();
+            let request = WorkerRequest {
+                device: Some(DEVICE.to_owned()),
+                workers: 2,
+                run: None,
+                idle: None,
+                compiler: &compiler,
+                open: &open,
+                process: &own_worker::worker,
+                stop: &stop,
+                progress: &told,
+            };
+            join(&cluster, &request).expect("the worker works")
+        });
+        let outcome = tune(&request, &means);
+        stop.store(true, Ordering::Relaxed);
+        outcome.expect("the run completes")
+    });
+    let kept = Kept::read(&outcome.journal).expect("a journal");
+    let finalists = &kept.remeasured.finalists;
+    assert!(finalists.len() > 1 && finalists.iter().any(|finalist| finalist.index == 0));
+    assert_eq!(again.load(Ordering::Relaxed), finalists.len());
+    assert_in_turn_on_the_first(finalists);
+
+    // A coordinator that has lost its journal finds all of it on the servers that are left, the
+    // finalists' times too.
+    servers.kill(0);
+    std::fs::remove_file(&outcome.journal).expect("a journal");
+    let resumed = Request { from: From::Journal(outcome.journal.clone()), budget: None, ..request };
+    let ended = tune(&resumed, &means).expect("everything is on the servers");
+    assert_eq!(ended.winner, outcome.winner);
+    assert_eq!(Kept::read(&ended.journal).expect("a journal").remeasured, kept.remeasured);
+    println!("{} finalists measured once more by a worker of a cluster", finalists.len());
 }

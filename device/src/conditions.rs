@@ -20,6 +20,18 @@ pub enum Throttle {
     PowerCap,
 }
 
+impl std::fmt::Display for Throttle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::HardwareSlowdown => "the hardware",
+            Self::HardwareThermal => "heat, by the hardware",
+            Self::PowerBrake => "the power supply",
+            Self::SoftwareThermal => "heat, by the driver",
+            Self::PowerCap => "the power limit",
+        })
+    }
+}
+
 /// What was seen of a GPU while the samples of a [`Timing`](crate::Timing) were taken, by NVML. What
 /// NVML does not tell of a GPU is `None`. All of it is of the samples that were kept.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

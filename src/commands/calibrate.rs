@@ -8,9 +8,10 @@ use clap::Args;
 use spanforge_device::{Basis, Compiler, EmulatedOptions, median};
 use spanforge_emulator::profile::Profile;
 use spanforge_tuner::calibrate::{Calibration, FEWEST, Observation, Quality, calibrate};
+use spanforge_tuner::choice::ranked;
 use spanforge_tuner::evaluate::predict;
 use spanforge_tuner::journal::Kept;
-use spanforge_tuner::record::{Candidate, Status};
+use spanforge_tuner::record::Candidate;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -58,7 +59,9 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         spanforge_device::open_emulated(&format!("emulated:{name}"), EmulatedOptions::default())
             .context("there is no profile to begin with: name one with --profile")?;
     let profile = device.profile();
-    let chosen = spread(&kept, arguments.configurations as usize);
+    let candidates: Vec<Candidate> = kept.candidates.values().cloned().collect();
+    let by_time: Vec<&Candidate> = ranked(&candidates).into_iter().map(|timed| timed.0).collect();
+    let chosen = spread(&by_time, arguments.configurations as usize);
     if chosen.len() < FEWEST {
         bail!(
             "{} has {} configurations that were timed, and a fit needs {FEWEST}: resume it with a \
@@ -70,12 +73,19 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let compiler = Compiler::new(&notice::settings())?;
     let bar = notice::bar(chosen.len() as u64, "configurations counted");
     let mut observations = Vec::with_capacity(chosen.len());
-    for (candidate, time_us) in &chosen {
-        let study = &kept.study;
-        let predicted = predict(&device, &compiler, &study.workload, candidate.spec, study.seed)
-            .with_context(|| format!("{} cannot be counted", candidate.id))?;
-        let predictions = predicted.predictions;
-        observations.push(Observation { time_us: *time_us, predictions });
+    let study = &kept.study;
+    for (configuration, candidate) in chosen.into_iter().enumerate() {
+        for (batch, workload) in study.batches().enumerate() {
+            let time_us = match candidate.by_batch.get(batch) {
+                Some(timed) => median(&timed.samples_us),
+                None => candidate.time_us,
+            };
+            let Some(time_us) = time_us else { continue };
+            let predicted = predict(&device, &compiler, workload, candidate.spec, study.seed)
+                .with_context(|| format!("{} cannot be counted", candidate.id))?;
+            let predictions = predicted.predictions;
+            observations.push(Observation { configuration, batch, time_us, predictions });
+        }
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -109,19 +119,12 @@ fn short_name(output: &Path, base: &str) -> String {
     stem.map_or_else(|| format!("{base}-calibrated"), str::to_owned)
 }
 
-/// Configurations that were timed, with their times on the first batch, at even distances by time.
-fn spread(kept: &Kept, most: usize) -> Vec<(&Candidate, f64)> {
-    let time = |candidate: &Candidate| match candidate.by_batch.first() {
-        Some(first) => median(&first.samples_us),
-        None => candidate.time_us,
-    };
-    let timed = kept.candidates.values().filter(|c| c.status == Status::Correct);
-    let mut timed: Vec<_> = timed.filter_map(|c| Some((c, time(c)?))).collect();
-    timed.sort_by(|a, b| a.1.total_cmp(&b.1).then_with(|| a.0.id.cmp(&b.0.id)));
-    if timed.len() <= most {
-        return timed;
+/// At most so many of some configurations, at even distances.
+fn spread<'c>(configurations: &[&'c Candidate], most: usize) -> Vec<&'c Candidate> {
+    match configurations.len() {
+        few if few <= most => configurations.to_vec(),
+        many => (0..most).map(|at| configurations[at * (many - 1) / (most - 1)]).collect(),
     }
-    (0..most).map(|index| timed[index * (timed.len() - 1) / (most - 1)]).collect()
 }
 
 fn print(

@@ -1,5 +1,6 @@
 //! `worker`: evaluates candidates of studies that coordinators elsewhere run.
 
+use super::device_choice::DeviceList;
 use super::{Outcome, worker};
 use crate::notice;
 use anyhow::{Context, Result, anyhow, bail};
@@ -25,8 +26,8 @@ pub struct Arguments {
     #[arg(long, value_name = "SERVERS")]
     study: String,
     /// Devices to evaluate on [default: every GPU; where there is none, the emulated one of the study]
-    #[arg(long, value_name = "DEVICE", value_delimiter = ',')]
-    device: Vec<String>,
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceList>,
     /// Candidates at a time on each device; for a GPU processes that compile [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: Option<u16>,
@@ -58,11 +59,15 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
             };
             notice::say(format_args!("{} {}: {became}", candidate.index, candidate.id));
         }
+        Told::Again(0) => {
+            notice::say(format_args!("the finalists cannot be measured once more here"))
+        }
+        Told::Again(count) => notice::say(format_args!("{count} finalists measured once more")),
         Told::Ended(run) => notice::say(format_args!("{} has ended", run.run)),
     };
-    let mut devices: Vec<Option<String>> = match arguments.device.as_slice() {
-        [] => spanforge_device::gpu_specs().map(Some).collect(),
-        named => named.iter().cloned().map(Some).collect(),
+    let mut devices: Vec<Option<String>> = match &arguments.device {
+        None => spanforge_device::gpu_specs().map(Some).collect(),
+        Some(DeviceList(named)) => named.iter().cloned().map(Some).collect(),
     };
     if devices.is_empty() {
         devices.push(None);
@@ -77,6 +82,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
             run: arguments.run.clone(),
             idle: arguments.idle.map(Duration::from_secs),
             compiler: &compiler,
+            open: &spanforge_device::open,
             process: &process,
             stop: &stop,
             progress: &progress,

@@ -1,6 +1,7 @@
 //! `tune`: the main job. Searches configurations for a workload, prints what was found, and leaves
 //! an artifact whose path is the last line of standard output.
 
+use super::device_choice::DeviceList;
 use super::workload_choice::WorkloadArguments;
 use super::{Outcome, worker, write_json};
 use crate::notice;
@@ -32,7 +33,8 @@ use std::time::Duration;
 #[command(after_help = "Examples:\n  \
     spanforge tune\n  \
     spanforge tune --workload da-gemma4 --arch sm_90a,sm_80 --budget 100\n  \
-    spanforge tune --workload da-gemma4 --batch 1,8,64 --draws 2\n  \
+    spanforge tune --workload da-gemma4 --batch 1,4,16,64 --draws 2\n  \
+    spanforge tune --workload ssas-llama2 --batch 32 --device cuda:0,cuda:1\n  \
     spanforge tune --workload my-trace.jsonl --device emulated:a100\n  \
     spanforge tune --device cuda:0 --guide results/tune/da-qwen3.6-emulated-h200-1790000000-0.jsonl\n  \
     spanforge tune --workload ssas-llama2 --dtype f16 --query-heads 32 --kv-heads 8 --head-dim 128\n  \
@@ -41,9 +43,10 @@ use std::time::Duration;
 pub struct Arguments {
     #[command(flatten)]
     workload: WorkloadArguments,
-    /// Device to tune on [default: cuda:0 where there is one, else emulated:h200]
+    /// Device to tune on; of several GPUs of one kind, with commas between them, each measures candidates
+    /// and the first the finalists [default: every GPU of the kind of cuda:0, else emulated:h200]
     #[arg(long, value_name = "DEVICE")]
-    device: Option<String>,
+    device: Option<DeviceList>,
     /// Architectures to export machine code for [default: the device's]
     #[arg(long, value_name = "ARCH", value_delimiter = ',')]
     arch: Vec<String>,
@@ -201,14 +204,23 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
 fn study(arguments: &Arguments) -> Result<Study> {
     let mut workloads = arguments.workload.workloads(arguments.seed, arguments.draws)?.into_iter();
     let workload = workloads.next().context("--batch names no batch")?;
-    let device = match &arguments.device {
-        Some(device) => device.clone(),
+    let mut devices = match &arguments.device {
+        Some(DeviceList(named)) => named.clone(),
         None => {
-            let device = spanforge_device::default_spec().to_owned();
-            notice::say(format_args!("device: {device} (choose another with --device)"));
-            device
+            let mut found = vec![spanforge_device::default_spec().to_owned()];
+            // Workers elsewhere have devices of their own.
+            if arguments.study.is_none() {
+                found.extend(alike(&found[0]));
+            }
+            notice::say(format_args!(
+                "device: {} (choose another with --device)",
+                found.join(", ")
+            ));
+            found
         }
-    };
+    }
+    .into_iter();
+    let device = devices.next().context("--device names no device")?;
     let (strategy, guide) = match &arguments.guide {
         Some(journal) => ("guided".to_owned(), guide(journal, &workload)?),
         None if arguments.strategy == "guided" => {
@@ -222,6 +234,7 @@ fn study(arguments: &Arguments) -> Result<Study> {
         workload,
         others: workloads.collect(),
         device,
+        also: devices.collect(),
         architectures: arguments.arch.clone(),
         strategy,
         guide,
@@ -229,6 +242,29 @@ fn study(arguments: &Arguments) -> Result<Study> {
         cases: arguments.cases as usize,
         window: arguments.window as usize,
     })
+}
+
+/// The other GPUs of this machine that are of the kind of `first`. One that cannot be opened is left out.
+fn alike(first: &str) -> Vec<String> {
+    let others = spanforge_device::gpu_specs().filter(|spec| spec != first);
+    let others: Vec<String> = others.collect();
+    // A machine with one GPU, or none, has nothing to compare.
+    let kind = match others.as_slice() {
+        [] => return others,
+        _ => spanforge_device::open(first).map(|device| device.properties().clone()),
+    };
+    let Ok(kind) = kind else { return Vec::new() };
+    let is_alike = |spec: &String| {
+        spanforge_device::open(spec).is_ok_and(|device| *device.properties() == kind)
+    };
+    let (alike, left): (Vec<_>, Vec<_>) = others.into_iter().partition(is_alike);
+    if !left.is_empty() {
+        notice::say(format_args!(
+            "not used, being of another kind or not to be opened: {}",
+            left.join(", ")
+        ));
+    }
+    alike
 }
 
 /// The most that a study keeps of the run that guides it.
@@ -260,7 +296,14 @@ impl Shown {
     fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Started(run) => {
-                notice::say(format_args!("workload: {}: {}", run.workload, run.problem));
+                let problem = match run.batches.len() {
+                    0 => run.problem.clone(),
+                    count => format!("{count} batches"),
+                };
+                notice::say(format_args!("workload: {}: {problem}", run.workload));
+                for batch in &run.batches {
+                    notice::say(format_args!("  {}", batch.problem));
+                }
                 notice::say(format_args!(
                     "space: {} valid configurations, {} to evaluate by {} search, seed {}",
                     grouped(run.valid_configurations),

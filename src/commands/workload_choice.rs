@@ -5,6 +5,12 @@ use clap::Args;
 use spanforge_spans::{Dtype, KvLayout};
 use spanforge_tuner::Workload;
 
+/// Rows of the one batch that most verbs take.
+const BATCH: u32 = 16;
+
+/// Rows of the batches that a kernel is tuned for: a single user, a few, and a full server.
+const BATCHES: [u32; 3] = [1, 8, 64];
+
 /// A workload, or its spans on another model's attention.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model and cache (default: the workload's own)")]
@@ -12,8 +18,9 @@ pub struct WorkloadArguments {
     /// da-gemma4, da-qwen3.6, ssas-llama2, or a trace file
     #[arg(long, value_name = "WORKLOAD", default_value = "da-qwen3.6", help_heading = "Options")]
     workload: String,
-    /// Rows of the batch; for tuning, of several batches, with commas between them
-    #[arg(long, value_name = "N", default_value = "16", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=4096))]
+    /// Rows of the batch; for tuning, of several batches, with commas between them [default: 16; for
+    /// tuning 1,8,64]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: Vec<u32>,
     /// Element type: f16 or bf16
     #[arg(long, value_name = "TYPE")]
@@ -38,29 +45,29 @@ pub struct WorkloadArguments {
 impl WorkloadArguments {
     /// The workload with a batch drawn by `seed`.
     pub fn workload(&self, seed: u64) -> Result<Workload> {
-        match self.workloads(seed, 1)?.as_slice() {
-            [one] => Ok(one.clone()),
-            several => bail!("--batch gives {} batches, and one is taken here", several.len()),
+        match self.batch[..] {
+            [] => self.drawn(BATCH, seed),
+            [rows] => self.drawn(rows, seed),
+            _ => bail!("--batch gives {} batches, and one is taken here", self.batch.len()),
         }
     }
 
     /// The workload with `draws` batches of each size, drawn by the seeds from `seed` on.
     pub fn workloads(&self, seed: u64, draws: u32) -> Result<Vec<Workload>> {
-        let mut out = Vec::new();
-        for &rows in &self.batch {
-            for draw in 0..draws {
-                let seed = seed.wrapping_add(draw.into());
-                let mut workload = Workload::named(&self.workload, rows as usize, seed)?;
-                let a = &mut workload.attention;
-                a.dtype = self.dtype.unwrap_or(a.dtype);
-                a.head_dim = self.head_dim.unwrap_or(a.head_dim);
-                a.query_heads = self.query_heads.unwrap_or(a.query_heads);
-                a.kv_heads = self.kv_heads.unwrap_or(a.kv_heads);
-                a.page_size = self.page_size.unwrap_or(a.page_size);
-                a.layout = self.layout.unwrap_or(a.layout);
-                out.push(workload);
-            }
-        }
-        Ok(out)
+        let batches = if self.batch.is_empty() { &BATCHES[..] } else { &self.batch };
+        let each = batches.iter().flat_map(|rows| (0..draws).map(move |draw| (*rows, draw)));
+        each.map(|(rows, draw)| self.drawn(rows, seed.wrapping_add(draw.into()))).collect()
+    }
+
+    fn drawn(&self, rows: u32, seed: u64) -> Result<Workload> {
+        let mut workload = Workload::named(&self.workload, rows as usize, seed)?;
+        let a = &mut workload.attention;
+        a.dtype = self.dtype.unwrap_or(a.dtype);
+        a.head_dim = self.head_dim.unwrap_or(a.head_dim);
+        a.query_heads = self.query_heads.unwrap_or(a.query_heads);
+        a.kv_heads = self.kv_heads.unwrap_or(a.kv_heads);
+        a.page_size = self.page_size.unwrap_or(a.page_size);
+        a.layout = self.layout.unwrap_or(a.layout);
+        Ok(workload)
     }
 }

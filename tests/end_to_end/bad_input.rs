@@ -80,6 +80,20 @@ fn unknown_devices_are_named_with_the_known_ones() {
     }
 }
 
+/// Several devices share measuring where they are GPUs of one kind, and nothing else.
+#[test]
+fn devices_that_cannot_measure_together_are_named() {
+    let here = folder();
+    let several =
+        |devices| spanforge(here.path(), ["tune", "--batch=1", "--device", devices]).expect(2);
+    several("emulated:h200,emulated:a100")
+        .says("emulated:a100 cannot measure as well")
+        .says("predicted");
+    several("emulated:h200,").says("cannot measure as well");
+    several(",").says("cuda:<n>");
+    assert!(names(here.path()).is_empty());
+}
+
 #[test]
 fn a_gpu_without_a_driver_is_an_error_not_a_crash() {
     if spanforge_device::cuda::device_count().is_ok() {

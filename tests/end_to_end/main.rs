@@ -20,6 +20,9 @@ mod tune_resume;
 mod verbs;
 mod workers;
 
+#[path = "../nats/mod.rs"]
+mod nats;
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -189,3 +189,48 @@ fn the_page_fits_a_laptop_a_telephone_and_paper() {
     let pages = pdf.matches("/Type /Page\n").count();
     assert!((2..=6).contains(&pages), "{pages} pages");
 }
+
+/// Of a run on a GPU: what it was like, of the samples that decided. The GPU is a stand-in, which says
+/// so: a predicted journal, relabelled.
+#[test]
+fn what_the_gpu_was_like_is_shown_of_the_samples_that_decided() {
+    let (here, journal) = tuned();
+    let conditions = |low: u32, throttled: &[&str]| {
+        serde_json::json!({
+            "sm_mhz": [low, 1980], "memory_mhz": [3201, 3201], "temperature_c": 41,
+            "throttled": throttled, "joules_per_sample": 0.0125, "repeated_samples": 30,
+        })
+    };
+    rewrite(&journal, |record| {
+        if record["record"] == "run" {
+            record["properties"]["basis"] = "measured".into();
+        }
+        if record["record"] == "candidate" {
+            record["basis"] = "measured".into();
+            record["device"] = "cuda:1".into();
+            record["conditions"] = conditions(1755, &[]);
+            record["samples_us"] =
+                [0.99, 1.0, 1.01].map(|f| record["time_us"].as_f64().unwrap() * f).to_vec().into();
+        }
+    });
+    let page = || {
+        let ran = spanforge(here.path(), ["report"]).expect(0);
+        fs::read_to_string(here.path().join(ran.out.trim())).unwrap()
+    };
+    let before = page();
+    for text in ["cuda:1", "1755 to 1980", ">3201<", ">41<", "nothing", ">30<", "12.50"] {
+        assert!(before.contains(text), "no {text:?}");
+    }
+    assert!(!before.contains("the power limit"));
+    let finalist = |index: usize| {
+        let throttled = conditions(1410, &["power-cap"]);
+        serde_json::json!({"index": index, "samples_us": [30.0, 30.1, 30.2], "conditions": throttled})
+    };
+    let again =
+        serde_json::json!({"record": "remeasured", "finalists": [finalist(0), finalist(1)]});
+    let mut text = fs::read_to_string(&journal).unwrap();
+    text += &format!("{again}\n");
+    fs::write(&journal, text).unwrap();
+    let after = page();
+    assert!(after.contains("1410 to 1980") && after.contains("the power limit"));
+}

@@ -37,6 +37,7 @@ pub fn study(seed: u64, cases: usize, window: usize) -> Study {
         workload,
         others: Vec::new(),
         device: "emulated:h200".to_owned(),
+        also: Vec::new(),
         architectures: Vec::new(),
         strategy: "random".to_owned(),
         seed,

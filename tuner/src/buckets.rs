@@ -65,7 +65,7 @@ fn on(candidates: &[Candidate], places: &[usize]) -> Vec<Candidate> {
 fn again_on(remeasured: &Remeasured, places: &[usize]) -> Remeasured {
     let of = |finalist: &Finalist| {
         let timed = places.iter().filter_map(|place| finalist.by_batch.get(*place));
-        let timed: Vec<&[f64]> = timed.map(Vec::as_slice).collect();
+        let timed: Vec<&[f64]> = timed.map(|timed| timed.samples_us.as_slice()).collect();
         Finalist { samples_us: together(&timed), by_batch: Vec::new(), ..finalist.clone() }
     };
     Remeasured { finalists: remeasured.finalists.iter().map(of).collect() }
@@ -149,14 +149,15 @@ pub fn in_buckets(
     winners.iter().filter_map(of).collect()
 }
 
-/// One time for all batches: the candidate's own where there is only one.
-pub(crate) fn summarise(candidate: &mut Candidate, timed: Vec<Timed>) {
-    let samples: Vec<&[f64]> = timed.iter().map(|timed| timed.samples_us.as_slice()).collect();
-    candidate.samples_us = together(&samples);
-    candidate.time_us = median(&candidate.samples_us);
-    match <[Timed; 1]>::try_from(timed) {
-        Ok([one]) => candidate.conditions = one.conditions,
-        Err(several) => candidate.by_batch = several,
+/// What was timed on all batches as one, and by batch where there are several, of which no conditions
+/// are those of all.
+pub(crate) fn summarised(by_batch: Vec<Timed>) -> (Timed, Vec<Timed>) {
+    match <[Timed; 1]>::try_from(by_batch) {
+        Ok([one]) => (one, Vec::new()),
+        Err(several) => {
+            let samples: Vec<&[f64]> = several.iter().map(|t| t.samples_us.as_slice()).collect();
+            (Timed { samples_us: together(&samples), conditions: None }, several)
+        }
     }
 }
 
@@ -172,10 +173,10 @@ mod tests {
 
     /// A candidate with these predicted times, by batch.
     fn candidate(index: usize, us: &[f64]) -> Candidate {
-        let mut candidate = predicted(index, 0.0, 0);
         let timed = |us: &f64| Timed { samples_us: vec![*us], conditions: None };
-        summarise(&mut candidate, us.iter().map(timed).collect());
-        candidate
+        let (all, by_batch) = summarised(us.iter().map(timed).collect());
+        let time_us = median(&all.samples_us);
+        Candidate { samples_us: all.samples_us, time_us, by_batch, ..predicted(index, 0.0, 0) }
     }
 
     fn chosen(batches: &[Batch], candidates: &[Candidate]) -> Winner {
@@ -261,7 +262,8 @@ mod tests {
         let again = |index, us: [f64; 2]| Finalist {
             index,
             samples_us: together(&[&us[..1], &us[1..]]),
-            by_batch: us.map(|us| vec![us]).to_vec(),
+            conditions: None,
+            by_batch: us.map(|us| Timed { samples_us: vec![us], conditions: None }).to_vec(),
         };
         // The third, which was the fastest, is no finalist.
         let remeasured = Remeasured { finalists: vec![again(0, [2.0, 5.0]), again(1, [4.0, 3.0])] };

@@ -9,9 +9,9 @@ use argmin::core::{CostFunction, Error, Executor, State};
 use argmin::solver::neldermead::NelderMead;
 use serde::Serialize;
 use spanforge_device::Prediction;
-
 use spanforge_emulator::cost::{CostError, estimate_with_footprint};
 use spanforge_emulator::profile::{Figure, Profile};
+use std::collections::BTreeMap;
 
 /// How far the model is off with the right figures, as a natural logarithm. Chosen.
 pub const MODEL_ERROR: f64 = 0.1;
@@ -31,9 +31,13 @@ const FOLDS: usize = 5;
 /// Fewer times than this would be fitted by anything.
 pub const FEWEST: usize = 15;
 
-/// One configuration that was measured, and what the model sees of it.
+/// One configuration that was measured on one batch, and what the model sees of it.
 #[derive(Clone, Debug)]
 pub struct Observation {
+    /// Number of the configuration: what was measured of one is held out together.
+    pub configuration: usize,
+    /// Number of the batch: configurations are ranked within one.
+    pub batch: usize,
     /// Measured microseconds.
     pub time_us: f64,
     /// Its launches, counted on an emulated device.
@@ -95,7 +99,8 @@ pub struct Fitted {
 /// How well predictions agree with what was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Quality {
-    /// Spearman's rank correlation; `None` where all times are alike.
+    /// Spearman's rank correlation of the configurations, the mean over the batches; `None` where all
+    /// times on one are alike.
     pub rank_correlation: Option<f64>,
     /// Median of how far the larger of predicted and measured is above the smaller: 0.1 is 10 %.
     pub median_error: f64,
@@ -165,16 +170,16 @@ pub fn calibrate(
     let mut held_out = Vec::new();
     for fold in 0..FOLDS {
         let of = |inside: bool| {
-            let apart = observations.iter().enumerate();
-            apart.filter(move |(index, _)| (index % FOLDS == fold) == inside).map(|(_, o)| o)
+            let is_in = move |o: &&Observation| (o.configuration % FOLDS == fold) == inside;
+            observations.iter().filter(is_in)
         };
         let (fit, _) = determined(profile, &of(false).collect::<Vec<_>>())?;
         for observation in of(true) {
-            held_out.push((predicted_us(&fit, observation)?, observation.time_us));
+            held_out.push((predicted_us(&fit, observation)?, observation));
         }
     }
     let against = |profile: &Profile| -> Result<Quality, CalibrateError> {
-        let pairs = all.iter().map(|o| Ok((predicted_us(profile, o)?, o.time_us)));
+        let pairs = all.iter().map(|o| Ok((predicted_us(profile, o)?, *o)));
         Ok(quality(&pairs.collect::<Result<Vec<_>, CalibrateError>>()?))
     };
     let (before, after) = (against(profile)?, against(&fit)?);
@@ -320,13 +325,26 @@ impl CostFunction for Objective<'_> {
     }
 }
 
-/// Quality of pairs of predicted and measured times.
-fn quality(pairs: &[(f64, f64)]) -> Quality {
-    let (predicted, measured): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
-    let mut errors: Vec<f64> = pairs.iter().map(|(p, m)| f64::max(p / m, m / p) - 1.0).collect();
+/// Quality of predictions in microseconds of what was measured.
+fn quality(predictions: &[(f64, &Observation)]) -> Quality {
+    let mut by_batch: BTreeMap<usize, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    let mut errors = Vec::with_capacity(predictions.len());
+    for (predicted, Observation { batch, time_us, .. }) in predictions {
+        let (predictions, times) = by_batch.entry(*batch).or_default();
+        predictions.push(*predicted);
+        times.push(*time_us);
+        errors.push(f64::max(predicted / time_us, time_us / predicted) - 1.0);
+    }
     errors.sort_by(f64::total_cmp);
+    // Over all batches at once, that a large one takes longer than a small one would count.
+    let correlations: Option<Vec<f64>> = by_batch
+        .values()
+        .map(|(predicted, measured)| rank_correlation(predicted, measured))
+        .collect();
     Quality {
-        rank_correlation: rank_correlation(&predicted, &measured),
+        rank_correlation: correlations
+            .filter(|all| !all.is_empty())
+            .map(|all| all.iter().sum::<f64>() / all.len() as f64),
         median_error: errors.get(errors.len() / 2).copied().unwrap_or(0.0),
     }
 }
@@ -360,6 +378,7 @@ fn ranks(values: &[f64]) -> Vec<f64> {
 mod tests {
     use super::*;
     use crate::journal::Kept;
+    use crate::record::Candidate;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
     use spanforge_emulator::profile;
@@ -376,13 +395,14 @@ mod tests {
         paths.sort();
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let mut out = Vec::new();
-        for path in paths {
+        for (batch, path) in paths.into_iter().enumerate() {
             let kept = Kept::read(&path).expect("a journal");
             for candidate in kept.candidates.into_values() {
                 let shaped = candidate.predictions.iter().all(|launch| launch.shape.is_some());
                 if !candidate.predictions.is_empty() && shaped {
+                    let Candidate { index: configuration, predictions, .. } = candidate;
                     let mut observation =
-                        Observation { time_us: 0.0, predictions: candidate.predictions };
+                        Observation { configuration, batch, time_us: 0.0, predictions };
                     let exact = predicted_us(truth, &observation).expect("a launch");
                     let off = noise * rng.random_range(-1.0..1.0_f64);
                     observation.time_us = exact * off.exp();
@@ -459,6 +479,22 @@ mod tests {
         observations[3].time_us = f64::NAN;
         let none = calibrate(&documented, &observations, "a test");
         assert!(matches!(none, Err(CalibrateError::Unusable)), "{none:?}");
+    }
+
+    #[test]
+    fn ranks_count_within_a_batch_only() {
+        // Two batches, one of which takes a hundred times as long: within each, the order is wrong.
+        let observation = |batch, time_us| Observation {
+            configuration: 0,
+            batch,
+            time_us,
+            predictions: Vec::new(),
+        };
+        let measured =
+            [(0, 1.0), (0, 2.0), (1, 100.0), (1, 200.0)].map(|(b, us)| observation(b, us));
+        let predicted = [2.0, 1.0, 200.0, 100.0].into_iter().zip(&measured);
+        let quality = quality(&predicted.collect::<Vec<_>>());
+        assert_eq!(quality, Quality { rank_correlation: Some(-1.0), median_error: 1.0 });
     }
 
     #[test]

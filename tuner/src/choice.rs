@@ -20,9 +20,8 @@ pub fn judged(candidates: &[Candidate], remeasured: &Remeasured) -> Vec<Candidat
         if let Some(finalist) = remeasured.finalist(candidate.index) {
             candidate.samples_us = finalist.samples_us.clone();
             candidate.time_us = median(&finalist.samples_us).or(candidate.time_us);
-            for (timed, samples_us) in candidate.by_batch.iter_mut().zip(&finalist.by_batch) {
-                timed.samples_us = samples_us.clone();
-            }
+            candidate.conditions.clone_from(&finalist.conditions);
+            candidate.by_batch.clone_from(&finalist.by_batch);
         }
     }
     candidates

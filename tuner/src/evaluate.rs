@@ -1,16 +1,16 @@
 //! One candidate: compiled, checked, timed. It happens in a worker process, so that a candidate
 //! that crashes, hangs or eats all memory costs itself alone.
 
-use crate::buckets::summarise;
+use crate::buckets::summarised;
 use crate::export::{ExportError, compile, compile_source};
 use crate::measure::{BATCH, ROUNDS, interleave, measure};
-use crate::record::{Candidate, Run, Status, Study, Timed};
+use crate::record::{Candidate, Finalist, Remeasured, Run, Status, Study, Timed};
 use crate::tune::TuneError;
 use crate::workers::CandidateLimits;
 use crate::workload::{Workload, WorkloadError};
 use serde::{Deserialize, Serialize};
 use spanforge_device::{
-    Basis, Compiler, Device, DeviceError, DeviceProperties, Prediction, TimeOptions, Timing,
+    Basis, Compiler, Device, DeviceError, DeviceProperties, Prediction, TimeOptions, Timing, median,
 };
 use spanforge_kernels::decoder::{DecoderError, UploadOptions};
 use spanforge_kernels::{DecodeProblem, Decoder, KernelSpec, render};
@@ -95,8 +95,8 @@ pub enum Reply {
     Compiled(f64),
     /// The configuration is done with.
     Done(Box<Candidate>),
-    /// Of each of the configurations, by batch, samples in microseconds; nothing where that failed.
-    Remeasured(Vec<Vec<Vec<f64>>>),
+    /// The configurations once more; none where that failed.
+    Remeasured(Remeasured),
     /// The worker cannot work, whatever the configuration.
     Failed(String),
 }
@@ -217,7 +217,8 @@ impl<'a> Worker<'a> {
 
     fn begun(&self, job: &Job) -> Candidate {
         let Setup { run, study, basis, .. } = &self.setup;
-        Candidate::begun(run, job.index, job.spec, *basis, study.seed)
+        let device = (*basis == Basis::Measured).then(|| study.device.clone());
+        Candidate { device, ..Candidate::begun(run, job.index, job.spec, *basis, study.seed) }
     }
 
     fn image(&self, job: &Job) -> Result<spanforge_device::Image, ExportError> {
@@ -306,31 +307,40 @@ impl<'a> Worker<'a> {
             by_batch.push(Timed { samples_us, conditions });
         }
         candidate.time_s = begun.elapsed().as_secs_f64();
-        summarise(candidate, by_batch);
+        let (all, by_batch) = summarised(by_batch);
+        candidate.time_us = median(&all.samples_us);
+        (candidate.samples_us, candidate.conditions) = (all.samples_us, all.conditions);
+        candidate.by_batch = by_batch;
         Ok(())
     }
 
-    fn remeasure(&self, jobs: &[Job]) -> Result<Vec<Vec<Vec<f64>>>, DecoderError> {
+    fn remeasure(&self, jobs: &[Job]) -> Result<Remeasured, DecoderError> {
         let device = self.device.as_ref();
         let mut decoders = Vec::with_capacity(jobs.len());
         for job in jobs {
             // It was compiled before; where it cannot be now, it is left out by all being left out.
-            let Ok(image) = self.image(job) else { return Ok(Vec::new()) };
+            let Ok(image) = self.image(job) else { return Ok(Remeasured::default()) };
             decoders.push(Decoder::load(device, &image, job.spec)?);
         }
-        let Some(first) = decoders.first() else { return Ok(Vec::new()) };
-        let mut by_job = vec![Vec::with_capacity(self.problems.len()); jobs.len()];
+        let Some(first) = decoders.first() else { return Ok(Remeasured::default()) };
+        let mut by_job: Vec<Vec<Timed>> = vec![Vec::new(); jobs.len()];
         for problem in &self.problems {
             let mut resident = first.upload(problem, UploadOptions::default())?;
-            let samples = interleave::<DecoderError>(decoders.len(), ROUNDS, &mut |place| {
+            let timings = interleave::<DecoderError>(decoders.len(), ROUNDS, &mut |place| {
                 let decoder = &decoders[place];
                 decoder.adopt(&mut resident)?;
                 decoder.run(&resident)?;
                 Ok(device.time(&decoder.launches(&resident), &options(problem, BATCH))?)
             })?;
-            by_job.iter_mut().zip(samples).for_each(|(job, samples)| job.push(samples));
+            for (job, Timing { samples_us, conditions, .. }) in by_job.iter_mut().zip(timings) {
+                job.push(Timed { samples_us, conditions });
+            }
         }
-        Ok(by_job)
+        let finalist = |(job, timed): (&Job, Vec<Timed>)| {
+            let (Timed { samples_us, conditions }, by_batch) = summarised(timed);
+            Finalist { index: job.index, samples_us, conditions, by_batch }
+        };
+        Ok(Remeasured { finalists: jobs.iter().zip(by_job).map(finalist).collect() })
     }
 }
 

@@ -61,9 +61,9 @@ fn is_enough(timing: &Timing, best_us: Option<f64>) -> bool {
         || best_us.is_some_and(|best| low > BEHIND * best)
 }
 
-/// Samples of several candidates in turn, so that what changes with time, clocks and temperature,
-/// is the same for all: `rounds` rounds of one batch each, by candidate. `time` is given a candidate's
-/// place.
+/// Times several candidates in turn, so that what changes with time, clocks and temperature, is the
+/// same for all: `rounds` rounds, at least one, of one batch each, by candidate. `time` is given a
+/// candidate's place.
 ///
 /// # Errors
 /// Those of `time`.
@@ -71,16 +71,16 @@ pub fn interleave<E>(
     count: usize,
     rounds: usize,
     time: &mut dyn FnMut(usize) -> Result<Timing, E>,
-) -> Result<Vec<Vec<f64>>, E> {
-    let mut samples = vec![Vec::new(); count];
-    for round in 0..rounds {
+) -> Result<Vec<Timing>, E> {
+    let mut timings: Vec<Timing> = (0..count).map(&mut *time).collect::<Result<_, _>>()?;
+    for round in 1..rounds {
         for turn in 0..count {
             // Each is first, and after each other one, equally often.
             let place = (turn + round) % count;
-            samples[place].extend(time(place)?.samples_us);
+            timings[place].append(time(place)?);
         }
     }
-    Ok(samples)
+    Ok(timings)
 }
 
 #[cfg(test)]
@@ -173,6 +173,8 @@ mod tests {
             })
         });
         assert_eq!(order, [0, 1, 2, 1, 2, 0, 2, 0, 1]);
-        assert_eq!(samples.expect("no errors"), [vec![0.0; 3], vec![1.0; 3], vec![2.0; 3]]);
+        let samples: Vec<Vec<f64>> =
+            samples.expect("no errors").into_iter().map(|timing| timing.samples_us).collect();
+        assert_eq!(samples, [vec![0.0; 3], vec![1.0; 3], vec![2.0; 3]]);
     }
 }

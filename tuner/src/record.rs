@@ -51,9 +51,12 @@ pub struct Finalist {
     pub index: usize,
     /// Microseconds, one entry per sample; of several batches the geometric means.
     pub samples_us: Vec<f64>,
-    /// The same by batch, where there are several.
+    /// See [`Candidate::conditions`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Conditions>,
+    /// The samples by batch, where there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub by_batch: Vec<Vec<f64>>,
+    pub by_batch: Vec<Timed>,
 }
 
 impl Remeasured {
@@ -79,6 +82,9 @@ pub struct Study {
     pub others: Vec<Workload>,
     /// Device, such as `emulated:h200` or `cuda:0`.
     pub device: String,
+    /// Further GPUs of the same kind, on which candidates are measured as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     /// Architectures to export machine code for; the device's own where empty.
     pub architectures: Vec<String>,
     /// One of [`STRATEGIES`](crate::search::STRATEGIES).
@@ -221,6 +227,10 @@ pub struct Candidate {
     pub bytes_ratio: Option<f64>,
     /// Predicted or measured.
     pub basis: Basis,
+    /// The GPU that measured it, as its machine calls it; `None` of predicted times, and where this was
+    /// recorded before it was written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Microseconds, one entry per sample; of several batches the geometric means.
     pub samples_us: Vec<f64>,
     /// Median of the samples.
@@ -277,6 +287,7 @@ impl Candidate {
             max_abs_error: 0.0,
             bytes_ratio: None,
             basis,
+            device: None,
             samples_us: Vec::new(),
             time_us: None,
             by_batch: Vec::new(),

@@ -13,23 +13,20 @@ pub use change::Change;
 pub(crate) use change::{change, kernel_source};
 pub use error::{Interrupted, TuneError};
 
-use crate::buckets::{by_bucket, contenders, geometric_mean, in_buckets, together};
-use crate::choice::{choose, finalists, judged};
+use crate::buckets::{by_bucket, geometric_mean, in_buckets};
+use crate::choice::{choose, judged};
 use crate::cluster::{Announced, Cluster, Coordinator, State};
 use crate::environment::{Environment, unix_seconds};
-use crate::evaluate::{Job, Open, Setup, floor_us, problems};
+use crate::evaluate::{Open, Setup, floor_us, problems};
 use crate::export::{Chosen, ExportError, Facts, compile, export};
 use crate::journal::{Journal, JournalError, Kept};
-use crate::measure::BUCKET_FINALISTS;
 use crate::proposals::{KernelSpace, Proposals};
-use crate::record::{
-    Batch, Budget, Candidate, Finalist, Record, Remeasured, Run, Status, Study, Winner,
-};
+use crate::record::{Batch, Budget, Candidate, Record, Run, Status, Study, Winner};
 use crate::search::strategy;
 use crate::workers::{CandidateLimits, Evaluators, Pool};
 use crate::workload::Workload;
 use candidates::Search;
-use spanforge_device::{Basis, Compiler};
+use spanforge_device::{Basis, Compiler, DeviceProperties};
 use spanforge_kernels::artifact::check_replaceable;
 use spanforge_kernels::{DecodeProblem, Limits, SearchSpace};
 use std::collections::BTreeMap;
@@ -137,6 +134,7 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     }
     let device = (means.open)(&study.device)?;
     let properties = device.properties().clone();
+    check_further(&study, &properties, means)?;
     let architectures = match study.architectures.as_slice() {
         [] => vec![properties.architecture.clone()],
         named => named.to_vec(),
@@ -252,7 +250,8 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
         finished: BTreeMap::new(),
         done: 0,
     };
-    let candidates = search.candidates().map_err(|error| match (error, means.cluster) {
+    let found = search.candidates().and_then(|all| Ok((search.remeasure(&all)?, all)));
+    let (remeasured, candidates) = found.map_err(|error| match (error, means.cluster) {
         (TuneError::Cluster(error), Some(cluster)) => TuneError::Lost {
             journal: search.journal.path().to_owned(),
             servers: cluster.servers().to_owned(),
@@ -261,8 +260,6 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
         (error, _) => error,
     })?;
     let Search { mut journal, mut evaluators, .. } = search;
-    let kept_again = kept.as_ref().map(|kept| kept.remeasured.clone()).unwrap_or_default();
-    let remeasured = remeasure(&run, &candidates, kept_again, evaluators.as_mut(), &mut journal)?;
 
     let mut winner = choose(&run.run, run.floor_us, &candidates, &remeasured).ok_or_else(|| {
         TuneError::AllFailed {
@@ -309,44 +306,31 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     Ok(Outcome { run: run.clone(), candidates, winner, artifact: directory, journal })
 }
 
-/// On a GPU, the finalists once more: measured in turn, so that what changes with time is the same for
-/// all. What the journal has of the same finalists is not measured again. A device that predicts says
-/// the same each time.
-fn remeasure(
-    run: &Run,
-    candidates: &[Candidate],
-    kept: Remeasured,
-    evaluators: &mut dyn Evaluators,
-    journal: &mut Journal,
-) -> Result<Remeasured, TuneError> {
-    let mut finalists = finalists(candidates);
-    for contender in contenders(candidates, &run.batches, BUCKET_FINALISTS) {
-        if finalists.iter().all(|finalist| finalist.index != contender.index) {
-            finalists.push(contender);
+/// The further GPUs of a study have to be of the kind of its first device.
+fn check_further(
+    study: &Study,
+    properties: &DeviceProperties,
+    means: &Means<'_>,
+) -> Result<(), TuneError> {
+    let named: Vec<&String> = std::iter::once(&study.device).chain(&study.also).collect();
+    for (at, device) in named.iter().enumerate().skip(1) {
+        let wrong = |reason| Err(TuneError::Further { device: (*device).clone(), reason });
+        if properties.basis == Basis::Predicted {
+            return wrong("times on emulated devices are predicted, and need one device only");
+        }
+        if means.cluster.is_some() {
+            return wrong("workers elsewhere evaluate, each on devices of its own");
+        }
+        if named[..at].contains(device) {
+            return wrong("it is named twice, and would measure two candidates at a time");
+        }
+        if (means.open)(device)?.properties() != properties {
+            return wrong(
+                "it is another kind of GPU than the first one: tune for it in a run of its own",
+            );
         }
     }
-    if run.properties.basis == Basis::Predicted || finalists.len() < 2 {
-        return Ok(Remeasured::default());
-    }
-    if finalists.iter().all(|c| kept.samples_us(c.index).is_some()) {
-        return Ok(kept);
-    }
-    let job = |c: &&Candidate| Job { index: c.index, spec: c.spec, best_us: None };
-    let jobs: Vec<Job> = finalists.iter().map(job).collect();
-    let samples = evaluators.remeasure(&jobs)?;
-    if samples.len() < jobs.len() {
-        return Ok(Remeasured::default());
-    }
-    let both = jobs.iter().zip(samples);
-    let finalist = |(job, by_batch): (&Job, Vec<Vec<f64>>)| {
-        let samples: Vec<&[f64]> = by_batch.iter().map(Vec::as_slice).collect();
-        let samples_us = together(&samples);
-        let by_batch = if by_batch.len() > 1 { by_batch } else { Vec::new() };
-        Finalist { index: job.index, samples_us, by_batch }
-    };
-    let remeasured = Remeasured { finalists: both.map(finalist).collect() };
-    journal.append(&Record::Remeasured(remeasured.clone()))?;
-    Ok(remeasured)
+    Ok(())
 }
 
 /// The journal `path`, with what the servers of a shared study know besides; where there is none, it

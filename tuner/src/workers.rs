@@ -1,8 +1,8 @@
-//! The worker processes of a run. On an emulated device each takes candidates whole; on a GPU
-//! several compile and one measures, so that nothing runs beside a measurement on the device.
+//! The worker processes of a run. On an emulated device each takes candidates whole; on GPUs several
+//! compile and one of each GPU measures, so that nothing runs beside a measurement on the device.
 
 use crate::evaluate::{Job, Phase, Reply, Request, Setup};
-use crate::record::{Candidate, Status};
+use crate::record::{Candidate, Remeasured, Status};
 use crate::tune::TuneError;
 use serde::{Deserialize, Serialize};
 use spanforge_device::Basis;
@@ -49,6 +49,8 @@ enum Role {
 
 struct Slot {
     role: Role,
+    /// On which its worker works.
+    device: String,
     worker: Option<Worker>,
 }
 
@@ -70,11 +72,14 @@ pub(crate) trait Evaluators {
     /// What has been finished after a moment, often nothing.
     fn finished(&mut self) -> Result<Vec<Candidate>, TuneError>;
 
-    /// Times candidates once more, in turn, on one device, while nothing else is under way: by
-    /// candidate and batch, samples in microseconds; none where there is no such device, or where it fails.
-    fn remeasure(&mut self, _jobs: &[Job]) -> Result<Vec<Vec<Vec<f64>>>, TuneError> {
-        Ok(Vec::new())
-    }
+    /// Times candidates once more, in turn, on one device, while nothing else is under way; none where
+    /// there is no such device, where it fails, or where `go_on`, which is asked again and again, says
+    /// no.
+    fn remeasure(
+        &mut self,
+        jobs: &[Job],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Remeasured, TuneError>;
 
     /// There is nothing more to evaluate.
     fn end(&mut self) -> Result<(), TuneError> {
@@ -102,23 +107,30 @@ pub(crate) struct Pool<'a> {
 }
 
 impl<'a> Pool<'a> {
-    /// `count` workers, which are started as there is work for them by `command`.
+    /// `count` workers, which are started as there is work for them by `command`, and on GPUs one more
+    /// of each that measures.
     pub fn new(
         command: &'a dyn Fn() -> Command,
         setup: Setup,
         limits: CandidateLimits,
         count: usize,
     ) -> Self {
-        let roles = match setup.basis {
-            Basis::Predicted => vec![Role::Whole; count],
-            Basis::Measured => [vec![Role::Compile; count], vec![Role::Measure]].concat(),
+        let study = &setup.study;
+        let slot = |role, device: &String| Slot { role, device: device.clone(), worker: None };
+        let on_first = |role| (0..count).map(move |_| slot(role, &study.device));
+        let slots = match setup.basis {
+            Basis::Predicted => on_first(Role::Whole).collect(),
+            Basis::Measured => {
+                let measuring = std::iter::once(&study.device).chain(&study.also);
+                on_first(Role::Compile).chain(measuring.map(|d| slot(Role::Measure, d))).collect()
+            }
         };
         Self {
             command,
-            setup,
             limits,
             events: channel(),
-            slots: roles.into_iter().map(|role| Slot { role, worker: None }).collect(),
+            slots,
+            setup,
             started: 0,
             false_starts: 0,
             waiting: BTreeMap::new(),
@@ -141,7 +153,7 @@ impl<'a> Pool<'a> {
                 continue;
             }
             if self.slots[at].worker.is_none() {
-                self.slots[at].worker = Some(self.start()?);
+                self.start(at)?;
             }
             let free = |worker: &&mut Worker| worker.ready && worker.job.is_none();
             let Some(worker) = self.slots[at].worker.as_mut().filter(free) else { continue };
@@ -163,19 +175,22 @@ impl<'a> Pool<'a> {
         Ok(())
     }
 
-    fn start(&mut self) -> Result<Worker, TuneError> {
+    fn start(&mut self, at: usize) -> Result<(), TuneError> {
         self.started += 1;
         let process = Process::start((self.command)(), self.started, self.events.0.clone())
             .map_err(|error| TuneError::Worker(format!("cannot be started: {error}")))?;
-        process.send(&Request::Setup(Box::new(self.setup.clone())))?;
-        Ok(Worker {
+        let mut setup = self.setup.clone();
+        setup.study.device.clone_from(&self.slots[at].device);
+        process.send(&Request::Setup(Box::new(setup)))?;
+        self.slots[at].worker = Some(Worker {
             process,
             number: self.started,
             ready: false,
             job: None,
             phase: Phase::Compiling,
             since: Instant::now(),
-        })
+        });
+        Ok(())
     }
 
     fn take(&mut self, number: u64, event: Event<Reply>) -> Result<(), TuneError> {
@@ -269,23 +284,27 @@ impl Evaluators for Pool<'_> {
         Ok(())
     }
 
-    fn remeasure(&mut self, jobs: &[Job]) -> Result<Vec<Vec<Vec<f64>>>, TuneError> {
+    fn remeasure(
+        &mut self,
+        jobs: &[Job],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Remeasured, TuneError> {
         let Some(at) = self.slots.iter().position(|slot| slot.role == Role::Measure) else {
-            return Ok(Vec::new());
+            return Ok(Remeasured::default());
         };
         if self.slots[at].worker.is_none() {
-            self.slots[at].worker = Some(self.start()?);
+            self.start(at)?;
         }
-        let Some(worker) = &mut self.slots[at].worker else { return Ok(Vec::new()) };
+        let Some(worker) = &mut self.slots[at].worker else { return Ok(Remeasured::default()) };
         worker.process.send(&Request::Remeasure(jobs.to_vec()))?;
         (worker.phase, worker.since) = (Phase::Timing, Instant::now());
         let number = worker.number;
         let limit = START_LIMIT + self.limits.run * jobs.len() as u32;
         let begun = Instant::now();
-        while begun.elapsed() < limit {
+        while begun.elapsed() < limit && go_on() {
             match self.events.1.recv_timeout(TICK) {
-                Ok((from, Event::Said(Reply::Remeasured(samples)))) if from == number => {
-                    return Ok(samples);
+                Ok((from, Event::Said(Reply::Remeasured(remeasured)))) if from == number => {
+                    return Ok(remeasured);
                 }
                 Ok((from, Event::Gone)) if from == number => break,
                 Ok((_, Event::Said(Reply::Failed(reason)))) => {
@@ -297,7 +316,7 @@ impl Evaluators for Pool<'_> {
             }
         }
         self.slots[at].worker = None;
-        Ok(Vec::new())
+        Ok(Remeasured::default())
     }
 
     fn finished(&mut self) -> Result<Vec<Candidate>, TuneError> {

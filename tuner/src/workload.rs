@@ -133,9 +133,12 @@ impl Workload {
         let mut tokens: Vec<u64> = self.rows.iter().map(|r| r.spans.len_tokens()).collect();
         tokens.sort_unstable();
         let spans: usize = self.rows.iter().map(|r| r.spans.spans().len()).sum();
+        let rows = match tokens.len() {
+            1 => "1 row".to_owned(),
+            count => format!("{count} rows"),
+        };
         format!(
-            "{} rows selecting {} tokens in {spans} spans ({} to {} per row), {} query and {} KV heads of {} {}, pages of {} {}",
-            tokens.len(),
+            "{rows} selecting {} tokens in {spans} spans ({} to {} per row), {} query and {} KV heads of {} {}, pages of {} {}",
             self.selected_tokens(),
             tokens.first().copied().unwrap_or(0),
             tokens.last().copied().unwrap_or(0),

@@ -1,8 +1,8 @@
 //! The coordinator's end: configurations go out, results come in.
 
-use super::{Announced, Cluster, ClusterError, State, jobs_subject};
+use super::{Announced, Cluster, ClusterError, State, Task, jobs_subject};
 use crate::evaluate::Job;
-use crate::record::{Candidate, Record};
+use crate::record::{Candidate, Record, Remeasured};
 use crate::tune::TuneError;
 use crate::workers::{Evaluators, TICK};
 use spanforge_kernels::KernelSpec;
@@ -35,8 +35,8 @@ impl Cluster {
             Record::Run(Box::new(announced.run.clone())),
         ];
         let mut from = 0;
-        while let Some((at, candidate)) = self.result(&announced.run.run, from)? {
-            records.push(Record::Candidate(Box::new(candidate)));
+        while let Some((at, record)) = self.result(&announced.run.run, from)? {
+            records.push(record);
             from = at + 1;
         }
         Ok(records)
@@ -58,25 +58,52 @@ impl<'a> Coordinator<'a> {
         let (submitted, early) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self { cluster, announced, next: 0, submitted, early })
     }
+
+    /// One that is queued already was published by an earlier coordinator.
+    fn publish(&self, task: &Task) -> Result<(), ClusterError> {
+        let subject = jobs_subject(&self.announced.run, &task.name());
+        self.cluster.publish_once(&subject, task).map(|_| ())
+    }
 }
 
 impl Evaluators for Coordinator<'_> {
     fn submit(&mut self, job: Job) -> Result<(), TuneError> {
         self.submitted.insert(job.index, job.spec);
         if !self.early.contains_key(&job.index) {
-            let subject = jobs_subject(&self.announced.run, &job.index.to_string());
-            // One that is queued already was published by an earlier coordinator.
-            self.cluster.publish_once(&subject, &job)?;
+            self.publish(&Task::Evaluate(job))?;
         }
         Ok(())
+    }
+
+    fn remeasure(
+        &mut self,
+        jobs: &[Job],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Remeasured, TuneError> {
+        let task = Task::Remeasure(jobs.to_vec());
+        let mut is_published = false;
+        loop {
+            // An earlier coordinator may have had it done.
+            match self.cluster.result_of(&self.announced.run.run, &task)? {
+                Some(Record::Remeasured(remeasured)) => return Ok(remeasured),
+                _ if !go_on() => return Ok(Remeasured::default()),
+                _ if is_published => std::thread::sleep(TICK),
+                _ => {
+                    self.publish(&task)?;
+                    is_published = true;
+                }
+            }
+        }
     }
 
     fn finished(&mut self) -> Result<Vec<Candidate>, TuneError> {
         for _ in 0..MOST {
             let run = &self.announced.run.run;
-            let Some((at, candidate)) = self.cluster.result(run, self.next)? else { break };
+            let Some((at, record)) = self.cluster.result(run, self.next)? else { break };
             self.next = at + 1;
-            self.early.insert(candidate.index, candidate);
+            if let Record::Candidate(candidate) = record {
+                self.early.insert(candidate.index, *candidate);
+            }
         }
         let done = matched(&mut self.submitted, &mut self.early)?;
         if done.is_empty() {

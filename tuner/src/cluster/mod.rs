@@ -4,8 +4,11 @@
 //! ```text
 //! key-value bucket  spanforge_studies   what a study is and whether it runs, by run
 //! work-queue stream spanforge_jobs      configurations, each until it is acknowledged
-//! stream            spanforge_results   what became of them, to be replayed into a journal
+//! stream            spanforge_results   what became of them: lines of a journal
 //! ```
+//!
+//! The finalists of a run on GPUs are measured once more in turn, by whichever worker takes them: one
+//! message has all of them, and one line is their result.
 //!
 //! A configuration is published if none of its run and number is queued, a result if there is none
 //! yet, both checked by the server: what was sent twice, because the answer got lost, is there once.
@@ -19,7 +22,8 @@ mod worker;
 pub(crate) use coordinator::Coordinator;
 pub use worker::{Told, WorkerRequest, work};
 
-use crate::record::{Candidate, Run, Study};
+use crate::evaluate::Job;
+use crate::record::{Record, Run, Study};
 use crate::workers::CandidateLimits;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, PublishErrorKind};
@@ -29,6 +33,7 @@ use async_nats::jetstream::{Context, ErrorCode, kv, stream};
 use async_nats::{ConnectOptions, ServerAddr};
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
+use spanforge_kernels::artifact::digest;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
@@ -117,6 +122,28 @@ pub(crate) struct Announced {
 pub(crate) enum State {
     Running,
     Ended,
+}
+
+/// A message of the queue: what a worker is to do.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Task {
+    Evaluate(Job),
+    /// These finalists, in turn.
+    Remeasure(Vec<Job>),
+}
+
+impl Task {
+    /// The last part of its subject in the queue, and of its result's.
+    fn name(&self) -> String {
+        match self {
+            Self::Evaluate(job) => job.index.to_string(),
+            Self::Remeasure(jobs) => {
+                let indices: Vec<String> = jobs.iter().map(|job| job.index.to_string()).collect();
+                format!("again-{}", &digest(indices.join(" ").as_bytes())[..16])
+            }
+        }
+    }
 }
 
 /// A connection to the servers. What is asked of them is asked again while they are away.
@@ -253,8 +280,8 @@ impl Cluster {
     }
 
     /// The next result of a run from a place in the stream on, with its own place.
-    fn result(&self, run: &str, from: u64) -> Result<Option<(u64, Candidate)>, ClusterError> {
-        let subject = format!("spanforge.results.{}.*", token(run));
+    fn result(&self, run: &str, from: u64) -> Result<Option<(u64, Record)>, ClusterError> {
+        let subject = results_subject(run, "*");
         let found = self.link.patiently("to read the results", || async {
             let next = self.results.direct_get_next_for_subject(subject.clone(), Some(from)).await;
             match next {
@@ -264,6 +291,19 @@ impl Cluster {
             }
         })?;
         found.map(|m| Ok((m.sequence, parsed("a result", &m.payload)?))).transpose()
+    }
+
+    /// The result of a task of a run, where there is one.
+    fn result_of(&self, run: &str, task: &Task) -> Result<Option<Record>, ClusterError> {
+        let subject = results_subject(run, &task.name());
+        let found = self.link.patiently("to read a result", || async {
+            match self.results.direct_get_last_for_subject(subject.clone()).await {
+                Ok(message) => Ok(Some(message)),
+                Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        })?;
+        found.map(|message| parsed("a result", &message.payload)).transpose()
     }
 }
 
@@ -330,9 +370,14 @@ fn needs_one(error: &CreateStreamError) -> bool {
 }
 
 /// Where the queue has the configurations of a run for a kind of device.
-fn jobs_subject(run: &Run, index: &str) -> String {
+fn jobs_subject(run: &Run, name: &str) -> String {
     let kind = token(&format!("{} {}", run.properties.name, run.properties.architecture));
-    format!("spanforge.jobs.{kind}.{}.{index}", token(&run.run))
+    format!("spanforge.jobs.{kind}.{}.{name}", token(&run.run))
+}
+
+/// Where the results of a run are.
+fn results_subject(run: &str, name: &str) -> String {
+    format!("spanforge.results.{}.{name}", token(run))
 }
 
 /// A name as a part of a subject, or as a key.

@@ -1,10 +1,10 @@
 //! The worker's end: takes configurations of whatever study its device can serve, evaluates them in
 //! processes of its own, sends what became of them.
 
-use super::{Announced, Cluster, State, token};
+use super::{Announced, Cluster, State, Task, results_subject};
 use crate::environment::Environment;
-use crate::evaluate::{Job, Setup};
-use crate::record::{Candidate, Run, Status};
+use crate::evaluate::{Job, Open, Setup};
+use crate::record::{Candidate, Record, Remeasured, Run, Status};
 use crate::tune::{TuneError, change, kernel_source};
 use crate::workers::{Evaluators, Pool};
 use async_nats::jetstream::consumer::PullConsumer;
@@ -39,6 +39,8 @@ pub struct WorkerRequest<'a> {
     pub idle: Option<Duration>,
     /// Makes what the device runs.
     pub compiler: &'a Compiler,
+    /// Opens the device, here and in processes alike.
+    pub open: Open<'a>,
     /// Starts a process that evaluates.
     pub process: &'a (dyn Fn() -> Command + Sync),
     /// Ends the worker as soon as it is set; what it has in hand goes to others.
@@ -56,6 +58,8 @@ pub enum Told<'a> {
     Refused(&'a Run, String),
     /// A configuration is evaluated and its result stored.
     Done(&'a Candidate),
+    /// So many finalists were measured once more.
+    Again(usize),
     /// The run has ended.
     Ended(&'a Run),
 }
@@ -105,7 +109,7 @@ fn unfit(announced: &Announced, request: &WorkerRequest<'_>) -> Option<String> {
         return Some(format!("it is of {}, and no device was given", run.properties.name));
     }
     let here = || -> Result<Run, String> {
-        let device = spanforge_device::open(name).map_err(|e| e.to_string())?;
+        let device = (request.open)(name).map_err(|e| e.to_string())?;
         let properties = device.properties().clone();
         let shape = study.workload.attention.kernel_shape().map_err(|e| e.to_string())?;
         let space = SearchSpace::new(shape, Limits::of(&properties));
@@ -148,6 +152,7 @@ impl<'a> Serving<'a> {
         if let Some(device) = &request.device {
             study.device.clone_from(device);
         }
+        study.also.clear();
         let setup = Setup::new(run, study, limits);
         let consumer = cluster.queue(run)?;
         let pool = Pool::new(request.process, setup, *limits, request.workers);
@@ -194,10 +199,7 @@ impl<'a> Serving<'a> {
             }
             if told.elapsed() > PROGRESS || self.in_hand.is_empty() {
                 told = Instant::now();
-                for message in self.in_hand.values() {
-                    // One that does not arrive costs a second evaluation at most.
-                    self.cluster.link.briefly(message.ack_with(AckKind::Progress));
-                }
+                self.in_hand.values().for_each(|m| still_at(self.cluster, m));
             }
         }
     }
@@ -218,8 +220,14 @@ impl<'a> Serving<'a> {
     }
 
     fn begin(&mut self, message: Message) -> Result<(), TuneError> {
-        let job: Job = super::parsed("a configuration", &message.payload)?;
         let lost = message.info().map_or(0, |info| info.delivered - 1);
+        match super::parsed("a configuration", &message.payload)? {
+            Task::Evaluate(job) => self.evaluate(job, message, lost),
+            Task::Remeasure(jobs) => self.remeasure(jobs, &message, lost),
+        }
+    }
+
+    fn evaluate(&mut self, job: Job, message: Message, lost: i64) -> Result<(), TuneError> {
         let run = &self.announced.run;
         if lost >= MOST_LOST {
             let (study, basis) = (&self.announced.study, run.properties.basis);
@@ -236,11 +244,39 @@ impl<'a> Serving<'a> {
         Ok(())
     }
 
+    /// Measures finalists once more, while nothing else of this worker goes on. Where that fails, the
+    /// samples that there are have to do.
+    fn remeasure(&mut self, jobs: Vec<Job>, message: &Message, lost: i64) -> Result<(), TuneError> {
+        let mut remeasured = Remeasured::default();
+        if lost < MOST_LOST {
+            let (stop, mut told) = (self.request.stop, Instant::now());
+            let Self { pool, cluster, in_hand, .. } = self;
+            remeasured = pool.remeasure(&jobs, &mut || {
+                if told.elapsed() > PROGRESS {
+                    told = Instant::now();
+                    in_hand.values().chain([message]).for_each(|m| still_at(cluster, m));
+                }
+                !stop.load(Ordering::Relaxed)
+            })?;
+            if stop.load(Ordering::Relaxed) && remeasured.finalists.is_empty() {
+                self.cluster.link.briefly(message.ack_with(AckKind::Nak(None)));
+                return Ok(());
+            }
+        }
+        (self.request.progress)(Told::Again(remeasured.finalists.len()));
+        let name = Task::Remeasure(jobs).name();
+        self.cluster.publish_once(
+            &results_subject(&self.announced.run.run, &name),
+            &Record::Remeasured(remeasured),
+        )?;
+        self.cluster.link.briefly(message.double_ack());
+        Ok(())
+    }
+
     /// Stores a result, then acknowledges its configuration. Where another was quicker, that stands.
     fn finish(&mut self, candidate: &Candidate) -> Result<(), TuneError> {
-        let run = token(&self.announced.run.run);
-        let subject = format!("spanforge.results.{run}.{}", candidate.index);
-        self.cluster.publish_once(&subject, candidate)?;
+        let subject = results_subject(&self.announced.run.run, &candidate.index.to_string());
+        self.cluster.publish_once(&subject, &Record::Candidate(Box::new(candidate.clone())))?;
         if let Some(message) = self.in_hand.remove(&candidate.index) {
             // One that does not arrive costs a second evaluation, whose result is not stored.
             self.cluster.link.briefly(message.double_ack());
@@ -259,4 +295,10 @@ impl<'a> Serving<'a> {
         // What was sent is on its way.
         self.cluster.link.briefly(self.cluster.context.client().flush());
     }
+}
+
+/// Says that a worker is at what a message is about. One that does not arrive costs a second evaluation
+/// at most.
+fn still_at(cluster: &Cluster, message: &Message) {
+    cluster.link.briefly(message.ack_with(AckKind::Progress));
 }

@@ -12,9 +12,9 @@ use crate::record::{BucketWinner, Candidate, Run, Status, Winner};
 use crate::search::importance::importance;
 use figures::{Drawn, SLOWEST};
 use serde::Serialize;
-use spanforge_device::{Basis, Prediction};
+use spanforge_device::{Basis, Conditions, Prediction, Throttle};
 use spanforge_kernels::{Limits, SearchSpace};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tera::{Context, Tera};
 
 const TEMPLATE: &str = include_str!("../../../templates/report.html");
@@ -38,6 +38,7 @@ struct Page<'a> {
     parameters: Vec<Parameter>,
     terms: Vec<Term>,
     finalists: Vec<Row>,
+    conditions: Vec<ConditionsRow>,
     buckets: Vec<BucketRow>,
     /// Kernels that serve all buckets.
     shipped: Vec<String>,
@@ -95,6 +96,20 @@ struct Row {
     bytes_ratio: String,
     limit: String,
     samples: usize,
+}
+
+/// What the GPU was like while a finalist was timed, as a line of a table.
+#[derive(Serialize)]
+struct ConditionsRow {
+    place: usize,
+    device: String,
+    samples: usize,
+    sm_mhz: String,
+    memory_mhz: String,
+    temperature: String,
+    held_back: String,
+    repeated: u64,
+    millijoules: String,
 }
 
 /// A bucket as a line of a table.
@@ -175,6 +190,11 @@ impl<'a> Page<'a> {
             parameters: parameters(kept, &drawn, best),
             terms: terms(best, all.iter().find(|c| c.index == 0)),
             finalists: finalists.iter().map(|f| f.0).enumerate().map(row).collect(),
+            conditions: finalists
+                .iter()
+                .enumerate()
+                .filter_map(|(at, (candidate, _))| ConditionsRow::new(at + 1, candidate))
+                .collect(),
             buckets: winner.iter().flat_map(|w| &w.buckets).map(BucketRow::new).collect(),
             shipped: winner.as_ref().map_or_else(Vec::new, |winner| winner.shipped.clone()),
             batches: run.batches.len(),
@@ -320,6 +340,37 @@ impl Row {
             limit: or_dash(longest.and_then(|p| Some(p.estimate.terms.first()?.name.clone()))),
             samples: candidate.samples_us.len(),
         }
+    }
+}
+
+impl ConditionsRow {
+    /// None of a candidate of which nobody could tell.
+    fn new(place: usize, candidate: &Candidate) -> Option<Self> {
+        let by_batch = candidate.by_batch.iter().filter_map(|timed| timed.conditions.clone());
+        // The energy of one batch says nothing of another.
+        let of_all = |conditions| Conditions { joules_per_sample: None, ..conditions };
+        let together = by_batch.map(of_all).reduce(|all, more| all.merge(more, 0.5));
+        let conditions = candidate.conditions.clone().or(together)?;
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let range = |[low, high]: [u32; 2]| match low == high {
+            true => low.to_string(),
+            false => format!("{low} to {high}"),
+        };
+        let reasons = |reasons: BTreeSet<Throttle>| match reasons.is_empty() {
+            true => "nothing".to_owned(),
+            false => reasons.iter().map(Throttle::to_string).collect::<Vec<_>>().join(", "),
+        };
+        Some(Self {
+            place,
+            device: or_dash(candidate.device.clone()),
+            samples: candidate.samples_us.len(),
+            sm_mhz: or_dash(conditions.sm_mhz.map(range)),
+            memory_mhz: or_dash(conditions.memory_mhz.map(range)),
+            temperature: or_dash(conditions.temperature_c.map(|c| c.to_string())),
+            held_back: or_dash(conditions.throttled.map(reasons)),
+            repeated: conditions.repeated_samples,
+            millijoules: or_dash(conditions.joules_per_sample.map(|j| format!("{:.2}", 1e3 * j))),
+        })
     }
 }
 

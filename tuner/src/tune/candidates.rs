@@ -1,12 +1,16 @@
 //! The middle of a run: proposals go out, candidates come back, the strategy learns of them in the
-//! order in which it proposed them.
+//! order in which it proposed them; then the finalists are measured once more.
 
 use super::{Change, Event, Interrupted, Means, Request, TuneError};
+use crate::buckets::contenders;
+use crate::choice::finalists;
 use crate::evaluate::Job;
 use crate::journal::{Journal, Kept, MOST_CRASHES, boot};
+use crate::measure::BUCKET_FINALISTS;
 use crate::proposals::Proposals;
-use crate::record::{Candidate, Record, Run, Started, Status};
+use crate::record::{Candidate, Record, Remeasured, Run, Started, Status};
 use crate::workers::Evaluators;
+use spanforge_device::Basis;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -74,11 +78,7 @@ impl Search<'_> {
             }
             if stopped {
                 told.extend(std::mem::take(&mut self.finished).into_values());
-                return Err(TuneError::Interrupted(Box::new(Interrupted {
-                    run: self.run.clone(),
-                    candidates: told,
-                    journal: self.journal.path().to_owned(),
-                })));
+                return Err(self.interrupted(told));
             }
             if told.len() == begun {
                 return Ok(told);
@@ -88,6 +88,42 @@ impl Search<'_> {
                 self.finish(candidate, false);
             }
         }
+    }
+
+    fn interrupted(&self, candidates: Vec<Candidate>) -> TuneError {
+        let (run, journal) = (self.run.clone(), self.journal.path().to_owned());
+        TuneError::Interrupted(Box::new(Interrupted { run, candidates, journal }))
+    }
+
+    /// On a GPU, the finalists once more: measured in turn, so that what changes with time is the same
+    /// for all. What the journal has of the same finalists is not measured again. A device that
+    /// predicts says the same each time.
+    pub fn remeasure(&mut self, candidates: &[Candidate]) -> Result<Remeasured, TuneError> {
+        let mut finalists = finalists(candidates);
+        for contender in contenders(candidates, &self.run.batches, BUCKET_FINALISTS) {
+            if finalists.iter().all(|finalist| finalist.index != contender.index) {
+                finalists.push(contender);
+            }
+        }
+        if self.run.properties.basis == Basis::Predicted || finalists.len() < 2 {
+            return Ok(Remeasured::default());
+        }
+        if let Some(Kept { remeasured, .. }) = self.kept
+            && finalists.iter().all(|c| remeasured.samples_us(c.index).is_some())
+        {
+            return Ok(remeasured.clone());
+        }
+        let job = |c: &&Candidate| Job { index: c.index, spec: c.spec, best_us: None };
+        let jobs: Vec<Job> = finalists.iter().map(job).collect();
+        let stop = self.means.stop;
+        let remeasured = self.evaluators.remeasure(&jobs, &mut || !stop.load(Ordering::Relaxed))?;
+        if !remeasured.finalists.is_empty() {
+            self.journal.append(&Record::Remeasured(remeasured.clone()))?;
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(self.interrupted(candidates.to_vec()));
+        }
+        Ok(remeasured)
     }
 
     /// Takes a candidate from the journal, or has it evaluated.

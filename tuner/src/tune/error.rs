@@ -24,6 +24,14 @@ pub enum TuneError {
     /// Batches that no one kernel serves.
     #[error("batch `{0}` has another attention than the first one: tune each in a run of its own")]
     OtherAttention(String),
+    /// A further device that cannot measure beside the first one.
+    #[error("{device} cannot measure as well: {reason}")]
+    Further {
+        /// It.
+        device: String,
+        /// Why not.
+        reason: &'static str,
+    },
     /// Seeds beyond the last.
     #[error("the seed and the number of cases together are too large; the last seed is 2^64 - 1")]
     Seeds,
