@@ -1,13 +1,12 @@
-//! A paged KV cache on a device: a fixed number of pages that requests take as their tokens come
-//! and give back when they end. All layers of a model share one page table.
+//! A paged KV cache on a device. All layers of a model share one page table; see [`Pages`].
 
-use crate::attention::{PageMap, PagedKv};
+use crate::attention::PagedKv;
 use crate::memory::DeviceMemory;
+use crate::pages::Pages;
 use spanforge_device::{Device, DeviceError};
 use spanforge_kernels::KvStrides;
 use spanforge_kernels::configuration::{AttentionShape, ShapeError};
 use spanforge_spans::KvLayout;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// What can go wrong with a cache.
@@ -100,18 +99,10 @@ pub struct CacheSize {
 /// The keys and values of all requests.
 pub struct PagedCache {
     attention: AttentionShape,
-    size: CacheSize,
     strides: KvStrides,
     layers: Vec<(DeviceMemory, DeviceMemory)>,
-    /// Free pages; the last is taken first.
-    free: Vec<i32>,
-    page_table: Vec<i32>,
-    kv_len: Vec<i32>,
+    pages: Pages,
 }
-
-/// What the page table says where a request has no page: no page at all, so that a plan that needed
-/// it would be refused.
-const NO_PAGE: i32 = -1;
 
 impl PagedCache {
     /// Allocates a cache in which no request has tokens. Its memory is uninitialised: only selected
@@ -124,22 +115,16 @@ impl PagedCache {
         attention.kernel_shape()?;
         let failed =
             |fault| CacheError::Size { pages: size.pages, page_size: attention.page_size, fault };
-        if attention.page_size == 0 {
-            return Err(failed("a page holds at least one token"));
-        }
+        let pages = Pages::new(attention.page_size, &size)?;
         let strides = KvStrides::packed(&attention);
-        if strides.page > i32::MAX as u64 || size.pages > i32::MAX as usize {
-            return Err(failed("the kernels count pages and the elements of a page in 32 bits"));
+        if strides.page > i32::MAX as u64 {
+            return Err(failed("the kernels count the elements of a page in 32 bits"));
         }
-        let too_large = "its size is no number";
         let bytes = (size.pages as u64)
             .checked_mul(strides.page)
             .and_then(|elements| elements.checked_mul(attention.dtype.bytes() as u64))
             .and_then(|bytes| usize::try_from(bytes).ok())
-            .ok_or_else(|| failed(too_large))?;
-        let entries = size.requests.checked_mul(size.max_pages);
-        let room = size.max_pages.checked_mul(attention.page_size as usize);
-        let (Some(entries), Some(_)) = (entries, room) else { return Err(failed(too_large)) };
+            .ok_or_else(|| failed("its size is no number"))?;
         let layers = (0..size.layers)
             .map(|layer| {
                 let k = DeviceMemory::allocate(device, &format!("k of layer {layer}"), bytes)?;
@@ -147,15 +132,7 @@ impl PagedCache {
                 Ok((k, v))
             })
             .collect::<Result<_, DeviceError>>()?;
-        Ok(Self {
-            attention,
-            size,
-            strides,
-            layers,
-            free: (0..size.pages as i32).rev().collect(),
-            page_table: vec![NO_PAGE; entries],
-            kv_len: vec![0; size.requests],
-        })
+        Ok(Self { attention, strides, layers, pages })
     }
 
     /// Shape of the tokens.
@@ -163,52 +140,14 @@ impl PagedCache {
         &self.attention
     }
 
-    /// Pages that no request has.
-    pub fn free_pages(&self) -> usize {
-        self.free.len()
+    /// Which pages requests have.
+    pub fn pages(&self) -> &Pages {
+        &self.pages
     }
 
-    /// Tokens of a request.
-    pub fn tokens(&self, request: usize) -> Result<usize, CacheError> {
-        let tokens = self.kv_len.get(request).copied();
-        let requests = self.size.requests;
-        tokens.map(|t| t as usize).ok_or(CacheError::NoSuchRequest { request, requests })
-    }
-
-    /// Makes room for `tokens` more tokens of a request, in all layers, and returns their
-    /// positions. Takes nothing where not all of them fit.
-    pub fn extend(&mut self, request: usize, tokens: usize) -> Result<Range<usize>, CacheError> {
-        let from = self.tokens(request)?;
-        let page_size = self.attention.page_size as usize;
-        let max_pages = self.size.max_pages;
-        let room = (max_pages * page_size).min(i32::MAX as usize);
-        let to = from.saturating_add(tokens);
-        if to > room {
-            return Err(CacheError::TooLong { request, tokens: to, max_pages, room });
-        }
-        let (has, needs) = (from.div_ceil(page_size), to.div_ceil(page_size));
-        let (needed, free) = (needs - has, self.free.len());
-        if needed > free {
-            return Err(CacheError::NoPages { request, tokens, needed, free });
-        }
-        let taken = self.free.drain(free - needed..).rev();
-        for (entry, page) in
-            self.page_table[request * max_pages..][has..needs].iter_mut().zip(taken)
-        {
-            *entry = page;
-        }
-        self.kv_len[request] = to as i32;
-        Ok(from..to)
-    }
-
-    /// Gives the pages of a request back; it has no tokens then.
-    pub fn release(&mut self, request: usize) -> Result<(), CacheError> {
-        let pages = self.tokens(request)?.div_ceil(self.attention.page_size as usize);
-        for entry in &mut self.page_table[request * self.size.max_pages..][..pages] {
-            self.free.push(std::mem::replace(entry, NO_PAGE));
-        }
-        self.kv_len[request] = 0;
-        Ok(())
+    /// The same, to give requests room and take it back. What was written stays where it is.
+    pub fn pages_mut(&mut self) -> &mut Pages {
+        &mut self.pages
     }
 
     /// Writes keys and values `[tokens, kv_heads, head_dim]` of one layer, for the positions from
@@ -224,7 +163,7 @@ impl PagedCache {
         let layers = self.layers.len();
         let no_layer = CacheError::NoSuchLayer { layer, layers };
         let (keys, values) = self.layers.get(layer).ok_or(no_layer)?;
-        let has = self.tokens(request)?;
+        let has = self.pages.tokens(request)?;
         let token = self.attention.kv_heads as usize * self.attention.head_dim as usize;
         let tokens = k.len() / token;
         for (tensor, data) in [("k", k), ("v", v)] {
@@ -253,15 +192,12 @@ impl PagedCache {
         let [page_size, kv_heads, head_dim] =
             [a.page_size, a.kv_heads, a.head_dim].map(|n| n as usize);
         let token = kv_heads * head_dim;
-        let table = &self.page_table[request * self.size.max_pages..][..self.size.max_pages];
         let mut data = data;
         let mut position = first;
         while !data.is_empty() {
-            let slot = position % page_size;
+            let (page, slot) = self.pages.place(request, position);
             let tokens = (page_size - slot).min(data.len() / token);
             let (run, rest) = data.split_at(tokens * token);
-            // Positions that the request has are on pages that the cache has.
-            let page = table[position / page_size] as usize;
             let row = |head| a.layout.row_index(page, slot, head, page_size, kv_heads);
             match a.layout {
                 KvLayout::Nhd => upload(to, row(0) * head_dim, run.iter())?,
@@ -277,16 +213,6 @@ impl PagedCache {
             position += tokens;
         }
         Ok(())
-    }
-
-    /// Where tokens lie, for [`SpanAttention::plan`](crate::SpanAttention::plan).
-    pub fn page_map(&self) -> PageMap<'_> {
-        PageMap {
-            page_table: &self.page_table,
-            max_pages: self.size.max_pages,
-            kv_len: &self.kv_len,
-            pages: self.size.pages,
-        }
     }
 
     /// The cache of one layer, for [`SpanAttention::run`](crate::SpanAttention::run).

@@ -4,6 +4,7 @@
 //! - [`SpanAttention`]: loads the kernel of an artifact, plans a decode step, runs it layer by
 //!   layer.
 //! - [`PagedCache`]: the keys and values of all requests, in pages.
+//! - [`model`]: a Llama-architecture decoder that selects its own spans.
 //! - [`tensors`]: problems and results as safetensors files.
 //! - [`run()`]: one problem from a file to a file, the work of `spanforge run`.
 //!
@@ -36,14 +37,14 @@
 //! // A cache of one layer, and a request whose prompt of 1000 tokens is in it.
 //! let size = CacheSize { layers: 1, pages: 512, requests: 8, max_pages: 256 };
 //! let mut cache = PagedCache::new(&device, attention, size)?;
-//! let prompt = cache.extend(0, 1000)?;
+//! let prompt = cache.pages_mut().extend(0, 1000)?;
 //! let (k, v) = (vec![0; 1000 * 4 * 512], vec![0; 1000 * 4 * 512]); // from the model
 //! cache.write(0, 0, prompt.start, &k, &v)?;
 //!
 //! // One decode step: the row reads the first 4 tokens and positions 700 to 760.
 //! let selected = SpanSet::from_pairs([(700, 760), (0, 4)])?;
 //! let spans = SpanBatch::from_sets([&selected])?;
-//! span_attention.plan(&DecodeStep { spans: &spans, row_request: &[0], pages: cache.page_map() })?;
+//! span_attention.plan(&DecodeStep { spans: &spans, row_request: &[0], pages: cache.pages().page_map() })?;
 //!
 //! // Per layer: q from the model, out to the model.
 //! let q = DeviceMemory::allocate(&device, "q", 2 * 32 * 512)?;
@@ -64,6 +65,8 @@
 pub mod attention;
 pub mod cache;
 pub mod memory;
+pub mod model;
+pub mod pages;
 pub mod run;
 pub mod tensor_file;
 pub mod tensors;
@@ -74,6 +77,7 @@ pub use attention::{
 };
 pub use cache::{CacheError, CacheSize, PagedCache};
 pub use memory::DeviceMemory;
+pub use pages::Pages;
 pub use run::{Origin, RunError, RunReport, RunRequest, run};
 pub use tensor_file::{StagedFile, TensorFileError};
 pub use tensors::{read_problem, write_output, write_problem};

@@ -33,9 +33,9 @@ pub enum TensorFileError {
         /// The file.
         path: PathBuf,
         /// The tensor.
-        tensor: &'static str,
+        tensor: String,
         /// Its shape and dtype.
-        expected: &'static str,
+        expected: String,
         /// Names that are there.
         found: String,
     },
@@ -45,7 +45,7 @@ pub enum TensorFileError {
         /// The file.
         path: PathBuf,
         /// The tensor.
-        tensor: &'static str,
+        tensor: String,
         /// Its dtype.
         found: String,
         /// The dtype it should have.
@@ -57,7 +57,7 @@ pub enum TensorFileError {
         /// The file.
         path: PathBuf,
         /// The tensor.
-        tensor: &'static str,
+        tensor: String,
         /// Its shape.
         found: Vec<usize>,
         /// The shape it should have, and why.
@@ -89,7 +89,7 @@ pub enum TensorFileError {
         /// The file.
         path: PathBuf,
         /// The tensor.
-        tensor: &'static str,
+        tensor: String,
         /// Its size.
         bytes: usize,
     },
@@ -149,6 +149,11 @@ impl TensorFile {
         Ok(Self { path: path.to_owned(), file, header, data_at })
     }
 
+    /// Names of the tensors, in no order.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.header.offset_keys()
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -160,8 +165,8 @@ impl TensorFile {
     /// What the header says of a tensor; `expected` is for the message where there is none.
     pub(crate) fn info(
         &self,
-        tensor: &'static str,
-        expected: &'static str,
+        tensor: &str,
+        expected: &str,
     ) -> Result<&TensorInfo, TensorFileError> {
         self.header.info(tensor).ok_or_else(|| {
             let mut names = self.header.offset_keys();
@@ -172,6 +177,7 @@ impl TensorFile {
             if more > 0 {
                 found.push_str(&format!(" and {more} more"));
             }
+            let (tensor, expected) = (tensor.to_owned(), expected.to_owned());
             TensorFileError::Missing { path: self.path.clone(), tensor, expected, found }
         })
     }
@@ -179,8 +185,8 @@ impl TensorFile {
     /// Reads the elements of a tensor of `N`-byte elements.
     pub(crate) fn read<T, const N: usize>(
         &mut self,
-        tensor: &'static str,
-        expected: &'static str,
+        tensor: &str,
+        expected: &str,
         element: impl Fn([u8; N]) -> T,
     ) -> Result<Vec<T>, TensorFileError> {
         let (from, to) = self.info(tensor, expected)?.data_offsets;
@@ -188,7 +194,7 @@ impl TensorFile {
         let mut values = Vec::new();
         values.try_reserve_exact(bytes / N).map_err(|_| TensorFileError::Memory {
             path: self.path.clone(),
-            tensor,
+            tensor: tensor.to_owned(),
             bytes,
         })?;
         self.file.seek(SeekFrom::Start(self.data_at + from as u64))?;

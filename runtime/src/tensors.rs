@@ -45,7 +45,7 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
         if found != dtype {
             return Err(TensorFileError::Dtype {
                 path: path.to_owned(),
-                tensor,
+                tensor: tensor.to_owned(),
                 found: file_dtype(found).to_string(),
                 expected: format!("{} as q", file_dtype(dtype)),
             });
@@ -89,7 +89,7 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
         if found != FileDtype::I32 {
             return Err(TensorFileError::Dtype {
                 path: path.to_owned(),
-                tensor,
+                tensor: tensor.to_owned(),
                 found: found.to_string(),
                 expected: "I32".into(),
             });
@@ -141,17 +141,13 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
     Ok(problem)
 }
 
-fn element_type(
-    file: &TensorFile,
-    tensor: &'static str,
-    expected: &'static str,
-) -> Result<Dtype, TensorFileError> {
+fn element_type(file: &TensorFile, tensor: &str, expected: &str) -> Result<Dtype, TensorFileError> {
     match file.info(tensor, expected)?.dtype {
         FileDtype::F16 => Ok(Dtype::F16),
         FileDtype::BF16 => Ok(Dtype::Bf16),
         other => Err(TensorFileError::Dtype {
             path: file.path().to_owned(),
-            tensor,
+            tensor: tensor.to_owned(),
             found: other.to_string(),
             expected: "F16 or BF16".into(),
         }),
@@ -160,8 +156,8 @@ fn element_type(
 
 fn shape<const N: usize>(
     file: &TensorFile,
-    tensor: &'static str,
-    expected: &'static str,
+    tensor: &str,
+    expected: &str,
 ) -> Result<[usize; N], TensorFileError> {
     let found = &file.info(tensor, expected)?.shape;
     found.as_slice().try_into().map_err(|_| wrong_shape(file, tensor, found, expected.into()))
@@ -169,12 +165,12 @@ fn shape<const N: usize>(
 
 fn wrong_shape(
     file: &TensorFile,
-    tensor: &'static str,
+    tensor: &str,
     found: &[usize],
     expected: String,
 ) -> TensorFileError {
-    let (path, found) = (file.path().to_owned(), found.to_vec());
-    TensorFileError::Shape { path, tensor, found, expected }
+    let (path, tensor) = (file.path().to_owned(), tensor.to_owned());
+    TensorFileError::Shape { path, tensor, found: found.to_vec(), expected }
 }
 
 fn layout(file: &TensorFile) -> Result<KvLayout, TensorFileError> {

@@ -43,7 +43,7 @@ fn read(
     values: bool,
 ) -> Vec<u16> {
     let a = cache.attention();
-    let (map, kv) = (cache.page_map(), cache.layer(layer).unwrap());
+    let (map, kv) = (cache.pages().page_map(), cache.layer(layer).unwrap());
     let page_size = a.page_size as usize;
     let page = map.page_table[request * map.max_pages + position / page_size] as usize;
     let row = a.layout.row_index(page, position % page_size, head, page_size, 2);
@@ -89,7 +89,7 @@ proptest! {
                     let serials: Vec<u16> = (0..tokens as u16).map(|i| serial + i).collect();
                     lists[request].extend(&serials);
                     let fits = lists[request].len() <= 4 * page_size as usize && pages(&lists) <= 6;
-                    let extended = cache.extend(request, tokens);
+                    let extended = cache.pages_mut().extend(request, tokens);
                     prop_assert_eq!(extended.is_ok(), fits, "{:?}", extended);
                     let Ok(positions) = extended else { lists = before; continue };
                     serial += tokens as u16;
@@ -101,14 +101,14 @@ proptest! {
                     }
                 }
                 Step::Release { request } => {
-                    cache.release(request).unwrap();
+                    cache.pages_mut().release(request).unwrap();
                     lists[request].clear();
                 }
             }
             let used: usize = lists.iter().map(|l| l.len().div_ceil(page_size as usize)).sum();
-            prop_assert_eq!(cache.free_pages(), 6 - used);
+            prop_assert_eq!(cache.pages().free_pages(), 6 - used);
             let lengths: Vec<i32> = lists.iter().map(|l| l.len() as i32).collect();
-            prop_assert_eq!(cache.page_map().kv_len, lengths);
+            prop_assert_eq!(cache.pages().page_map().kv_len, lengths);
         }
         for (request, list) in lists.iter().enumerate() {
             for (position, serial) in list.iter().enumerate() {
@@ -127,19 +127,29 @@ proptest! {
 fn what_does_not_fit_is_refused_and_takes_nothing() {
     let device: Arc<dyn Device> = Arc::new(Recording::new());
     let mut cache = PagedCache::new(&device, shape(4, KvLayout::Nhd), SIZE).unwrap();
-    assert_eq!(cache.extend(0, 13).unwrap(), 0..13);
+    assert_eq!(cache.pages_mut().extend(0, 13).unwrap(), 0..13);
     assert!(matches!(
-        cache.extend(1, 9).unwrap_err(),
+        cache.pages_mut().extend(1, 9).unwrap_err(),
         CacheError::NoPages { request: 1, tokens: 9, needed: 3, free: 2 }
     ));
     assert!(matches!(
-        cache.extend(0, 4).unwrap_err(),
+        cache.pages_mut().extend(0, 4).unwrap_err(),
         CacheError::TooLong { tokens: 17, room: 16, .. }
     ));
-    assert!(matches!(cache.extend(0, usize::MAX).unwrap_err(), CacheError::TooLong { .. }));
-    assert!(matches!(cache.extend(3, 1).unwrap_err(), CacheError::NoSuchRequest { .. }));
+    assert!(matches!(
+        cache.pages_mut().extend(0, usize::MAX).unwrap_err(),
+        CacheError::TooLong { .. }
+    ));
+    assert!(matches!(
+        cache.pages_mut().extend(3, 1).unwrap_err(),
+        CacheError::NoSuchRequest { .. }
+    ));
     assert_eq!(
-        (cache.free_pages(), cache.tokens(0).unwrap(), cache.tokens(1).unwrap()),
+        (
+            cache.pages().free_pages(),
+            cache.pages().tokens(0).unwrap(),
+            cache.pages().tokens(1).unwrap()
+        ),
         (2, 13, 0)
     );
 

@@ -164,13 +164,14 @@ fn decode_steps(merge: Merge) {
     let token = 2 * 64;
     let mut host = vec![[vec![0xffff; 40 * 7 * token], vec![0xffff; 40 * 7 * token]]; 2];
     let mut append = |cache: &mut PagedCache, host: &mut Vec<[Vec<u16>; 2]>, request, tokens| {
-        let positions = cache.extend(request, tokens).unwrap();
+        let positions = cache.pages_mut().extend(request, tokens).unwrap();
         for (layer, host) in host.iter_mut().enumerate() {
             let kv = [random(tokens * token), random(tokens * token)];
             cache.write(layer, request, positions.start, &kv[0], &kv[1]).unwrap();
             for (tensor, data) in kv.iter().enumerate() {
                 for (i, position) in positions.clone().enumerate() {
-                    let page = cache.page_map().page_table[request * 32 + position / 7] as usize;
+                    let page =
+                        cache.pages().page_map().page_table[request * 32 + position / 7] as usize;
                     for head in 0..2 {
                         let row = GQA.layout.row_index(page, position % 7, head, 7, 2);
                         host[tensor][row * 64..][..64]
@@ -199,13 +200,13 @@ fn decode_steps(merge: Merge) {
             _ => {
                 for (request, set) in sets.iter_mut().enumerate() {
                     append(&mut cache, &mut host, request, 1);
-                    let last = cache.tokens(request).unwrap() - 1;
+                    let last = cache.pages().tokens(request).unwrap() - 1;
                     set.append_token(last as u32).unwrap();
                 }
             }
         }
         let spans = SpanBatch::from_sets(&sets).unwrap();
-        let pages = cache.page_map();
+        let pages = cache.pages().page_map();
         let plan =
             attention.plan(&DecodeStep { spans: &spans, row_request: &[0, 1], pages }).unwrap();
         assert!(plan.launch.is_some(), "step {step} has other spans");

@@ -188,14 +188,6 @@ impl DeclarativeAttention {
         &self.transitions
     }
 
-    /// Ends the response: a tag or mode that is still open is counted as unfinished.
-    pub fn finish(&mut self) {
-        self.abandon_tag(Fault::Unfinished);
-        if self.open.take().is_some() {
-            self.faults.add(Fault::Unfinished);
-        }
-    }
-
     fn push_char(&mut self, c: char) {
         self.characters += 1;
         match (c, &mut self.tag) {
@@ -315,6 +307,13 @@ impl TagProtocol for DeclarativeAttention {
 
     fn faults(&self) -> &FaultCounts {
         &self.faults
+    }
+
+    fn finish(&mut self) {
+        self.abandon_tag(Fault::Unfinished);
+        if self.open.take().is_some() {
+            self.faults.add(Fault::Unfinished);
+        }
     }
 }
 

@@ -110,4 +110,7 @@ pub trait TagProtocol {
 
     /// Malformed annotations so far.
     fn faults(&self) -> &FaultCounts;
+
+    /// Ends the response: what is still open is counted as unfinished.
+    fn finish(&mut self);
 }

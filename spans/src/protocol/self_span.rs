@@ -167,16 +167,6 @@ impl SelfSpanAttention {
         self.declared.as_ref()
     }
 
-    /// Ends the response: a step that is still open is counted as unfinished.
-    pub fn finish(&mut self) {
-        if self.region != Region::End
-            && (self.region != Region::Name || !self.head.trim().is_empty())
-        {
-            self.faults.add(Fault::Unfinished);
-        }
-        self.region = Region::End;
-    }
-
     fn push_char(&mut self, c: char) {
         // A token that ends one line and goes on belongs to the next as well.
         if self.line_start == self.kv_len {
@@ -295,6 +285,15 @@ impl TagProtocol for SelfSpanAttention {
 
     fn faults(&self) -> &FaultCounts {
         &self.faults
+    }
+
+    fn finish(&mut self) {
+        if self.region != Region::End
+            && (self.region != Region::Name || !self.head.trim().is_empty())
+        {
+            self.faults.add(Fault::Unfinished);
+        }
+        self.region = Region::End;
     }
 }
 
