@@ -11,9 +11,11 @@ mod device_choice;
 mod doctor;
 mod emulate;
 mod fuzz;
+mod generate;
 mod inspect;
 mod join;
 mod kernel_choice;
+mod model_choice;
 mod mutate;
 mod predict;
 mod render;
@@ -45,6 +47,7 @@ pub enum Outcome {
 pub enum Verb {
     Tune(tune::Arguments),
     Run(run::Arguments),
+    Generate(generate::Arguments),
     Inspect(inspect::Arguments),
     Render(render::Arguments),
     Compile(compile::Arguments),
@@ -76,6 +79,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
     match verb {
         Verb::Tune(arguments) => tune::run(&arguments, out),
         Verb::Run(arguments) => run::run(&arguments, out),
+        Verb::Generate(arguments) => generate::run(&arguments, out),
         Verb::Inspect(arguments) => inspect::run(&arguments, out),
         Verb::Render(arguments) => render::run(&arguments, out),
         Verb::Compile(arguments) => compile::run(&arguments, out),
