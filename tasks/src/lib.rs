@@ -2,6 +2,8 @@
 //! responses declare, step by step, what they rest on, and the measures of what a model answers.
 //!
 //! - [`arithmetic`]: nested expressions evaluated one operation a step.
+//! - [`news`]: articles and their summaries, generated with known facts or read from JSON Lines and
+//!   aligned sentence by sentence.
 //! - [`Sample`], [`Split`]: what a trainer takes, and which of it is kept for the end.
 //! - [`Vocabulary`]: the closed vocabulary of a task, and the `tokenizer.json` that says the same.
 //! - [`AttendedPairs`]: how much of its context a response attends to.
@@ -12,6 +14,7 @@
 //! text; it knows no model.
 
 pub mod arithmetic;
+pub mod news;
 pub mod rouge;
 mod sample;
 mod split;

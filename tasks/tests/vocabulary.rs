@@ -2,8 +2,7 @@
 
 use std::str::FromStr;
 
-use spanforge_tasks::arithmetic;
-use spanforge_tasks::{BOS, EOS, PAD, Split, Vocabulary, VocabularyError};
+use spanforge_tasks::{BOS, EOS, PAD, Split, Vocabulary, VocabularyError, arithmetic, news};
 use tokenizers::Tokenizer;
 
 fn tokenizer(vocabulary: &Vocabulary) -> Tokenizer {
@@ -34,6 +33,24 @@ fn arithmetic_is_one_token_a_character() {
         let text = format!("{}{}", problem.sample.prompt, problem.sample.response);
         agree(&vocabulary, &tokenizer, &text);
         assert_eq!(vocabulary.encode(&text).expect("known").ids.len(), text.len());
+    }
+}
+
+#[test]
+fn news_is_one_token_a_word() {
+    let vocabulary = news::vocabulary();
+    let tokenizer = tokenizer(&vocabulary);
+    assert_eq!(tokenizer.get_vocab_size(true), vocabulary.len());
+    let special = ["_", "^", "$"].map(|token| vocabulary.id(token));
+    assert_eq!(special, [Some(PAD), Some(BOS), Some(EOS)]);
+    let difficulty =
+        news::Difficulty { people: 1..=6, facts: 1..=4, distractors: 0..=8, names: 40 };
+    let articles = news::Generator::new(difficulty, Split::Train, 3).expect("valid");
+    for article in articles.take(50) {
+        let text = format!("{} {}", article.sample.prompt, article.sample.response);
+        agree(&vocabulary, &tokenizer, &text);
+        let words = text.split(' ').count();
+        assert_eq!(vocabulary.encode(&text).expect("known").ids.len(), words);
     }
 }
 
