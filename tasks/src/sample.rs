@@ -34,16 +34,16 @@ impl Sample {
         SelfSpanPrompt::with_names(offsets.len() as u32, named.collect())
     }
 
-    /// What the response attends to, cut into tokens by `vocabulary`.
+    /// What the gold response attends to, cut into tokens by `vocabulary`.
     pub fn attended_pairs(&self, vocabulary: &Vocabulary) -> Result<AttendedPairs, SampleError> {
         let prompt = self.span_prompt(&vocabulary.encode(&self.prompt)?.offsets)?;
         let response = vocabulary.encode(&self.response)?;
         let mut state = SelfSpanAttention::new(prompt, Fallback::Dense);
         let mut pairs = AttendedPairs::default();
         for piece in response.ids.iter().filter_map(|id| vocabulary.piece(*id)) {
-            state.push_token(piece);
             pairs.attended += state.spans().len_tokens();
             pairs.available += u64::from(state.kv_len());
+            state.push_token(piece);
         }
         Ok(pairs)
     }
@@ -60,7 +60,8 @@ pub enum SampleError {
     Name(#[from] NameError),
 }
 
-/// Pairs of a response token and a token that it may see, itself included.
+/// Pairs of a query that predicts a token of the response and a token that it may see, itself
+/// included. The first such query is the prompt's last token; the end of the response is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AttendedPairs {
     /// Pairs that are attended.
