@@ -6,6 +6,7 @@
 //!   aligned sentence by sentence.
 //! - [`Sample`], [`Split`]: what a trainer takes, and which of it is kept for the end.
 //! - [`Vocabulary`]: the closed vocabulary of a task, and the `tokenizer.json` that says the same.
+//! - [`StepVerdict`]: what is right in a step of a response.
 //! - [`AttendedPairs`]: how much of its context a response attends to.
 //! - [`rouge`]: ROUGE-1, ROUGE-2 and ROUGE-L.
 //!
@@ -18,8 +19,10 @@ pub mod news;
 pub mod rouge;
 mod sample;
 mod split;
+mod verdict;
 mod vocabulary;
 
 pub use sample::{AttendedPairs, Sample, SampleError};
 pub use split::Split;
+pub use verdict::StepVerdict;
 pub use vocabulary::{BOS, EOS, Encoding, PAD, Vocabulary, VocabularyError};

@@ -10,7 +10,7 @@ use spanforge_tasks::arithmetic::{
     Difficulty, DifficultyError, ExpressionError, Generator, MAX_OPERANDS, Problem, PromptError,
     evaluate, vocabulary,
 };
-use spanforge_tasks::{AttendedPairs, Split};
+use spanforge_tasks::{AttendedPairs, Split, StepVerdict};
 
 const PROMPT: &str = "^(((8-2)+(1*9))+4);";
 const RESPONSE: &str = "a<8-2>8-2=6;b<1*9>1*9=9;c<a+b>6+9=15;d<c+4>15+4=19;$";
@@ -275,7 +275,7 @@ fn responses_are_judged_step_by_step() {
     // Response, correct, ended, answer, and per step: parses, right declaration, right.
     let judge = |response: &str| {
         let verdict = evaluate(PROMPT, response).expect("a prompt");
-        let flags = |s: &spanforge_tasks::arithmetic::StepVerdict| {
+        let flags = |s: &StepVerdict| {
             let flag = |on, c| if on { c } else { '-' };
             [flag(s.declaration_parses, 'p'), flag(s.declaration_right, 'd'), flag(s.right, 'r')]
                 .into_iter()
@@ -291,6 +291,7 @@ fn responses_are_judged_step_by_step() {
         ("a<8-2>8-2=6;$", (false, true, Some(6), "pdr")),
         ("a<8-2>8-2=6;$;$", (false, false, Some(6), "pdr")),
         ("", (false, false, None, "")),
+        ("a<8-2>8-2=6; $", (false, false, Some(6), "pdr")),
         // A wrong sum that is carried on; the declarations stay right.
         (
             "a<8-2>8-2=6;b<1*9>1*9=9;c<a+b>6+9=14;d<c+4>14+4=18;$",

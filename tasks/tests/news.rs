@@ -1,17 +1,17 @@
 //! Generated news: articles agree with the protocol, summaries declare what they need and no more,
 //! and facts are counted fairly.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 
 use proptest::prelude::*;
 use spanforge_spans::protocol::{Fallback, SelfSpanAttention, TagProtocol};
 use spanforge_spans::{Span, SpanSet};
 use spanforge_tasks::news::{
-    Article, Difficulty, DifficultyError, Fact, FactRecall, Generator, MAX_PEOPLE, fact_recall,
-    vocabulary,
+    Article, Difficulty, DifficultyError, Fact, FactRecall, Generator, MAX_PEOPLE, Person,
+    evaluate, fact_recall, vocabulary,
 };
-use spanforge_tasks::{AttendedPairs, Split, Vocabulary};
+use spanforge_tasks::{AttendedPairs, Split, StepVerdict, Vocabulary};
 
 fn articles(difficulty: &Difficulty, split: Split, seed: u64, count: usize) -> Vec<Article> {
     Generator::new(difficulty.clone(), split, seed).expect("valid").take(count).collect()
@@ -115,7 +115,10 @@ proptest! {
         for article in articles(&difficulty, Split::HeldOut, seed, 2) {
             let known = article.people.iter().map(|p| p.facts.len()).sum();
             let all = FactRecall { known, stated: known, wrong: 0 };
-            prop_assert_eq!(fact_recall(&article, &article.sample.response), all);
+            let verdict = evaluate(&article, &article.sample.response);
+            prop_assert!(verdict.is_gold() && verdict.facts == all);
+            let parse = |line: &StepVerdict| line.declaration_parses && line.declaration_right;
+            prop_assert!(verdict.lines.iter().all(parse));
             let (_, rest) = article.sample.response.split_once(';').expect("a line");
             let stated = known - article.people[0].facts.len();
             prop_assert_eq!(fact_recall(&article, rest), FactRecall { stated, ..all });
@@ -139,8 +142,8 @@ proptest! {
     #[test]
     fn any_summary_is_judged(text in "(anna|paid|40|in|after|[<>,;$ ]){0,20}") {
         let article = &articles(&Difficulty::default(), Split::Train, 1, 1)[0];
-        let recall = fact_recall(article, &text);
-        prop_assert!(recall.stated <= recall.known);
+        let verdict = evaluate(article, &text);
+        prop_assert!(!verdict.is_gold() && verdict.facts.stated <= verdict.facts.known);
     }
 }
 
@@ -161,10 +164,14 @@ fn a_seed_means_the_same_on_every_platform() {
 
 #[test]
 fn splits_are_disjoint_whatever_the_order_and_the_distractors() {
-    // So few contents that every split meets most of its own.
-    let difficulty = Difficulty { people: 1..=1, facts: 1..=2, distractors: 0..=2, names: 1 };
-    let of = |split, seed| -> HashSet<String> {
-        articles(&difficulty, split, seed, 500).iter().map(Article::content).collect()
+    // So few facts that every split meets most of its own, in either order of the two people.
+    let difficulty = Difficulty { people: 2..=2, facts: 1..=1, distractors: 0..=2, names: 2 };
+    let of = |split, seed| -> HashSet<BTreeSet<(&str, String)>> {
+        let facts = |person: &Person| -> Vec<_> {
+            person.facts.iter().map(|(fact, _)| (person.name, fact.statement())).collect()
+        };
+        let articles = articles(&difficulty, split, seed, 2000);
+        articles.iter().map(|article| article.people.iter().flat_map(facts).collect()).collect()
     };
     let (train, validation, held_out) =
         (of(Split::Train, 1), of(Split::Validation, 2), of(Split::HeldOut, 3));
@@ -201,7 +208,7 @@ fn facts_are_counted_for_the_right_person_and_once() {
     let difficulty = Difficulty { people: 2..=2, facts: 4..=4, ..Difficulty::default() };
     let article = &articles(&difficulty, Split::Train, 3, 1)[0];
     let [first, second] = &article.people[..] else { panic!("two people") };
-    let statement = |person: &spanforge_tasks::news::Person| person.facts[1].0.statement();
+    let statement = |person: &Person| person.facts[1].0.statement();
     let recall = |text: &str| {
         let FactRecall { known, stated, wrong } = fact_recall(article, text);
         (known, stated, wrong)
@@ -214,6 +221,43 @@ fn facts_are_counted_for_the_right_person_and_once() {
     assert_eq!(recall(&format!("{b} < s0 > {deed} ; $")), (8, 0, 1));
     assert_eq!(recall(&format!("{a} < s0 > was here , {deed} ; $ {b} {other} ;")), (8, 1, 1));
     assert_eq!(fact_recall(article, &format!("{a} > {deed}")).share(), 0.125);
+}
+
+#[test]
+fn summaries_are_judged_line_by_line() {
+    let difficulty = Difficulty { people: 2..=2, facts: 2..=2, ..Difficulty::easiest() };
+    let article = &articles(&difficulty, Split::Train, 3, 1)[0];
+    let gold = &article.sample.response;
+    let (first, second) = gold.split_once(';').expect("two lines");
+    let judge = |response: &str| {
+        let verdict = evaluate(article, response);
+        let flag = |on, c| if on { c } else { '-' };
+        let flags = |s: &StepVerdict| -> String {
+            [(s.declaration_parses, 'p'), (s.declaration_right, 'd'), (s.right, 'r')]
+                .map(|(on, c)| flag(on, c))
+                .into_iter()
+                .collect()
+        };
+        let lines: Vec<String> = verdict.lines.iter().map(flags).collect();
+        (verdict.ended, lines.join(" "))
+    };
+    let (_, statements) = first.split_once('>').expect("a declaration");
+    let name = article.people[0].name;
+    for (response, expected) in [
+        (gold.clone(), (true, "pdr pdr")),
+        (gold.replace(' ', "\n "), (true, "pdr pdr")),
+        (gold.trim_end_matches('$').to_owned(), (false, "pdr pdr")),
+        (format!("{first}; $"), (true, "pdr")),
+        // Other facts, other sentences, a sentence that is not there, none, one person twice.
+        (format!("{first}, paid 5 ;{second}"), (true, "pd- pdr")),
+        (format!("{name} < s0 s1 s2 s3 >{statements};{second}"), (true, "p-- pdr")),
+        (format!("{name} < s9 >{statements};{second}"), (true, "--- pdr")),
+        (format!("{name} < >{statements};{second}"), (true, "--- pdr")),
+        (format!("{first};{first};$"), (true, "pdr ---")),
+    ] {
+        let (ended, lines) = expected;
+        assert_eq!(judge(&response), (ended, lines.to_owned()), "{response} of {gold}");
+    }
 }
 
 #[test]

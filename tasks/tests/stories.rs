@@ -1,9 +1,12 @@
 //! News from files: loading, sentences, and the sources of summary lines.
 
 use std::io::Write;
+use std::ops::Range;
 
 use proptest::prelude::*;
-use spanforge_spans::protocol::{Fallback, SelfSpanAttention, TagProtocol};
+use spanforge_spans::Span;
+use spanforge_spans::protocol::{Fallback, SelfSpanAttention, SelfSpanPrompt, TagProtocol};
+use spanforge_tasks::Sample;
 use spanforge_tasks::news::{LEAST_GAIN, Stories, Story, StoryError, content_recall, sentences};
 
 fn cut(text: &str) -> Vec<&str> {
@@ -123,6 +126,25 @@ fn superfluous_sources_are_dropped() {
     );
     let aligned = story.align();
     assert_eq!(aligned.lines[0].sources, [1, 2]);
+}
+
+/// As tokenizers give them: a first token without text, and words with their space.
+#[test]
+fn tokens_that_reach_into_a_sentence_belong_to_it() {
+    let sample = Sample {
+        prompt: "A b. C d.".to_owned(),
+        names: vec![("s0".to_owned(), 0..4), ("s1".to_owned(), 5..9)],
+        response: String::new(),
+    };
+    let prompt = |offsets: &[Range<usize>]| sample.span_prompt(offsets).expect("names");
+    let expected = |tokens, first: Range<u32>, second: Range<u32>| {
+        let names = [("s0", first), ("s1", second)];
+        let names = names.map(|(name, tokens)| (name.to_owned(), Span::from(tokens)));
+        SelfSpanPrompt::with_names(tokens, names.to_vec()).expect("names")
+    };
+    assert_eq!(prompt(&[0..0, 0..1, 1..3, 3..4, 4..6, 6..8, 8..9]), expected(7, 1..4, 4..7));
+    // One token over the border of both.
+    assert_eq!(prompt(&[0..3, 3..6, 6..9]), expected(3, 0..2, 1..3));
 }
 
 proptest! {

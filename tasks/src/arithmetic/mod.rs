@@ -24,7 +24,7 @@ use expression::Expression;
 
 pub use expression::ExpressionError;
 pub use generate::{Difficulty, DifficultyError, Generator};
-pub use verdict::{PromptError, StepVerdict, Verdict, evaluate};
+pub use verdict::{PromptError, Verdict, evaluate};
 
 /// Ids of the steps, in order.
 const IDS: &str = "abcdefghijkl";

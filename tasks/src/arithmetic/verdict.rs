@@ -2,6 +2,7 @@
 
 use super::Problem;
 use super::expression::{Expression, ExpressionError, Operator};
+use crate::verdict::{StepVerdict, ends_properly, judge_steps, steps};
 
 /// Why a prompt has no right response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,18 +14,6 @@ pub enum PromptError {
     /// The expression is at fault.
     #[error(transparent)]
     Expression(#[from] ExpressionError),
-}
-
-/// One step of a response against the step that belongs there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StepVerdict {
-    /// The step begins with `id<reference operator reference>` and refers to earlier steps of the
-    /// response only.
-    pub declaration_parses: bool,
-    /// Id and declaration are the gold ones.
-    pub declaration_right: bool,
-    /// The whole step is the gold one.
-    pub right: bool,
 }
 
 /// What is right in a response.
@@ -55,43 +44,25 @@ pub fn evaluate(prompt: &str, response: &str) -> Result<Verdict, PromptError> {
     let expression = prompt.strip_prefix('^').and_then(|rest| rest.strip_suffix(';'));
     let expression = expression.ok_or_else(|| PromptError::Malformed(prompt.to_owned()))?;
     let gold = Problem::of(&expression.parse::<Expression>()?);
-    let gold_lines: Vec<&str> = lines(&gold.sample.response).collect();
 
     let mut ids = Vec::new();
-    let mut steps = Vec::new();
-    for (at, line) in lines(response).enumerate() {
-        let gold_line = gold_lines.get(at).copied().unwrap_or_default();
-        let declared = declaration(line);
-        steps.push(StepVerdict {
-            declaration_parses: declared.is_some_and(|(_, text)| refers(text, &ids)),
-            declaration_right: head(line).is_some() && head(line) == head(gold_line),
-            right: line == gold_line,
-        });
-        ids.extend(declared.map(|(id, _)| id));
-    }
-    let answer = lines(response).last().and_then(answer);
-    let body = response.strip_suffix('$');
-    let ended = body.is_some_and(|body| body.ends_with(';') && !body.contains('$'));
-    let correct = ended && answer == Some(gold.answer);
-    Ok(Verdict { correct, ended, answer, steps, gold_steps: gold_lines.len() })
-}
-
-/// The steps of a response with their `;`, the last one perhaps unfinished.
-fn lines(response: &str) -> impl Iterator<Item = &str> {
-    response.split('$').next().unwrap_or_default().split_inclusive(';')
-}
-
-/// A step up to its `>`.
-fn head(line: &str) -> Option<&str> {
-    line.split_once('>').map(|(head, _)| head)
-}
-
-/// Id and declaration of a step.
-fn declaration(line: &str) -> Option<(char, &str)> {
-    let (id, declaration) = head(line)?.split_once('<')?;
-    let mut characters = id.chars();
-    let id = characters.next().filter(char::is_ascii_lowercase)?;
-    characters.next().is_none().then_some((id, declaration))
+    let judged = judge_steps(response, &gold.sample.response, |id, declaration| {
+        let mut characters = id.chars();
+        let (id, rest) = (characters.next(), characters.next());
+        let named = rest.is_none() && id.is_some_and(|id| id.is_ascii_lowercase());
+        let parses = named && refers(declaration, &ids);
+        ids.extend(id.filter(|_| named));
+        parses
+    });
+    let answer = steps(response).last().and_then(answer);
+    let ended = ends_properly(response);
+    Ok(Verdict {
+        correct: ended && answer == Some(gold.answer),
+        ended,
+        answer,
+        steps: judged,
+        gold_steps: gold.declared.len(),
+    })
 }
 
 /// Whether a declaration is an operation on numbers and earlier steps.
@@ -109,7 +80,7 @@ fn refers(declaration: &str, ids: &[char]) -> bool {
 }
 
 /// The number behind the last `=` of a whole step.
-fn answer(line: &str) -> Option<u32> {
-    let (_, number) = line.strip_suffix(';')?.rsplit_once('=')?;
+fn answer(step: &str) -> Option<u32> {
+    let (_, number) = step.strip_suffix(';')?.rsplit_once('=')?;
     number.parse().ok().filter(|value: &u32| value.to_string() == number)
 }

@@ -1,8 +1,5 @@
-//! What articles say about people, and how much of it a summary states.
+//! What articles say about people, and how a summary states it.
 
-use std::collections::HashSet;
-
-use super::generate::Article;
 use super::words::{AMOUNTS, CITIES, DAYS, EVENTS, OBJECTS, ROLES, STATING, VERBS};
 
 /// Something about a person.
@@ -75,7 +72,7 @@ impl Fact {
     }
 
     /// The fact that a statement states.
-    fn read(statement: &str) -> Option<Self> {
+    pub(super) fn read(statement: &str) -> Option<Self> {
         let known = |list: &[&'static str], word: &str| list.iter().copied().find(|w| *w == word);
         let words: Vec<&str> = statement.split_whitespace().collect();
         Some(match words[..] {
@@ -111,28 +108,4 @@ impl FactRecall {
     pub fn share(&self) -> f64 {
         self.stated as f64 / self.known.max(1) as f64
     }
-}
-
-/// How many of an article's facts a summary states. The summary is lines that end with `;`, up to
-/// `$`: a person, perhaps a declaration in `< >`, and statements with `,` between them.
-pub fn fact_recall(article: &Article, summary: &str) -> FactRecall {
-    let known: HashSet<(&str, Fact)> = article
-        .people
-        .iter()
-        .flat_map(|person| person.facts.iter().map(|(fact, _)| (person.name, *fact)))
-        .collect();
-    let mut stated = HashSet::new();
-    let mut wrong = HashSet::new();
-    for line in summary.split('$').next().unwrap_or_default().split(';') {
-        let Some((person, rest)) = line.trim().split_once(char::is_whitespace) else { continue };
-        let statements = rest.split_once('>').map_or(rest, |(_, behind)| behind);
-        for statement in statements.split(',').map(str::trim).filter(|s| !s.is_empty()) {
-            let claim = Fact::read(statement).map(|fact| (person, fact));
-            match claim.filter(|claim| known.contains(claim)) {
-                Some(claim) => stated.insert(claim),
-                None => wrong.insert((person, statement)),
-            };
-        }
-    }
-    FactRecall { known: known.len(), stated: stated.len(), wrong: wrong.len() }
 }

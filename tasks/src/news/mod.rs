@@ -13,8 +13,8 @@
 //! The sentences are named spans of the prompt. An id stands behind its sentence, where a causal
 //! model has read what it names.
 //!
-//! - [`Generator`]: articles with known facts, in a closed vocabulary of words; [`fact_recall`] says
-//!   how many of them a summary states.
+//! - [`Generator`]: articles with known facts, in a closed vocabulary of words; [`evaluate`] judges
+//!   the lines of a summary, and [`fact_recall`] counts the facts that it states.
 //! - [`Stories`]: articles and highlights from JSON Lines; [`Story::align`] finds the sentences that
 //!   each highlight rests on.
 
@@ -23,11 +23,13 @@ mod facts;
 mod generate;
 mod sentences;
 mod stories;
+mod verdict;
 mod words;
 
 pub use align::{AlignedLine, AlignedStory, LEAST_GAIN, content_recall};
-pub use facts::{Fact, FactRecall, fact_recall};
+pub use facts::{Fact, FactRecall};
 pub use generate::{Article, Difficulty, DifficultyError, Generator, MAX_PEOPLE, Person};
 pub use sentences::sentences;
 pub use stories::{Stories, Story, StoryError};
+pub use verdict::{Verdict, evaluate, fact_recall};
 pub use words::vocabulary;
