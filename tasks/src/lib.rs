@@ -13,6 +13,30 @@
 //! The grammar of responses and the mask that they imply are those of
 //! [`SelfSpanAttention`](spanforge_spans::protocol::SelfSpanAttention). This room makes and judges
 //! text; it knows no model.
+//!
+//! ```
+//! use spanforge_spans::protocol::{Fallback, SelfSpanAttention, TagProtocol};
+//! use spanforge_tasks::Split;
+//! use spanforge_tasks::arithmetic::{Difficulty, Generator, evaluate, vocabulary};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let vocabulary = vocabulary();
+//! let sample = Generator::new(Difficulty::default(), Split::Train, 1)?.next().unwrap().sample;
+//!
+//! // The mask of the gold response: what each token attends to as a query.
+//! let prompt = vocabulary.encode(&sample.prompt)?;
+//! let response = vocabulary.encode(&sample.response)?;
+//! let named = sample.span_prompt(&prompt.offsets)?;
+//! let mut attention = SelfSpanAttention::new(named, Fallback::Dense);
+//! for id in &response.ids {
+//!     attention.push_token(vocabulary.piece(*id).unwrap());
+//!     assert!(attention.spans().len_tokens() <= u64::from(attention.kv_len()));
+//! }
+//!
+//! assert!(evaluate(&sample.prompt, &sample.response)?.correct);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod arithmetic;
 pub mod news;
