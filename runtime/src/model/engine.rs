@@ -124,10 +124,10 @@ pub struct Finish {
     pub reason: FinishReason,
     /// Generated tokens, the last one included.
     pub tokens: usize,
-    /// Tokens that generated tokens attended to, of all that were there: sums over the queries of
-    /// generated tokens, each itself included.
+    /// Pairs of a query that predicted a token of the response and a token that it attended to,
+    /// itself included. The first such query is the prompt's last token, which attends to everything.
     pub attended: u64,
-    /// See `attended`.
+    /// Such pairs, if each attended to all before it.
     pub available: u64,
     /// Annotations that were malformed, each of which fell back.
     pub faults: FaultCounts,
@@ -317,7 +317,7 @@ impl<'m> Engine<'m> {
         for (row, slot) in step.requests.iter().enumerate() {
             if let Some(active) = &mut self.active[*slot] {
                 active.cached = step.positions[row] + 1;
-                if step.positions[row] >= active.request.prompt.len() {
+                if active.cached >= active.request.prompt.len() {
                     active.attended += step.spans[row].len_tokens();
                     active.available += active.cached as u64;
                 }
