@@ -5,23 +5,23 @@ use std::io::{self, Write};
 /// Rows of cells under a heading. Columns are aligned left, but for those named in `numbers`.
 pub struct Table {
     rows: Vec<Vec<String>>,
-    numbers: &'static [usize],
+    numbers: Vec<usize>,
 }
 
 impl Table {
     /// A table with a heading; `numbers` are the columns, from 0, that are aligned right.
-    pub fn new(heading: &[&str], numbers: &'static [usize]) -> Self {
+    pub fn new(heading: &[&str], numbers: &[usize]) -> Self {
         let heading = heading.iter().map(|cell| (*cell).to_owned()).collect();
-        Self { rows: vec![heading], numbers }
+        Self { rows: vec![heading], numbers: numbers.to_vec() }
     }
 
     /// A table without a heading.
     pub fn plain() -> Self {
-        Self { rows: Vec::new(), numbers: &[] }
+        Self { rows: Vec::new(), numbers: Vec::new() }
     }
 
     /// Adds a row.
-    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub fn row(&mut self, cells: impl Into<Vec<String>>) {
         self.rows.push(cells.into());
     }
 

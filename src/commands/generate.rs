@@ -1,6 +1,6 @@
 //! `generate`: a model goes on with a text, and what it attends to is shown as it changes.
 
-use super::model_choice::{ModelArguments, ROWS};
+use super::model_choice::{AttentionChoice, ModelArguments, ROWS};
 use super::{Outcome, write_json};
 use crate::notice;
 use anyhow::{Context, Result, bail};
@@ -25,6 +25,11 @@ use std::time::Instant;
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
+    /// What generated tokens attend to, and where: dense (everything) or span (what the model has
+    /// declared), both on the CPU in f32; or a device, such as emulated:h200 or cuda:0, on which a
+    /// kernel attends to what the model has declared
+    #[arg(long, value_name = "dense|span|DEVICE", default_value = "span")]
+    attention: AttentionChoice,
     /// Text to go on with; - reads it from standard input
     #[arg(long, value_name = "TEXT")]
     prompt: String,
@@ -79,11 +84,11 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         }
         text => text.to_owned(),
     };
-    let prompt = vocabulary.encode(&text, true)?;
+    let prompt = vocabulary.encode(&text, true)?.tokens;
     let prompt_tokens = prompt.len();
-    let selection = match arguments.model.is_dense() {
-        true => Selection::Dense,
-        false => {
+    let selection = match arguments.attention {
+        AttentionChoice::Dense => Selection::Dense,
+        AttentionChoice::Span | AttentionChoice::Device(_) => {
             // More tokens than 32 bits count are more than any cache holds.
             let tokens = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
             let protocol = SelfSpanAttention::new(SelfSpanPrompt::new(tokens), Fallback::Dense);
@@ -95,7 +100,12 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         Some(temperature) => Sampling::Random { temperature, top_p: arguments.top_p },
     };
     let (seed, max_tokens) = (arguments.seed, arguments.max_tokens);
-    let mut engine = Engine::new(&model, &vocabulary, arguments.model.attention(&model, 1)?, ROWS);
+    let mut engine = Engine::new(
+        &model,
+        &vocabulary,
+        arguments.model.attention(&arguments.attention, &model, 1)?,
+        ROWS,
+    );
     engine.submit(Request { prompt, selection, sampling, seed, max_tokens })?;
     let begun = Instant::now();
     let mut stretches: Vec<Stretch> = Vec::new();

@@ -10,6 +10,7 @@ mod convert;
 mod device_choice;
 mod doctor;
 mod emulate;
+mod eval;
 mod fuzz;
 mod generate;
 mod inspect;
@@ -48,6 +49,7 @@ pub enum Verb {
     Tune(tune::Arguments),
     Run(run::Arguments),
     Generate(generate::Arguments),
+    Eval(eval::Arguments),
     Inspect(inspect::Arguments),
     Render(render::Arguments),
     Compile(compile::Arguments),
@@ -80,6 +82,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Tune(arguments) => tune::run(&arguments, out),
         Verb::Run(arguments) => run::run(&arguments, out),
         Verb::Generate(arguments) => generate::run(&arguments, out),
+        Verb::Eval(arguments) => eval::run(&arguments, out),
         Verb::Inspect(arguments) => inspect::run(&arguments, out),
         Verb::Render(arguments) => render::run(&arguments, out),
         Verb::Compile(arguments) => compile::run(&arguments, out),

@@ -21,23 +21,13 @@ const PAGE_SIZE: u32 = 16;
 /// Rows of a step: a prompt is taken in stretches of so many tokens.
 pub const ROWS: usize = 256;
 
-/// A model, and where it attends.
+/// A model, and the cache that it decodes with.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArguments {
     /// Folder of the model: config.json, safetensors, tokenizer.json
     #[arg(long, value_name = "DIR", help_heading = "Options")]
     model: PathBuf,
-    /// What generated tokens attend to, and where: dense (everything), span (what the model has
-    /// declared), both on the CPU in f32; or a device, such as emulated:h200 or cuda:0, on which a
-    /// kernel attends to what the model has declared
-    #[arg(
-        long,
-        value_name = "dense|span|DEVICE",
-        default_value = "span",
-        help_heading = "Options"
-    )]
-    attention: AttentionChoice,
     /// Artifact whose kernel is used on a device [default: the default configuration, compiled now]
     #[arg(long, value_name = "DIR")]
     artifact: Option<PathBuf>,
@@ -73,11 +63,6 @@ impl FromStr for AttentionChoice {
 }
 
 impl ModelArguments {
-    /// Whether generated tokens attend to everything.
-    pub fn is_dense(&self) -> bool {
-        self.attention == AttentionChoice::Dense
-    }
-
     /// The model and its vocabulary.
     pub fn load(&self) -> Result<(Llama, Vocabulary)> {
         let model = Llama::load(&self.model)?;
@@ -94,11 +79,16 @@ impl ModelArguments {
     }
 
     /// A cache for `requests` requests at a time, and the attention over it.
-    pub fn attention(&self, model: &Llama, requests: usize) -> Result<Box<dyn Attend>> {
+    pub fn attention(
+        &self,
+        choice: &AttentionChoice,
+        model: &Llama,
+        requests: usize,
+    ) -> Result<Box<dyn Attend>> {
         let config = model.config();
         let pages = self.cache_tokens.div_ceil(PAGE_SIZE) as usize;
         let size = CacheSize { layers: config.layers, pages, requests, max_pages: pages };
-        let AttentionChoice::Device(name) = &self.attention else {
+        let AttentionChoice::Device(name) = choice else {
             if self.artifact.is_some() {
                 bail!(
                     "--artifact is used on a device: name one with --attention, as emulated:h200"

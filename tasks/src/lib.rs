@@ -8,11 +8,12 @@
 //! - [`Vocabulary`]: the closed vocabulary of a task, and the `tokenizer.json` that says the same.
 //! - [`StepVerdict`]: what is right in a step of a response.
 //! - [`AttendedPairs`]: how much of its context a response attends to.
+//! - `evaluate`: what a model answers, dense and by its own spans (with the feature `model`).
 //! - [`rouge`]: ROUGE-1, ROUGE-2 and ROUGE-L.
 //!
 //! The grammar of responses and the mask that they imply are those of
 //! [`SelfSpanAttention`](spanforge_spans::protocol::SelfSpanAttention). This room makes and judges
-//! text; it knows no model.
+//! text.
 //!
 //! ```
 //! use spanforge_spans::protocol::{Fallback, SelfSpanAttention, TagProtocol};
@@ -39,6 +40,8 @@
 //! ```
 
 pub mod arithmetic;
+#[cfg(feature = "model")]
+pub mod evaluate;
 pub mod news;
 pub mod rouge;
 mod sample;

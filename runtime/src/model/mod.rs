@@ -26,7 +26,7 @@ pub use engine::{Engine, EngineError, Event, Finish, FinishReason, Request, Requ
 pub use host_attention::HostAttention;
 pub use llama::Llama;
 pub use sampling::Sampling;
-pub use vocabulary::{Vocabulary, VocabularyError};
+pub use vocabulary::{Encoded, Vocabulary, VocabularyError};
 
 use crate::tensor_file::TensorFileError;
 use std::path::PathBuf;

@@ -1,5 +1,6 @@
 //! `tokenizer.json`: from text to tokens, and from generated tokens to the text that a protocol reads.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
@@ -25,6 +26,15 @@ pub enum VocabularyError {
     },
 }
 
+/// A text as tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// Bytes of the text that each stands for; none of one that was added.
+    pub offsets: Vec<Range<usize>>,
+}
+
 /// The tokens of a model.
 #[derive(Clone)]
 pub struct Vocabulary {
@@ -44,16 +54,17 @@ impl Vocabulary {
         Ok(Self { tokenizer })
     }
 
-    /// The tokens of a text; `add_special` adds those that the file puts around one, such as the
+    /// The tokens of a text, with the bytes that each stands for; `add_special` adds those that the file puts around one, such as the
     /// beginning.
     ///
     /// # Errors
     /// Text that it has no tokens for.
-    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, VocabularyError> {
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, VocabularyError> {
         let encoded = self.tokenizer.encode(text, add_special).map_err(|error| {
             VocabularyError::Encode { text: text.to_owned(), fault: error.to_string() }
         })?;
-        Ok(encoded.get_ids().to_vec())
+        let offsets = encoded.get_offsets().iter().map(|(start, end)| *start..*end).collect();
+        Ok(Encoded { tokens: encoded.get_ids().to_vec(), offsets })
     }
 
     /// Tokens, those that mark beginning and end included.

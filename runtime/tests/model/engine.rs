@@ -32,7 +32,7 @@ fn cache(pages: usize, requests: usize) -> HostAttention {
 }
 
 fn request(prompt: &str, selection: Selection, sampling: Sampling, max_tokens: usize) -> Request {
-    let prompt = loaded().1.encode(prompt, false).expect("characters");
+    let prompt = loaded().1.encode(prompt, false).expect("characters").tokens;
     Request { prompt, selection, sampling, seed: 9, max_tokens }
 }
 
