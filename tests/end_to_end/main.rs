@@ -10,6 +10,7 @@ mod conformance;
 mod convert;
 mod emulate;
 mod fuzz;
+mod model;
 mod predict;
 mod replay;
 mod report;
@@ -20,6 +21,8 @@ mod tune_resume;
 mod verbs;
 mod workers;
 
+#[path = "../../runtime/tests/model/folder.rs"]
+mod model_folder;
 #[path = "../nats/mod.rs"]
 mod nats;
 

@@ -476,9 +476,11 @@ mod tests {
         let mut observations = observations(&documented, 0.0);
         let few = calibrate(&documented, &observations[..FEWEST - 1], "a test");
         assert!(matches!(few, Err(CalibrateError::TooFew(_))), "{few:?}");
-        observations[3].time_us = f64::NAN;
-        let none = calibrate(&documented, &observations, "a test");
-        assert!(matches!(none, Err(CalibrateError::Unusable)), "{none:?}");
+        for senseless in [f64::NAN, f64::INFINITY, 0.0] {
+            observations[3].time_us = senseless;
+            let none = calibrate(&documented, &observations, "a test");
+            assert!(matches!(none, Err(CalibrateError::Unusable)), "{none:?}");
+        }
     }
 
     #[test]
