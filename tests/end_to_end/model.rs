@@ -45,9 +45,9 @@ fn eval_answers_the_same_problems_in_each_way() {
     let (here, model) = (folder(), random_model());
     let model = model.path().to_str().unwrap();
     let eval = |words: &str, more: &str| {
-        let [model, task] = [&format!("--model={model}"), "--task=arithmetic"];
-        let words = format!("--attention={words}");
-        spanforge(here.path(), ["eval", model, task, "--count=5", "--batch=3", &words, more])
+        let (model, words) = (format!("--model={model}"), format!("--attention={words}"));
+        let task = "--task=arithmetic";
+        spanforge(here.path(), ["eval", &model, task, "--count=5", "--batch=3", &words, more])
     };
     let scores = eval("dense,span,withheld", "--json").expect(0).json();
     for word in ["dense", "span", "withheld"] {
