@@ -1,12 +1,14 @@
 //! `generate`: a model goes on with a text, and what it attends to is shown as it changes.
 
-use super::model_choice::{AttentionChoice, ModelArguments, ROWS};
+use super::model_choice::{AttentionChoice, ModelArguments};
 use super::{Outcome, write_json};
 use crate::notice;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
-use spanforge_runtime::model::{Engine, Event, Finish, FinishReason, Request, Sampling, Selection};
+use spanforge_runtime::model::{
+    Engine, Event, Finish, FinishReason, ROWS, Request, Sampling, Selection,
+};
 use spanforge_spans::protocol::{Fallback, SelfSpanAttention, SelfSpanPrompt};
 use spanforge_spans::{Span, SpanSet};
 use std::io::{Read, Write};
@@ -125,15 +127,16 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     }
     let seconds = begun.elapsed().as_secs_f64();
     let Some(end) = end else { bail!("the engine has stopped without an end") };
+    let (finish, reason) = match end.reason {
+        FinishReason::Stop => ("stop", "the model has ended"),
+        FinishReason::Length => ("length", "ended by --max-tokens"),
+        FinishReason::Full => ("full", "ended since the cache or the model's positions are full"),
+    };
     let report = Report {
         prompt_tokens,
         tokens: end.tokens,
         text: stretches.iter().map(|stretch| stretch.text.as_str()).collect(),
-        finish: match end.reason {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-            FinishReason::Full => "full",
-        },
+        finish,
         attended_share: end.attended as f64 / end.available.max(1) as f64,
         faults: end.faults.total(),
         tokens_per_second: end.tokens as f64 / seconds,
@@ -147,11 +150,6 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         true => writeln!(out)?,
         false => show(report.stretches.last(), out)?,
     }
-    let reason = match end.reason {
-        FinishReason::Stop => "the model has ended",
-        FinishReason::Length => "ended by --max-tokens",
-        FinishReason::Full => "ended since the cache or the model's positions are full",
-    };
     notice::say(format_args!(
         "{} tokens after a prompt of {prompt_tokens}, {reason}; {:.1} % of the context attended to, \
          {} malformed annotations, {:.0} tokens/s",

@@ -6,7 +6,7 @@ use clap::Args;
 use spanforge_device::{Compiler, Device};
 use spanforge_kernels::artifact::Artifact;
 use spanforge_kernels::configuration::AttentionShape;
-use spanforge_runtime::model::{Attend, DeviceAttention, HostAttention, Llama, Vocabulary};
+use spanforge_runtime::model::{Attend, DeviceAttention, HostAttention, Llama, ROWS, Vocabulary};
 use spanforge_runtime::run::compile_default;
 use spanforge_runtime::{CacheSize, SpanAttention, SpanAttentionLimits};
 use spanforge_spans::{Dtype, KvLayout};
@@ -17,9 +17,6 @@ use std::sync::Arc;
 
 /// Tokens per page of the cache.
 const PAGE_SIZE: u32 = 16;
-
-/// Rows of a step: a prompt is taken in stretches of so many tokens.
-pub const ROWS: usize = 256;
 
 /// A model, and the cache that it decodes with.
 #[derive(Args, Clone, Debug)]

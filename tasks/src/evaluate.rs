@@ -2,7 +2,7 @@
 
 use crate::Sample;
 use spanforge_runtime::model::{
-    Attend, Engine, EngineError, Finish, Llama, Request, RequestId, Sampling, Selection,
+    Attend, Engine, EngineError, Finish, Llama, ROWS, Request, RequestId, Sampling, Selection,
     Vocabulary, VocabularyError,
 };
 use spanforge_spans::SpanSet;
@@ -46,9 +46,6 @@ pub enum EvaluateError {
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
-
-/// Rows of a step at most.
-const ROWS: usize = 256;
 
 /// Tokens that a response may have beyond twice those of the gold one. What is longer is wrong.
 const SPARE: usize = 16;

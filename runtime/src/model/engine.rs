@@ -16,6 +16,10 @@ use spanforge_spans::protocol::{FaultCounts, TagProtocol};
 use spanforge_spans::{SpanError, SpanSet};
 use std::collections::VecDeque;
 
+/// Rows of a step, where nothing speaks for another number: a prompt is taken in stretches of so many
+/// tokens. An attention on a device is loaded for as many.
+pub const ROWS: usize = 256;
+
 /// What generated tokens attend to.
 pub enum Selection {
     /// Everything.

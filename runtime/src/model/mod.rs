@@ -22,7 +22,9 @@ mod weights;
 pub use attend::{Attend, AttendError, Step};
 pub use config::{ModelConfig, Rope, RopeScaling};
 pub use device_attention::DeviceAttention;
-pub use engine::{Engine, EngineError, Event, Finish, FinishReason, Request, RequestId, Selection};
+pub use engine::{
+    Engine, EngineError, Event, Finish, FinishReason, ROWS, Request, RequestId, Selection,
+};
 pub use host_attention::HostAttention;
 pub use llama::Llama;
 pub use sampling::Sampling;

@@ -28,7 +28,7 @@ use crate::workers::CandidateLimits;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::{DirectGetErrorKind, RetentionPolicy};
+use async_nats::jetstream::stream::{DirectGetError, DirectGetErrorKind, RetentionPolicy};
 use async_nats::jetstream::{Context, ErrorCode, kv, stream};
 use async_nats::{ConnectOptions, ServerAddr};
 use futures_util::TryStreamExt;
@@ -283,12 +283,7 @@ impl Cluster {
     fn result(&self, run: &str, from: u64) -> Result<Option<(u64, Record)>, ClusterError> {
         let subject = results_subject(run, "*");
         let found = self.link.patiently("to read the results", || async {
-            let next = self.results.direct_get_next_for_subject(subject.clone(), Some(from)).await;
-            match next {
-                Ok(message) => Ok(Some(message)),
-                Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-                Err(error) => Err(error),
-            }
+            found(self.results.direct_get_next_for_subject(subject.clone(), Some(from)).await)
         })?;
         found.map(|m| Ok((m.sequence, parsed("a result", &m.payload)?))).transpose()
     }
@@ -297,11 +292,7 @@ impl Cluster {
     fn result_of(&self, run: &str, task: &Task) -> Result<Option<Record>, ClusterError> {
         let subject = results_subject(run, &task.name());
         let found = self.link.patiently("to read a result", || async {
-            match self.results.direct_get_last_for_subject(subject.clone()).await {
-                Ok(message) => Ok(Some(message)),
-                Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-                Err(error) => Err(error),
-            }
+            found(self.results.direct_get_last_for_subject(subject.clone()).await)
         })?;
         found.map(|message| parsed("a result", &message.payload)).transpose()
     }
@@ -361,6 +352,15 @@ async fn stream_of(
         ..Default::default()
     };
     context.get_or_create_stream(config).await
+}
+
+/// A message that may not be there.
+fn found<T>(message: Result<T, DirectGetError>) -> Result<Option<T>, DirectGetError> {
+    match message {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a server is alone and so keeps one copy only.
