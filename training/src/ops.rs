@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
+use wide::f32x8;
 
 /// The rows of a batch: sequences one behind the other, without padding.
 #[derive(Debug, Default)]
@@ -76,10 +77,12 @@ impl SpanAttention {
     fn weights(&self, rows: &[f32], q: &[f32], k_at: usize, spans: &[[u32; 2]]) -> Vec<f32> {
         let Heads { head_dim, .. } = self.heads;
         let (width, scale) = (self.heads.width(), 1.0 / (head_dim as f32).sqrt());
-        let keys = tokens(spans).map(|token| &rows[token * width + k_at..][..head_dim]);
-        let mut weights: Vec<f32> = keys.map(|k| scale * dot(q, k)).collect();
+        let keys = |token: usize| &rows[token * width + k_at..][..head_dim];
+        let mut weights = dots(q, keys, spans);
+        weights.iter_mut().for_each(|weight| *weight *= scale);
         let most = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        weights.iter_mut().for_each(|weight| *weight = (*weight - most).exp());
+        weights.iter_mut().for_each(|weight| *weight -= most);
+        exp(&mut weights);
         let sum: f32 = weights.iter().sum();
         weights.iter_mut().for_each(|weight| *weight /= sum);
         weights
@@ -115,9 +118,8 @@ impl SpanAttention {
                 let q_at = position * width + head * head_dim;
                 let q = &rows[q_at..][..head_dim];
                 let weights = self.weights(&rows, q, k_at, spans);
-                let of_weights: Vec<f32> = tokens(spans)
-                    .map(|token| dot(of_out, &rows[token * width + v_at..][..head_dim]))
-                    .collect();
+                let values = |token: usize| &rows[token * width + v_at..][..head_dim];
+                let of_weights = dots(of_out, values, spans);
                 let mean: f32 = weights.iter().zip(&of_weights).map(|(w, g)| w * g).sum();
                 let mut of_q = vec![0.0; head_dim];
                 for ((token, weight), of_weight) in tokens(spans).zip(&weights).zip(of_weights) {
@@ -248,8 +250,9 @@ impl CustomOp1 for SwiGlu {
         let x = elements(storage, layout)?;
         let mut out = vec![0.0; rows * size];
         out.par_chunks_exact_mut(size).zip(x.par_chunks_exact(2 * size)).for_each(|(out, x)| {
-            for at in 0..size {
-                out[at] = x[at] / (1.0 + (-x[at]).exp()) * x[size + at];
+            let (gate, up) = x.split_at(size);
+            for (at, sigmoid) in sigmoids(gate).into_iter().enumerate() {
+                out[at] = gate[at] * sigmoid * up[at];
             }
         });
         Ok((CpuStorage::F32(out), (rows, size).into()))
@@ -260,9 +263,8 @@ impl CustomOp1 for SwiGlu {
         let size = shape.dims()[1] / 2;
         let (mut x, of_out) = (values(x)?, values(of_out)?);
         x.par_chunks_exact_mut(2 * size).zip(of_out.par_chunks_exact(size)).for_each(|(x, of)| {
-            for at in 0..size {
+            for (at, sigmoid) in sigmoids(&x[..size]).into_iter().enumerate() {
                 let (gate, up) = (x[at], x[size + at]);
-                let sigmoid = 1.0 / (1.0 + (-gate).exp());
                 x[at] = of[at] * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
                 x[size + at] = of[at] * gate * sigmoid;
             }
@@ -271,25 +273,74 @@ impl CustomOp1 for SwiGlu {
     }
 }
 
-fn tokens(spans: &[[u32; 2]]) -> impl Iterator<Item = usize> + '_ {
-    spans.iter().flat_map(|[start, end]| *start as usize..*end as usize)
+/// Products of one vector with those of the tokens of some spans, four at a time: they share what is
+/// loaded of the first and do not wait for each other.
+fn dots<'a>(a: &[f32], of: impl Fn(usize) -> &'a [f32], spans: &[[u32; 2]]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(spans.iter().map(|[start, end]| (end - start) as usize).sum());
+    for [start, end] in spans {
+        let mut token = *start as usize;
+        while token + 4 <= *end as usize {
+            out.extend(products(a, [0, 1, 2, 3].map(|next| of(token + next))));
+            token += 4;
+        }
+        out.extend((token..*end as usize).map(|token| dot(a, of(token))));
+    }
+    out
 }
 
-/// Sums beside each other, so that the compiler can use vectors.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0; 16];
-    let (a, b) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-    for (a, b) in a.0.iter().zip(b.0) {
-        for lane in 0..16 {
-            sums[lane] += a[lane] * b[lane];
+    let [product] = products(a, [b]);
+    product
+}
+
+/// Products of one vector with some others.
+fn products<const COUNT: usize>(a: &[f32], others: [&[f32]; COUNT]) -> [f32; COUNT] {
+    let mut sums = [f32x8::ZERO; COUNT];
+    let (eights, rest) = a.as_chunks::<8>();
+    let blocks = others.map(|other| &other.as_chunks::<8>().0[..eights.len()]);
+    for (at, a) in eights.iter().enumerate() {
+        let a = f32x8::new(*a);
+        for (sum, block) in sums.iter_mut().zip(blocks) {
+            *sum = a.mul_add(f32x8::new(block[at]), *sum);
         }
     }
-    let rest: f32 = a.1.iter().zip(b.1).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
+    let mut out = sums.map(|sum| sum.reduce_add());
+    for (out, other) in out.iter_mut().zip(others) {
+        let others = &other[8 * eights.len()..];
+        *out += rest.iter().zip(others).map(|(a, b)| a * b).sum::<f32>();
+    }
+    out
 }
 
 fn add(to: &mut [f32], factor: f32, more: &[f32]) {
-    to.iter_mut().zip(more).for_each(|(to, more)| *to += factor * more);
+    let (eights, rest) = to.as_chunks_mut::<8>();
+    let (more_eights, more_rest) = more.as_chunks::<8>();
+    let factors = f32x8::splat(factor);
+    for (to, more) in eights.iter_mut().zip(more_eights) {
+        *to = factors.mul_add(f32x8::new(*more), f32x8::new(*to)).to_array();
+    }
+    rest.iter_mut().zip(more_rest).for_each(|(to, more)| *to += factor * more);
+}
+
+/// Raises e to each of them.
+fn exp(values: &mut [f32]) {
+    let (eights, rest) = values.as_chunks_mut::<8>();
+    eights.iter_mut().for_each(|values| *values = f32x8::new(*values).exp().to_array());
+    let mut last = [0.0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    rest.copy_from_slice(&f32x8::new(last).exp().to_array()[..rest.len()]);
+}
+
+/// The logistic function of gates.
+fn sigmoids(gates: &[f32]) -> Vec<f32> {
+    let mut out: Vec<f32> = gates.iter().map(|gate| -gate).collect();
+    exp(&mut out);
+    out.iter_mut().for_each(|power| *power = 1.0 / (1.0 + *power));
+    out
+}
+
+fn tokens(spans: &[[u32; 2]]) -> impl Iterator<Item = usize> + '_ {
+    spans.iter().flat_map(|[start, end]| *start as usize..*end as usize)
 }
 
 fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -342,18 +393,29 @@ mod tests {
     }
 
     #[test]
+    fn the_exponential_function_is_that_of_the_library() {
+        let at: Vec<f32> = (-8700..=8800).map(|at| at as f32 / 100.0).collect();
+        let mut found = at.clone();
+        exp(&mut found);
+        for (x, found) in at.iter().zip(found) {
+            let wanted = f64::from(*x).exp();
+            assert!((f64::from(found) / wanted - 1.0).abs() < 3e-7, "{x}: {found} {wanted}");
+        }
+    }
+
+    #[test]
     fn gradients_are_the_differences() {
-        let heads = Heads { query: 4, kv: 2, head_dim: 6 };
+        let heads = Heads { query: 4, kv: 2, head_dim: 10 };
         let spans = |row: u32, from: u32| vec![[0, 1], [from.max(1).min(row), row + 1]];
         let rows = Rows {
             sequences: vec![0..5, 5..8],
-            spans: [(0, 0), (1, 1), (2, 1), (3, 3), (4, 2), (0, 0), (1, 1), (2, 2)]
+            spans: [(0, 0), (1, 1), (2, 1), (3, 3), (4, 1), (0, 0), (1, 1), (2, 2)]
                 .map(|(row, from)| if row == 0 { vec![[0, 1]] } else { spans(row, from) })
                 .to_vec(),
         };
         let rows = Arc::new(rows);
         let turns: Vec<(f32, f32)> =
-            (0..24).map(|i| ((i as f32 * 0.7).cos(), (i as f32 * 0.7).sin())).collect();
+            (0..40).map(|i| ((i as f32 * 0.7).cos(), (i as f32 * 0.7).sin())).collect();
         let turns = Arc::new(turns);
         assert_gradient(&random(&[8, heads.width()], 1), |x| {
             let op = SpanAttention { rows: rows.clone(), heads, turns: turns.clone() };
