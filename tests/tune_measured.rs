@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spanforge_device::{
     Basis, Buffer, Compiler, Conditions, Device, DeviceError, DeviceProperties, EmulatedOptions,
-    Image, Launch, LaunchReport, ModuleId, Settings, TimeOptions, Timing, open_emulated,
+    Image, Launch, LaunchReport, ModuleId, Product, Settings, TimeOptions, Timing, open_emulated,
 };
 use spanforge_tuner::cluster::{Cluster, PATIENCE, Told, WorkerRequest, work as join};
 use spanforge_tuner::evaluate::{predict, serve};
@@ -95,6 +95,10 @@ impl Device for Noisy {
 
     fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError> {
         self.inner.launch(launch)
+    }
+
+    fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+        self.inner.multiply(product)
     }
 
     fn time(&self, launches: &[Launch], options: &TimeOptions) -> Result<Timing, DeviceError> {

@@ -2,6 +2,7 @@
 
 use crate::conditions::{Conditions, either};
 use crate::error::DeviceError;
+use crate::product::Product;
 use serde::{Deserialize, Serialize};
 use spanforge_emulator::counters::Counters;
 use spanforge_emulator::{LineCount, TENSOR_MAP_BYTES, TensorMap};
@@ -279,6 +280,10 @@ pub trait Device: Send + Sync {
     /// Runs one kernel over its whole grid. On a GPU it is queued; what goes wrong may surface at
     /// the next download. On an emulated device every finding of the checks is an error here.
     fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError>;
+
+    /// Multiplies matrices. On a GPU cuBLASLt does, queued as a kernel is; an emulated device, which has
+    /// no library, computes on the host, counts nothing and predicts no time.
+    fn multiply(&self, product: &Product) -> Result<(), DeviceError>;
 
     /// How often the source lines of loaded code were executed in all launches so far, where the
     /// device counts lines: those of all its kernels, executed or not, in order. Else empty.

@@ -7,6 +7,7 @@ use crate::device::{
     Prediction, Resources, TimeOptions, Timing,
 };
 use crate::error::DeviceError;
+use crate::product::{Element, Product};
 use crate::sampling::Sampling;
 use spanforge_emulator as emulator;
 use spanforge_emulator::counters::{Counters, SECTOR_BYTES};
@@ -348,6 +349,19 @@ impl Device for EmulatedDevice {
         }
         let counted = faultless(launch, report)?;
         Ok(LaunchReport { counters: counters.then_some(counted) })
+    }
+
+    fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+        product.check()?;
+        let read = |buffer: Buffer, count: usize, element: Element| {
+            let mut bytes = vec![0; count * element.bytes()];
+            self.download(buffer, 0, &mut bytes).map(|()| bytes)
+        };
+        let Product { rows, columns, inner, element, out_element, .. } = *product;
+        let (x, w) =
+            (read(product.x, rows * inner, element)?, read(product.w, columns * inner, element)?);
+        let before = read(product.out, rows * columns, out_element)?;
+        self.upload(product.out, 0, &product.compute(&x, &w, &before))
     }
 
     fn line_counts(&self, module: ModuleId) -> Result<Vec<LineCount>, DeviceError> {

@@ -259,6 +259,27 @@ pub enum DeviceError {
         /// What is at fault, and what was expected.
         reason: String,
     },
+    /// The product asks for what no device takes.
+    #[error("matrices [{rows}, {inner}] and [{columns}, {inner}] cannot be multiplied: {reason}")]
+    BadProduct {
+        /// Rows of the result.
+        rows: usize,
+        /// Its columns.
+        columns: usize,
+        /// Elements of the vectors.
+        inner: usize,
+        /// What is at fault, and what was expected.
+        reason: String,
+    },
+    /// The library that multiplies matrices cannot be used.
+    #[error(
+        "cuBLASLt, which multiplies matrices on a GPU, cannot be used: {reason}; install the CUDA \
+         toolkit's libcublas, or put the folder of libcublasLt.so on the loader's path"
+    )]
+    NoCublas {
+        /// Why.
+        reason: String,
+    },
     /// A tensor map among the arguments has a value that no device takes.
     #[error("kernel {kernel} cannot be launched: argument {index}: {source}")]
     BadTensorMap {

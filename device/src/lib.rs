@@ -12,6 +12,7 @@ pub mod error;
 pub mod launch_file;
 pub mod nvrtc;
 mod open;
+mod product;
 mod sampling;
 pub mod settings;
 
@@ -25,6 +26,7 @@ pub use nvrtc::Nvrtc;
 pub use open::{
     default_device, default_spec, emulated_specs, gpu_specs, open, open_emulated, open_with,
 };
+pub use product::{Element, Product};
 pub use settings::Settings;
 pub use spanforge_emulator::{
     MatrixModel, OutOfBoundsFill, Swizzle, TensorElement, TensorMap, TensorMapError,

@@ -15,13 +15,16 @@ use tera::{Context, Delimiters, Tera};
 pub const TEMPLATE_NAME: &str = "decode.cu";
 const TEMPLATE: &str = include_str!("../../templates/decode.cu");
 
-const INCLUDES: [(&str, &str); 6] = [
+const MODEL_TEMPLATE: &str = include_str!("../../templates/model.cu");
+
+const INCLUDES: [(&str, &str); 7] = [
     ("element.cuh", include_str!("../cuda/element.cuh")),
     ("memory.cuh", include_str!("../cuda/memory.cuh")),
     ("softmax.cuh", include_str!("../cuda/softmax.cuh")),
     ("plan.cuh", include_str!("../cuda/plan.cuh")),
     ("decode.cuh", include_str!("../cuda/decode.cuh")),
     ("kernels.cuh", include_str!("../cuda/kernels.cuh")),
+    ("model.cuh", include_str!("../cuda/model.cuh")),
 ];
 
 /// A rendered source.
@@ -72,6 +75,22 @@ pub fn render_template(
     name: &str,
     template: &str,
 ) -> Result<Rendered, RenderError> {
+    let rendered = fill(name, template, &context(spec), &VARIABLES)?;
+    let mut text = format!(
+        "// Rendered by spanforge; edit it and check it with `spanforge check FILE`.\n{ID_MARKER}{}\n",
+        spec.compiled()
+    );
+    inline(&mut text, name, &rendered, &mut BTreeSet::new())?;
+    Ok(Rendered { name: name.to_owned(), text })
+}
+
+/// A template with the values of `context` in their places; `variables` are all there are.
+fn fill(
+    name: &str,
+    template: &str,
+    context: &Context,
+    variables: &[&str],
+) -> Result<String, RenderError> {
     let failed =
         |e: tera::Error| RenderError::Template { name: name.into(), message: e.to_string() };
     let mut tera = Tera::new();
@@ -86,7 +105,6 @@ pub fn render_template(
     })
     .map_err(failed)?;
     tera.add_raw_template(name, template).map_err(failed)?;
-    let context = context(spec);
     // Tera takes an undefined variable in a condition for false; a template that names one is wrong.
     let mut undefined: Vec<&str> = tera
         .get_template_variables(name)
@@ -94,22 +112,36 @@ pub fn render_template(
         .into_iter()
         .filter(|v| !context.contains_key(v))
         .collect();
-    let rendered = tera.render(name, &context).map_err(failed)?;
+    let rendered = tera.render(name, context).map_err(failed)?;
     if !undefined.is_empty() {
         undefined.sort_unstable();
         let message = format!(
             "undefined variable {}; there are: {}",
             undefined.join(", "),
-            VARIABLES.join(", ")
+            variables.join(", ")
         );
         return Err(RenderError::Template { name: name.into(), message });
     }
-    let mut text = format!(
-        "// Rendered by spanforge; edit it and check it with `spanforge check FILE`.\n{ID_MARKER}{}\n",
-        spec.compiled()
-    );
-    inline(&mut text, name, &rendered, &mut BTreeSet::new())?;
+    Ok(rendered)
+}
+
+/// Renders the kernels of a decoder step besides attention (see [`crate::model`]).
+pub fn render_model(dtype: Dtype) -> Result<Rendered, RenderError> {
+    let name = "model.cu";
+    let mut context = Context::new();
+    context.insert("element", element(dtype));
+    let filled = fill(name, MODEL_TEMPLATE, &context, &["element"])?;
+    let mut text = String::new();
+    inline(&mut text, name, &filled, &mut BTreeSet::new())?;
     Ok(Rendered { name: name.to_owned(), text })
+}
+
+/// The device code's name of an element type.
+fn element(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F16 => "F16",
+        Dtype::Bf16 => "Bf16",
+    }
 }
 
 /// Starts the line of a rendered source that says what it was rendered for.
@@ -144,11 +176,7 @@ const VARIABLES: [&str; 15] = [
 fn context(spec: &KernelSpec) -> Context {
     let (shape, c) = (&spec.shape, &spec.configuration);
     let mut context = Context::new();
-    let element = match shape.dtype {
-        Dtype::F16 => "F16",
-        Dtype::Bf16 => "Bf16",
-    };
-    context.insert("element", element);
+    context.insert("element", element(shape.dtype));
     context.insert("head_dim", &shape.head_dim);
     context.insert("group_size", &shape.group_size);
     context.insert("staged", &(c.load_path == LoadPath::Staged));

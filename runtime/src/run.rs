@@ -179,11 +179,16 @@ pub fn compile_default(
         .ok_or_else(|| RunError::NoConfiguration { shape, device: properties.name.clone() })?;
     let spec = KernelSpec { shape, configuration };
     let rendered = render(&spec)?;
-    let architecture = properties.architecture.clone();
-    let target = match properties.basis {
-        Basis::Measured => Target::Cubin(architecture),
-        Basis::Predicted => Target::Ptx(architecture),
-    };
+    let target = compile_target(properties);
     let image = compiler.compile(&Source::new(rendered.name, rendered.text), &target)?;
     Ok((image, spec))
+}
+
+/// What to make of a source to run it on a device: machine code on a GPU, PTX on an emulated one.
+pub fn compile_target(properties: &DeviceProperties) -> Target {
+    let architecture = properties.architecture.clone();
+    match properties.basis {
+        Basis::Measured => Target::Cubin(architecture),
+        Basis::Predicted => Target::Ptx(architecture),
+    }
 }

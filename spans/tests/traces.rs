@@ -1,7 +1,9 @@
 //! Traces: the format with its errors, the rows it stands for, and what the generators promise.
 
 use proptest::prelude::*;
-use spanforge_spans::trace::{Description, Phase, Preset, Response, Trace};
+use spanforge_spans::trace::{
+    Description, Phase, Preset, Recorder, Response, ResponseError, Trace,
+};
 use spanforge_spans::{Dtype, SpanSet};
 
 fn set(pairs: &[(u32, u32)]) -> SpanSet {
@@ -135,7 +137,36 @@ fn responses() -> impl Strategy<Value = Response> {
     })
 }
 
+#[test]
+fn a_step_that_does_not_attend_to_itself_is_not_recorded() {
+    let mut recorder = Recorder::new(4);
+    recorder.push(&SpanSet::from(0..5)).expect("step 0 is token 4");
+    for spans in [SpanSet::from(0..5), SpanSet::from(0..7), SpanSet::empty()] {
+        assert_eq!(recorder.push(&spans), Err(ResponseError::NotItself { step: 1 }));
+    }
+    recorder.push(&SpanSet::from(5..6)).expect("step 1 is token 5");
+    assert_eq!(recorder.finish(None).expect("two steps").phases().len(), 2);
+    assert_eq!(Recorder::new(4).finish(None), Err(ResponseError::NoPhases));
+}
+
 proptest! {
+    /// Of whatever phases: the same rows, in no more phases.
+    #[test]
+    fn what_is_recorded_step_by_step_is_the_response(response in responses()) {
+        let mut recorder = Recorder::new(response.prompt_tokens());
+        let rows: Vec<_> = (0..response.steps()).filter_map(|step| response.row_at(step)).collect();
+        for (_, spans) in &rows {
+            recorder.push(spans).expect("a row attends to itself");
+        }
+        let recorded = recorder.finish(None).expect("it has steps");
+        prop_assert!(recorded.phases().len() <= response.phases().len());
+        let again = (0..response.steps()).filter_map(|step| recorded.row_at(step));
+        prop_assert_eq!(again.collect::<Vec<_>>(), rows);
+        for phase in recorded.phases() {
+            prop_assert_eq!(phase.mode == "global", phase.tail_start == 0, "{}", phase.mode);
+        }
+    }
+
     #[test]
     fn rows_and_statistics_follow_from_the_definition(responses in prop::collection::vec(responses(), 1..4), seed in any::<u64>()) {
         let trace = Trace { responses, ..read(&[HEADER]).expect("valid") };

@@ -2,16 +2,18 @@
 
 use super::device_choice::DeviceList;
 use super::model_choice::{AttentionChoice, ModelArguments};
+use super::task_choice::{Generated, SplitChoice, TaskArguments};
 use super::{Outcome, write_json};
 use crate::notice;
 use crate::table::Table;
 use anyhow::{Result, anyhow, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 use spanforge_tasks::evaluate::{Answer, Mode, answers};
-use spanforge_tasks::{Sample, Split, arithmetic, news};
+use spanforge_tasks::{Sample, arithmetic, news};
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Evaluate a model on a task, dense and with the spans that it declares, side by side
@@ -29,45 +31,26 @@ use std::time::Instant;
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// What is asked
-    #[arg(long)]
-    task: Task,
+    #[command(flatten)]
+    task: TaskArguments,
     /// Which problems: held-out, validation or train
     #[arg(long, value_name = "SPLIT", default_value = "held-out")]
     split: SplitChoice,
     /// Problems
     #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: u32,
-    /// Seed of the problems
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
     /// Ways to attend, with commas between them
     #[arg(long, value_name = "WORDS", default_value = "dense,span")]
     attention: DeviceList,
     /// Problems that are decoded together
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch: u16,
+    /// Write the decode steps, as the last of --attention attended, as a trace
+    #[arg(long, value_name = "FILE.jsonl")]
+    save_trace: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-/// A task of the paper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Task {
-    /// Nested expressions of 3 to 8 operands, step by step
-    Arithmetic,
-    /// Synthetic news articles
-    Summarisation,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum SplitChoice {
-    HeldOut,
-    Validation,
-    Train,
 }
 
 /// Judges the answer to a problem of some number.
@@ -118,6 +101,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let problems = problems(arguments)?;
     let mut scores: Vec<(String, Score)> = Vec::new();
     let mut right: Vec<Vec<bool>> = Vec::new();
+    let mut responses = Vec::new();
     for word in &arguments.attention.0 {
         let (mode, choice) = match word.as_str() {
             "dense" => (Mode::Dense, AttentionChoice::Dense),
@@ -127,16 +111,20 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
             device => (Mode::Span, AttentionChoice::Device(device.to_owned())),
         };
         let requests = usize::from(arguments.batch).min(problems.samples.len());
-        let attention = arguments.model.attention(&choice, &model, requests)?;
+        let decoder = arguments.model.decoder(&choice, &model, requests)?;
         let bar = notice::bar(u64::from(arguments.count), "answers");
         let begun = Instant::now();
         let mut progress = |finished: usize| bar.set_position(finished as u64);
-        let answers =
-            answers(&model, &vocabulary, attention, &problems.samples, mode, &mut progress)?;
+        let answers = answers(decoder, &vocabulary, &problems.samples, mode, &mut progress)?;
         bar.finish_and_clear();
         let (score, correct) = scored(&problems, &answers, begun.elapsed().as_secs_f64())?;
         scores.push((word.clone(), score));
         right.push(correct);
+        responses = answers.into_iter().filter_map(|answer| answer.steps).collect();
+    }
+    if let Some(path) = &arguments.save_trace {
+        let generator = format!("eval, {}", arguments.task);
+        arguments.model.save_trace(path, &model, generator, responses)?;
     }
     if arguments.json {
         let mut value = serde_json::Map::new();
@@ -151,16 +139,9 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
 }
 
 fn problems(arguments: &Arguments) -> Result<Problems> {
-    let split = match arguments.split {
-        SplitChoice::HeldOut => Split::HeldOut,
-        SplitChoice::Validation => Split::Validation,
-        SplitChoice::Train => Split::Train,
-    };
-    let (count, seed) = (arguments.count as usize, arguments.seed);
-    Ok(match arguments.task {
-        Task::Arithmetic => {
-            let generator =
-                arithmetic::Generator::new(arithmetic::Difficulty::default(), split, seed)?;
+    let (count, split) = (arguments.count as usize, arguments.split);
+    Ok(match arguments.task.problems(split)? {
+        Generated::Arithmetic(generator) => {
             let problems: Vec<arithmetic::Problem> = generator.take(count).collect();
             let operands = |problem: &arithmetic::Problem| {
                 format!("{:2} operands", problem.declared.len() + 1)
@@ -175,8 +156,7 @@ fn problems(arguments: &Arguments) -> Result<Problems> {
             };
             Problems { samples, groups, judge: Box::new(judge) }
         }
-        Task::Summarisation => {
-            let generator = news::Generator::new(news::Difficulty::default(), split, seed)?;
+        Generated::Summarisation(generator) => {
             let articles: Vec<news::Article> = generator.take(count).collect();
             let people = |article: &news::Article| format!("{} people", article.people.len());
             let samples: Vec<Sample> = articles.iter().map(|a| a.sample.clone()).collect();
@@ -279,8 +259,8 @@ fn print(
         out,
         "{} {} problems of seed {}; attended: pairs of query and token, of those there were",
         arguments.count,
-        arguments.split.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned()),
-        arguments.seed
+        arguments.split,
+        arguments.task.seed()
     )?;
     Ok(())
 }

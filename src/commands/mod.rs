@@ -1,12 +1,15 @@
 //! The verbs, one file each: arguments, what they resolve to, a call of the room that does the
 //! work, printing.
 
+mod bench;
 mod calibrate;
 mod check;
 mod compile;
 mod configs;
 mod conformance;
 mod convert;
+mod dataset;
+mod demo;
 mod device_choice;
 mod doctor;
 mod emulate;
@@ -23,6 +26,7 @@ mod render;
 mod replay;
 mod report;
 mod run;
+mod task_choice;
 mod trace;
 mod tune;
 mod worker;
@@ -46,10 +50,12 @@ pub enum Outcome {
 /// The verbs.
 #[derive(Subcommand)]
 pub enum Verb {
+    Demo(demo::Arguments),
     Tune(tune::Arguments),
     Run(run::Arguments),
     Generate(generate::Arguments),
     Eval(eval::Arguments),
+    Bench(bench::Arguments),
     Inspect(inspect::Arguments),
     Render(render::Arguments),
     Compile(compile::Arguments),
@@ -73,16 +79,19 @@ pub enum Verb {
     Emulate(emulate::Arguments),
     Conformance(conformance::Arguments),
     Trace(trace::Arguments),
+    Dataset(dataset::Arguments),
     Doctor(doctor::Arguments),
 }
 
 /// Runs a verb; what it has to say goes to `out`.
 pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
     match verb {
+        Verb::Demo(arguments) => demo::run(&arguments, out),
         Verb::Tune(arguments) => tune::run(&arguments, out),
         Verb::Run(arguments) => run::run(&arguments, out),
         Verb::Generate(arguments) => generate::run(&arguments, out),
         Verb::Eval(arguments) => eval::run(&arguments, out),
+        Verb::Bench(arguments) => bench::run(&arguments, out),
         Verb::Inspect(arguments) => inspect::run(&arguments, out),
         Verb::Render(arguments) => render::run(&arguments, out),
         Verb::Compile(arguments) => compile::run(&arguments, out),
@@ -101,6 +110,7 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Emulate(arguments) => emulate::run(&arguments, out),
         Verb::Conformance(arguments) => conformance::run(&arguments, out),
         Verb::Trace(arguments) => trace::run(&arguments, out),
+        Verb::Dataset(arguments) => dataset::run(&arguments, out),
         Verb::Doctor(arguments) => doctor::run(&arguments, out),
     }
 }

@@ -1,17 +1,24 @@
 //! The model that a verb decodes with, and where its attention is computed.
 
+use crate::atomic_file;
 use crate::notice;
+use crate::table::grouped;
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use spanforge_device::{Compiler, Device};
+use spanforge_device::{Compiler, Device, Source};
 use spanforge_kernels::artifact::Artifact;
 use spanforge_kernels::configuration::AttentionShape;
-use spanforge_runtime::model::{Attend, DeviceAttention, HostAttention, Llama, ROWS, Vocabulary};
-use spanforge_runtime::run::compile_default;
+use spanforge_kernels::render_model;
+use spanforge_runtime::model::{
+    Decoder, DeviceAttention, DeviceDecoder, HostAttention, HostDecoder, Llama, ModelConfig, ROWS,
+    Vocabulary,
+};
+use spanforge_runtime::run::{compile_default, compile_target};
 use spanforge_runtime::{CacheSize, SpanAttention, SpanAttentionLimits};
+use spanforge_spans::trace::{self, ModelShape, Response, Trace, TraceHeader};
 use spanforge_spans::{Dtype, KvLayout};
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -28,6 +35,9 @@ pub struct ModelArguments {
     /// Artifact whose kernel is used on a device [default: the default configuration, compiled now]
     #[arg(long, value_name = "DIR")]
     artifact: Option<PathBuf>,
+    /// Device that all of the model runs on, such as cuda:0 or emulated:h200 [default: the CPU]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
     /// Element type of the cache on a device
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     cache_dtype: Dtype,
@@ -75,27 +85,91 @@ impl ModelArguments {
         Ok((model, vocabulary))
     }
 
-    /// A cache for `requests` requests at a time, and the attention over it.
-    pub fn attention(
+    /// Writes the decode steps of some responses as a trace.
+    pub fn save_trace(
+        &self,
+        path: &Path,
+        model: &Llama,
+        generator: String,
+        responses: Vec<Response>,
+    ) -> Result<()> {
+        let config = model.config();
+        let shape = ModelShape {
+            query_heads: config.query_heads as u32,
+            kv_heads: config.kv_heads as u32,
+            head_dim: config.head_dim as u32,
+            dtype: self.cache_dtype,
+        };
+        let header = TraceHeader {
+            schema: trace::SCHEMA,
+            shape,
+            protocol: Some("self-span".to_owned()),
+            generator: Some(generator),
+            seed: None,
+        };
+        let trace = Trace { header, responses };
+        let mut text = Vec::new();
+        trace.write(&mut text)?;
+        atomic_file::write(path, &text)?;
+        notice::say(format_args!(
+            "wrote {} responses of {} steps to {}",
+            trace.responses.len(),
+            grouped(trace.total_steps()),
+            path.display()
+        ));
+        Ok(())
+    }
+
+    /// The model with a cache for `requests` requests at a time.
+    pub fn decoder<'m>(
         &self,
         choice: &AttentionChoice,
-        model: &Llama,
+        model: &'m Llama,
         requests: usize,
-    ) -> Result<Box<dyn Attend>> {
+    ) -> Result<Box<dyn Decoder + 'm>> {
         let config = model.config();
         let pages = self.cache_tokens.div_ceil(PAGE_SIZE) as usize;
         let size = CacheSize { layers: config.layers, pages, requests, max_pages: pages };
-        let AttentionChoice::Device(name) = choice else {
-            if self.artifact.is_some() {
-                bail!(
-                    "--artifact is used on a device: name one with --attention, as emulated:h200"
-                );
+        let name = match (choice, &self.device) {
+            (AttentionChoice::Device(_), Some(_)) => {
+                bail!("--device takes all of the model: give --attention span or dense with it")
             }
-            return Ok(Box::new(HostAttention::new(config, PAGE_SIZE, &size)?));
+            (AttentionChoice::Device(name), None) => name,
+            (_, Some(name)) => name,
+            (_, None) if self.artifact.is_some() => bail!(
+                "--artifact is used on a device: name one with --device or --attention, as \
+                 emulated:h200"
+            ),
+            (_, None) => {
+                let attention = Box::new(HostAttention::new(config, PAGE_SIZE, &size)?);
+                return Ok(Box::new(HostDecoder::new(model, attention)));
+            }
         };
-        let device: Arc<dyn Device> = Arc::from(
-            spanforge_device::open(name).context("--attention takes dense, span or a device")?,
-        );
+        let device: Arc<dyn Device> =
+            Arc::from(spanforge_device::open(name).with_context(|| match self.device {
+                Some(_) => "--device takes a device",
+                None => "--attention takes dense, span or a device",
+            })?);
+        let compiler = Compiler::new(&notice::settings())?;
+        let attention = self.span_attention(config, &device, &compiler, requests, pages)?;
+        if self.device.is_none() {
+            let attention = Box::new(DeviceAttention::new(&device, attention, size)?);
+            return Ok(Box::new(HostDecoder::new(model, attention)));
+        }
+        let rendered = render_model(self.cache_dtype)?;
+        let target = compile_target(device.properties());
+        let image = compiler.compile(&Source::new(rendered.name, rendered.text), &target)?;
+        Ok(Box::new(DeviceDecoder::new(model, &device, attention, &image, size)?))
+    }
+
+    fn span_attention(
+        &self,
+        config: &ModelConfig,
+        device: &Arc<dyn Device>,
+        compiler: &Compiler,
+        requests: usize,
+        pages: usize,
+    ) -> Result<SpanAttention> {
         let [query_heads, kv_heads, head_dim] =
             [config.query_heads, config.kv_heads, config.head_dim].map(|n| n as u32);
         let attention = AttentionShape {
@@ -110,17 +184,15 @@ impl ModelArguments {
         // More spans than a row of this cache can have are not needed.
         let spans = rows * self.cache_tokens.div_ceil(2).min(1024) as usize;
         let limits = SpanAttentionLimits { rows, spans, requests, max_pages: pages };
-        let loaded = match &self.artifact {
+        Ok(match &self.artifact {
             Some(folder) => {
                 SpanAttention::load(&Artifact::load(folder)?, device.clone(), attention, limits)?
             }
             None => {
-                let compiler = Compiler::new(&notice::settings())?;
                 let shape = attention.kernel_shape()?;
-                let (image, spec) = compile_default(shape, device.properties(), &compiler)?;
+                let (image, spec) = compile_default(shape, device.properties(), compiler)?;
                 SpanAttention::from_image(&image, spec, device.clone(), attention, limits)?
             }
-        };
-        Ok(Box::new(DeviceAttention::new(&device, loaded, size)?))
+        })
     }
 }

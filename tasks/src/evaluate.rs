@@ -2,13 +2,14 @@
 
 use crate::Sample;
 use spanforge_runtime::model::{
-    Attend, Engine, EngineError, Finish, Llama, ROWS, Request, RequestId, Sampling, Selection,
+    Decoder, Engine, EngineError, Finish, ROWS, Request, RequestId, Sampling, Selection,
     Vocabulary, VocabularyError,
 };
 use spanforge_spans::SpanSet;
 use spanforge_spans::protocol::{
     Fallback, FaultCounts, NameError, SelfSpanAttention, SelfSpanPrompt, TagProtocol,
 };
+use spanforge_spans::trace::{Recorder, Response, ResponseError};
 use std::collections::HashMap;
 
 /// What generated tokens attend to.
@@ -30,6 +31,8 @@ pub struct Answer {
     pub text: String,
     /// How it has ended, and what it attended to.
     pub finish: Finish,
+    /// Its decode steps; none where the first token has ended it.
+    pub steps: Option<Response>,
 }
 
 /// Why samples cannot be answered.
@@ -45,6 +48,9 @@ pub enum EvaluateError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Decode steps that a trace cannot hold.
+    #[error(transparent)]
+    Response(#[from] ResponseError),
 }
 
 /// Tokens that a response may have beyond twice those of the gold one. What is longer is wrong.
@@ -57,21 +63,22 @@ const SPARE: usize = 16;
 /// A model that does not know the task's text, a cache too small for a sample, and what the attention
 /// finds.
 pub fn answers(
-    model: &Llama,
+    decoder: Box<dyn Decoder + '_>,
     vocabulary: &Vocabulary,
-    attention: Box<dyn Attend + '_>,
     samples: &[Sample],
     mode: Mode,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Answer>, EvaluateError> {
-    let mut engine = Engine::new(model, vocabulary, attention, ROWS);
+    let mut engine = Engine::new(decoder, vocabulary, ROWS);
     let mut places: HashMap<RequestId, usize> = HashMap::new();
     let mut texts = vec![String::new(); samples.len()];
+    let mut recorders = Vec::with_capacity(samples.len());
     for (place, sample) in samples.iter().enumerate() {
         let prompt = vocabulary.encode(&sample.prompt, false)?;
         let gold = vocabulary.encode(&sample.response, false)?.tokens.len();
         let begun = |prompt| SelfSpanAttention::new(prompt, Fallback::Dense);
         let named = sample.span_prompt(&prompt.offsets)?;
+        recorders.push(Recorder::new(prompt.tokens.len() as u32));
         let id = engine.submit(Request {
             prompt: prompt.tokens,
             selection: match mode {
@@ -95,11 +102,16 @@ pub fn answers(
                 finishes[place] = event.finish;
                 finished += 1;
                 progress(finished);
+            } else {
+                recorders[place].push(&event.spans)?;
             }
         }
     }
-    let both = texts.into_iter().zip(finishes);
-    Ok(both.filter_map(|(text, finish)| Some(Answer { text, finish: finish? })).collect())
+    let all = texts.into_iter().zip(finishes).zip(recorders);
+    let answer = |((text, finish), steps): ((String, Option<Finish>), Recorder)| {
+        Some(Answer { text, finish: finish?, steps: steps.finish(None).ok() })
+    };
+    Ok(all.filter_map(answer).collect())
 }
 
 /// [`SelfSpanAttention`] without the lines that a step has declared.

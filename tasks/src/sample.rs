@@ -6,6 +6,7 @@ use spanforge_spans::Span;
 use spanforge_spans::protocol::{
     Fallback, NameError, SelfSpanAttention, SelfSpanPrompt, TagProtocol,
 };
+use spanforge_spans::trace::{Recorder, Response, ResponseError};
 
 use crate::{Vocabulary, VocabularyError};
 
@@ -47,6 +48,20 @@ impl Sample {
         }
         Ok(pairs)
     }
+
+    /// What each character of the gold response attends to, as a response of a decode trace whose
+    /// tokens are characters. A trainer with a tokenizer of its own makes its masks of it.
+    pub fn by_character(&self) -> Result<Response, SampleError> {
+        let characters = self.prompt.char_indices().map(|(at, c)| at..at + c.len_utf8());
+        let prompt = self.span_prompt(&characters.collect::<Vec<_>>())?;
+        let mut state = SelfSpanAttention::new(prompt, Fallback::Dense);
+        let mut recorder = Recorder::new(state.kv_len());
+        for c in self.response.chars() {
+            state.push_token(c.encode_utf8(&mut [0; 4]));
+            recorder.push(&state.spans())?;
+        }
+        Ok(recorder.finish(None)?)
+    }
 }
 
 /// Why a sample has no mask.
@@ -58,6 +73,9 @@ pub enum SampleError {
     /// A named part is malformed.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// An empty response, or one beyond what a trace counts.
+    #[error(transparent)]
+    Response(#[from] ResponseError),
 }
 
 /// Pairs of a query that predicts a token of the response and a token that it may see, itself

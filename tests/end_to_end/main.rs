@@ -16,6 +16,7 @@ mod replay;
 mod report;
 mod run;
 mod t1;
+mod trained;
 mod tune;
 mod tune_resume;
 mod verbs;

@@ -55,6 +55,8 @@ pub fn vocabulary(task: Task) -> Vocabulary {
 #[derive(Clone)]
 pub struct Source {
     pub task: Task,
+    /// What expressions are like.
+    pub expressions: arithmetic::Difficulty,
     pub vocabulary: Vocabulary,
     pub split: Split,
     pub masks: Masks,
@@ -89,10 +91,7 @@ impl Source {
     fn samples(&self, number: u64, seed: u64) -> Result<Box<dyn Iterator<Item = Sample>>> {
         Ok(match self.task {
             Task::Arithmetic => {
-                let difficulty = arithmetic::Difficulty {
-                    train_subtraction: arithmetic::Difficulty::STUDIED_SUBTRACTION,
-                    ..arithmetic::Difficulty::default()
-                };
+                let difficulty = self.expressions.clone();
                 let problems = arithmetic::Generator::new(difficulty, self.split, seed)?;
                 Box::new(problems.map(|problem| problem.sample))
             }
@@ -156,7 +155,9 @@ mod tests {
 
     fn source(task: Task, masks: Masks) -> Source {
         let vocabulary = vocabulary(task);
-        Source { task, vocabulary, split: Split::Train, masks, rows: 600, easy: 20, seed: 3 }
+        let expressions = arithmetic::Difficulty::default();
+        let split = Split::Train;
+        Source { task, expressions, vocabulary, split, masks, rows: 600, easy: 20, seed: 3 }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use fs_err as fs;
 use model::{Model, Shape};
 use optimizer::{AdamW, rate};
 use serde::{Deserialize, Serialize};
-use spanforge_tasks::{BOS, EOS, Split};
+use spanforge_tasks::{BOS, EOS, Split, arithmetic};
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -58,6 +58,15 @@ struct Arguments {
     /// Part of the training over which articles get as difficult as those that are evaluated.
     #[arg(long, default_value_t = 0.0)]
     curriculum: f64,
+    /// Most operands of an expression.
+    #[arg(long, default_value_t = 8)]
+    operands: u32,
+    /// Largest value of an expression, between or at the end.
+    #[arg(long, default_value_t = 99)]
+    largest_value: u32,
+    /// Most digits of an operand.
+    #[arg(long, default_value_t = 1)]
+    operand_digits: u32,
     /// Seed of the data and of the initial weights.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -125,7 +134,15 @@ fn main() -> Result<()> {
         bail!("{} query heads cannot share {} KV heads", shape.query_heads, shape.kv_heads);
     }
     let steps = (1e6 * arguments.megatokens / arguments.batch_tokens as f64).ceil() as u64;
+    let expressions = arithmetic::Difficulty {
+        operands: 3..=arguments.operands,
+        largest_value: arguments.largest_value,
+        operand_digits: arguments.operand_digits,
+        train_subtraction: arithmetic::Difficulty::STUDIED_SUBTRACTION,
+        ..arithmetic::Difficulty::default()
+    };
     let source = Source {
+        expressions,
         task: arguments.task,
         vocabulary: tokens.clone(),
         split: Split::Train,

@@ -1,6 +1,7 @@
 //! `cuda:<n>`: a GPU through cudarc. One context, one stream, and cudarc's event tracking off: with
 //! it on, every launch would wait for and record an event per buffer.
 
+mod cublas;
 mod loader;
 mod nvml;
 mod raw;
@@ -15,6 +16,7 @@ use crate::device::{
     TimeOptions, Timing,
 };
 use crate::error::DeviceError;
+use crate::product::Product;
 
 use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
@@ -49,6 +51,8 @@ struct State {
     last_module: u64,
     /// Written between samples to push everything else out of the L2.
     flush: Option<CudaSlice<u8>>,
+    /// Opened by the first product of matrices.
+    library: Option<cublas::Library>,
 }
 
 struct Module {
@@ -359,6 +363,25 @@ impl Device for CudaDevice {
     fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError> {
         self.queue(&mut self.state(), launch)?;
         Ok(LaunchReport::default())
+    }
+
+    fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+        product.check()?;
+        let mut state = self.state();
+        for buffer in [product.x, product.w, product.out] {
+            state.buffers.get(&buffer.address).ok_or_else(|| unknown(buffer))?;
+        }
+        self.context.bind_to_thread().map_err(self.failed("the product of matrices"))?;
+        if state.library.is_none() {
+            let workspace = self.reserve("cuBLASLt's workspace", cublas::WORKSPACE_BYTES)?;
+            state.library = Some(cublas::Library::open(workspace)?);
+        }
+        let Some(library) = &mut state.library else { return Ok(()) };
+        library.multiply(&self.stream, product).map_err(|error| DeviceError::Driver {
+            device: self.properties.name.clone(),
+            call: format!("cuBLASLt's product of {product:?}"),
+            reason: error.to_string(),
+        })
     }
 
     /// One sample is the time between two events around the whole sequence, which is one launch of a

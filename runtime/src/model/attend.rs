@@ -1,5 +1,6 @@
 //! Where a decode step's keys and values are kept, and attended to.
 
+use super::config::ModelConfig;
 use crate::attention::AttentionError;
 use crate::cache::CacheError;
 use crate::pages::Pages;
@@ -15,6 +16,55 @@ pub struct Step {
     pub positions: Vec<usize>,
     /// `[rows]`: what it attends to, itself included if it should.
     pub spans: Vec<SpanSet>,
+}
+
+impl Step {
+    /// Refuses rows that do not belong together, or to the model: as many as `tokens`, each in its
+    /// vocabulary, and `wanted` among them.
+    pub(super) fn check(
+        &self,
+        config: &ModelConfig,
+        tokens: &[u32],
+        wanted: &[usize],
+    ) -> Result<(), AttendError> {
+        let rows = tokens.len();
+        for (what, found) in [
+            ("requests", self.requests.len()),
+            ("positions", self.positions.len()),
+            ("spans", self.spans.len()),
+        ] {
+            if found != rows {
+                let fault = format!("{found} of them for {rows} tokens");
+                return Err(AttendError::Step { what, fault });
+            }
+        }
+        let vocabulary = config.vocab_size;
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+            let fault = format!("{token} is not one of the vocabulary's {vocabulary}");
+            return Err(AttendError::Step { what: "tokens", fault });
+        }
+        if let Some(row) = wanted.iter().find(|row| **row >= rows) {
+            let fault = format!("row {row} of {rows}");
+            return Err(AttendError::Step { what: "wanted rows", fault });
+        }
+        Ok(())
+    }
+
+    /// Refuses rows at, or attending to, positions that their request has not.
+    pub(super) fn check_room(&self, pages: &Pages) -> Result<(), AttendError> {
+        for (row, request) in self.requests.iter().enumerate() {
+            let tokens = pages.tokens(*request)?;
+            let (position, end) = (self.positions[row], self.spans[row].end() as usize);
+            if position >= tokens || end > tokens {
+                let fault = format!(
+                    "row {row} is at {position} and attends up to {end}, and request {request} has \
+                     {tokens} tokens"
+                );
+                return Err(AttendError::Step { what: "spans", fault });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What can go wrong with the attention of a step.

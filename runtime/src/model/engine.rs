@@ -6,10 +6,11 @@
 //! request's protocol says. A request is admitted when the cache has pages for all that it may come
 //! to, so that none is ever put off in the middle.
 
-use super::attend::{Attend, AttendError, Step};
-use super::llama::Llama;
+use super::attend::{AttendError, Step};
+use super::decoder::Decoder;
 use super::sampling::Sampling;
 use super::vocabulary::{TextStream, Vocabulary};
+use crate::pages::Pages;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use spanforge_spans::protocol::{FaultCounts, TagProtocol};
@@ -165,9 +166,8 @@ struct Active {
 
 /// Requests that are decoded together.
 pub struct Engine<'m> {
-    model: &'m Llama,
+    decoder: Box<dyn Decoder + 'm>,
     vocabulary: &'m Vocabulary,
-    attention: Box<dyn Attend + 'm>,
     /// Rows of a step at most.
     rows: usize,
     /// By request number of the cache.
@@ -177,18 +177,17 @@ pub struct Engine<'m> {
 }
 
 impl<'m> Engine<'m> {
-    /// An engine whose steps have at most `rows` rows, or one per request that the cache of `attention`
+    /// An engine whose steps have at most `rows` rows, or one per request that the cache of `decoder`
     /// has, if those are more. An attention on a device was loaded for as many.
     pub fn new(
-        model: &'m Llama,
+        mut decoder: Box<dyn Decoder + 'm>,
         vocabulary: &'m Vocabulary,
-        mut attention: Box<dyn Attend + 'm>,
         rows: usize,
     ) -> Self {
-        let requests = attention.pages_mut().requests();
+        let requests = decoder.pages_mut().requests();
         let active = (0..requests).map(|_| None).collect();
         let (rows, waiting) = (rows.max(requests), VecDeque::new());
-        Self { model, vocabulary, attention, rows, active, waiting, submitted: 0 }
+        Self { decoder, vocabulary, rows, active, waiting, submitted: 0 }
     }
 
     /// Takes a request, which is begun when there is room for it.
@@ -207,7 +206,7 @@ impl<'m> Engine<'m> {
         if prompt >= room {
             return Err(EngineError::TooLong { prompt, room, what });
         }
-        let vocabulary = self.model.config().vocab_size;
+        let vocabulary = self.decoder.config().vocab_size;
         if let Some(&token) = request.prompt.iter().find(|token| **token as usize >= vocabulary) {
             return Err(EngineError::UnknownToken { token, vocabulary });
         }
@@ -233,22 +232,22 @@ impl<'m> Engine<'m> {
         self.waiting.is_empty() && self.active.iter().all(Option::is_none)
     }
 
-    /// The attention, and the cache with it.
-    pub fn attention_mut(&mut self) -> &mut (dyn Attend + 'm) {
-        self.attention.as_mut()
+    /// Which pages requests have.
+    pub fn pages_mut(&mut self) -> &mut Pages {
+        self.decoder.pages_mut()
     }
 
     /// Tokens that one request may come to, and what limits them.
     fn room(&mut self) -> (usize, &'static str) {
-        let positions = self.model.config().max_positions;
-        let cache = self.attention.pages_mut().room();
+        let positions = self.decoder.config().max_positions;
+        let cache = self.decoder.pages_mut().room();
         if cache < positions { (cache, "cache") } else { (positions, "model") }
     }
 
     /// Begins waiting requests, in their order, while the cache has pages for all they may need.
     fn admit(&mut self) {
         let (room, _) = self.room();
-        let pages = self.attention.pages_mut();
+        let pages = self.decoder.pages_mut();
         let taken: usize =
             self.active.iter().flatten().map(|active| pages.needed(active.room)).sum();
         let mut free = pages.count().saturating_sub(taken);
@@ -311,13 +310,13 @@ impl<'m> Engine<'m> {
         if tokens.is_empty() {
             return Ok(Vec::new());
         }
-        let pages = self.attention.pages_mut();
+        let pages = self.decoder.pages_mut();
         for (slot, position) in step.requests.iter().zip(&step.positions) {
             if pages.tokens(*slot).map_err(AttendError::from)? <= *position {
                 pages.extend(*slot, 1).map_err(AttendError::from)?;
             }
         }
-        let logits = self.model.step(&tokens, &step, &wanted, self.attention.as_mut())?;
+        let logits = self.decoder.step(&tokens, &step, &wanted)?;
         for (row, slot) in step.requests.iter().enumerate() {
             if let Some(active) = &mut self.active[*slot] {
                 active.cached = step.positions[row] + 1;
@@ -327,14 +326,14 @@ impl<'m> Engine<'m> {
                 }
             }
         }
-        let vocabulary = self.model.config().vocab_size;
+        let vocabulary = self.decoder.config().vocab_size;
         let mut events = Vec::with_capacity(ends.len());
         for (slot, logits) in ends.into_iter().zip(logits.chunks_exact(vocabulary)) {
             let Some(active) = &mut self.active[slot] else { continue };
-            let event = active.take(logits, self.vocabulary, &self.model.config().end_tokens)?;
+            let event = active.take(logits, self.vocabulary, &self.decoder.config().end_tokens)?;
             if event.finish.is_some() {
                 self.active[slot] = None;
-                self.attention.pages_mut().release(slot).map_err(AttendError::from)?;
+                self.decoder.pages_mut().release(slot).map_err(AttendError::from)?;
             }
             events.push(event);
         }

@@ -4,6 +4,8 @@ use super::attend::{Attend, AttendError, Step};
 use super::config::ModelConfig;
 use crate::cache::{CacheError, CacheSize};
 use crate::pages::Pages;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 /// A paged cache in memory, `[pages, page_size, kv_heads, head_dim]` per layer, and the attention of
@@ -46,28 +48,46 @@ impl HostAttention {
         Ok(Self { query_heads, kv_heads, head_dim, page_size, pages, layers, step })
     }
 
-    /// Overwrites keys and values of a position in all layers, as a test does with NaN to show that it
-    /// is not read.
+    /// Exchanges keys and values of a position in all layers, `kv` `[layers, 2, kv_heads, head_dim]`, as
+    /// a test does with NaN to show that they are not read, and back again.
     ///
     /// # Errors
-    /// A request that there is not, or a position that it has not.
-    pub fn overwrite(
+    /// A request that there is not, a position that it has not, or another number of elements.
+    pub fn swap(
         &mut self,
         request: usize,
         position: usize,
-        value: f32,
+        kv: &mut [f32],
     ) -> Result<(), AttendError> {
         let tokens = self.pages.tokens(request)?;
-        if position >= tokens {
-            let fault = format!("{position} is overwritten, and the request has {tokens}");
+        let (size, layers) = (self.kv_heads * self.head_dim, self.layers.len());
+        if position >= tokens || kv.len() != 2 * layers * size {
+            let fault = format!(
+                "{} elements of {position}, and the request has {tokens} of {}",
+                kv.len(),
+                2 * layers * size
+            );
             return Err(AttendError::Step { what: "position", fault });
         }
-        let (at, size) = (self.token(request, position), self.kv_heads * self.head_dim);
-        for layer in &mut self.layers {
-            layer.k[at..][..size].fill(value);
-            layer.v[at..][..size].fill(value);
+        let at = self.token(request, position);
+        let stored = self.layers.iter_mut().flat_map(|layer| [&mut layer.k, &mut layer.v]);
+        for (stored, kv) in stored.zip(kv.chunks_exact_mut(size)) {
+            stored[at..][..size].swap_with_slice(kv);
         }
         Ok(())
+    }
+
+    /// Fills the cache with random keys and values, to measure with.
+    pub fn fill_random(&mut self, seed: u64) {
+        for (number, layer) in self.layers.iter_mut().enumerate() {
+            for (part, all) in [&mut layer.k, &mut layer.v].into_iter().enumerate() {
+                all.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, out)| {
+                    let place = ((number * 2 + part) << 40 | chunk) as u64;
+                    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ place);
+                    out.fill_with(|| rng.random_range(-1.0..1.0));
+                });
+            }
+        }
     }
 
     /// Where a token's keys and values begin.
@@ -107,17 +127,7 @@ impl Attend for HostAttention {
     }
 
     fn begin(&mut self, step: &Step) -> Result<(), AttendError> {
-        for (row, request) in step.requests.iter().enumerate() {
-            let tokens = self.pages.tokens(*request)?;
-            let (position, end) = (step.positions[row], step.spans[row].end() as usize);
-            if position >= tokens || end > tokens {
-                let fault = format!(
-                    "row {row} is at {position} and attends up to {end}, and request {request} has \
-                     {tokens} tokens"
-                );
-                return Err(AttendError::Step { what: "spans", fault });
-            }
-        }
+        step.check_room(&self.pages)?;
         self.step = step.clone();
         Ok(())
     }

@@ -1,7 +1,10 @@
 //! Linear layers on the CPU: matrices in the element type of their file, products in f32.
 
 use half::{bf16, f16};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use spanforge_spans::Dtype;
 
 /// A matrix `[rows, columns]`, row by row, that maps `columns` elements to `rows`.
 pub(super) struct Matrix {
@@ -18,6 +21,17 @@ pub(super) enum Elements {
     Bf16(Vec<bf16>),
 }
 
+/// The element type of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// 4 bytes.
+    F32,
+    /// 2 bytes.
+    F16,
+    /// 2 bytes.
+    Bf16,
+}
+
 /// Rows that one task multiplies with: as 4096 columns in f32, they fit the L2 cache of a core.
 const BLOCK: usize = 32;
 
@@ -31,6 +45,40 @@ impl Matrix {
         };
         assert_eq!(count, rows * columns, "elements of a matrix of {rows} x {columns}");
         Self { rows, columns, elements }
+    }
+
+    /// Random elements, evenly between -a and a with a such that vectors keep their length about.
+    pub fn random(rows: usize, columns: usize, dtype: WeightDtype, seed: u64) -> Self {
+        let most = (3.0 / columns.max(1) as f32).sqrt();
+        let elements = match dtype {
+            WeightDtype::F32 => Elements::F32(random(rows, columns, most, seed, |x| x)),
+            WeightDtype::F16 => Elements::F16(random(rows, columns, most, seed, f16::from_f32)),
+            WeightDtype::Bf16 => Elements::Bf16(random(rows, columns, most, seed, bf16::from_f32)),
+        };
+        Self::new(rows, columns, elements)
+    }
+
+    /// Size in memory.
+    pub fn bytes(&self) -> usize {
+        let size = match &self.elements {
+            Elements::F32(_) => 4,
+            Elements::F16(_) | Elements::Bf16(_) => 2,
+        };
+        size * self.rows * self.columns
+    }
+
+    /// All elements in 16 bits, as bytes.
+    pub fn halves(&self, dtype: Dtype) -> Vec<u8> {
+        let round = |x: f32| match dtype {
+            Dtype::F16 => f16::from_f32(x).to_bits(),
+            Dtype::Bf16 => bf16::from_f32(x).to_bits(),
+        };
+        let bytes = |x: f32| round(x).to_le_bytes();
+        match &self.elements {
+            Elements::F32(all) => all.iter().flat_map(|x| bytes(*x)).collect(),
+            Elements::F16(all) => all.iter().flat_map(|x| bytes(x.to_f32())).collect(),
+            Elements::Bf16(all) => all.iter().flat_map(|x| bytes(x.to_f32())).collect(),
+        }
     }
 
     /// One row in f32.
@@ -77,6 +125,22 @@ impl Matrix {
         });
         out
     }
+}
+
+/// Each row from a seed of its own, so that threads share the work.
+fn random<T: Copy + Default + Send>(
+    rows: usize,
+    columns: usize,
+    most: f32,
+    seed: u64,
+    convert: impl Fn(f32) -> T + Sync,
+) -> Vec<T> {
+    let mut all = vec![T::default(); rows * columns];
+    all.par_chunks_exact_mut(columns.max(1)).enumerate().for_each(|(row, out)| {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ row as u64);
+        out.fill_with(|| convert(rng.random_range(-most..most)));
+    });
+    all
 }
 
 /// `out[i, j] = matrix[i, :] . vectors[j, :]`, all row by row, of `inner` elements each.

@@ -3,33 +3,36 @@
 use super::ModelError;
 use super::attend::{Attend, AttendError, Step};
 use super::config::ModelConfig;
-use super::linear::Matrix;
+use super::linear::{Matrix, WeightDtype};
 use super::weights::Weights;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A Llama-architecture model: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 pub struct Llama {
     config: ModelConfig,
-    embedding: Matrix,
-    layers: Vec<Layer>,
-    norm: Vec<f32>,
+    pub(super) embedding: Matrix,
+    pub(super) layers: Vec<Arc<Layer>>,
+    pub(super) norm: Vec<f32>,
     /// The output matrix, where it is not the embedding.
-    output: Option<Matrix>,
+    pub(super) output: Option<Matrix>,
     /// Radians per position, by pair of elements.
     angles: Vec<f64>,
 }
 
-struct Layer {
-    attention_norm: Vec<f32>,
-    q: Matrix,
-    k: Matrix,
-    v: Matrix,
-    o: Matrix,
-    mlp_norm: Vec<f32>,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
+pub(super) struct Layer {
+    pub attention_norm: Vec<f32>,
+    pub q: Matrix,
+    pub k: Matrix,
+    pub v: Matrix,
+    pub o: Matrix,
+    pub mlp_norm: Vec<f32>,
+    pub gate: Matrix,
+    pub up: Matrix,
+    pub down: Matrix,
 }
 
 impl Llama {
@@ -60,7 +63,7 @@ impl Llama {
             let down = matrix("mlp.down_proj", hidden, inner)?;
             let attention_norm = weights.vector(&name("input_layernorm"), hidden)?;
             let mlp_norm = weights.vector(&name("post_attention_layernorm"), hidden)?;
-            Ok(Layer { attention_norm, q, k, v, o, mlp_norm, gate, up, down })
+            Ok(Arc::new(Layer { attention_norm, q, k, v, o, mlp_norm, gate, up, down }))
         };
         let layers = (0..config.layers).map(&mut layer).collect::<Result<_, ModelError>>()?;
         let norm = weights.vector("model.norm.weight", hidden)?;
@@ -70,6 +73,41 @@ impl Llama {
         };
         let angles = config.rope.angles(config.head_dim);
         Ok(Self { config, embedding, layers, norm, output, angles })
+    }
+
+    /// A model of random weights, to measure with. All layers have the same ones, so that the shape of
+    /// a large model fits into memory; a step still reads them once per layer.
+    pub fn random(config: ModelConfig, dtype: WeightDtype, seed: u64) -> Self {
+        let ModelConfig { hidden_size: hidden, intermediate_size: inner, vocab_size, .. } = config;
+        let (query, kv) = (config.query_size(), config.kv_size());
+        let mut seeds = ChaCha8Rng::seed_from_u64(seed);
+        let mut matrix = |rows, columns| Matrix::random(rows, columns, dtype, seeds.random());
+        let embedding = matrix(vocab_size, hidden);
+        let layer = Arc::new(Layer {
+            attention_norm: vec![1.0; hidden],
+            q: matrix(query, hidden),
+            k: matrix(kv, hidden),
+            v: matrix(kv, hidden),
+            o: matrix(hidden, query),
+            mlp_norm: vec![1.0; hidden],
+            gate: matrix(inner, hidden),
+            up: matrix(inner, hidden),
+            down: matrix(hidden, inner),
+        });
+        let layers = vec![layer; config.layers];
+        let output = (!config.tied_embeddings).then(|| matrix(vocab_size, hidden));
+        let angles = config.rope.angles(config.head_dim);
+        Self { config, embedding, layers, norm: vec![1.0; hidden], output, angles }
+    }
+
+    /// Bytes of weights that a step reads, however few its rows: all matrices but the embedding, of
+    /// which it reads a row per token.
+    pub fn bytes_per_step(&self) -> usize {
+        let layers = self.layers.iter().map(|layer| {
+            let Layer { q, k, v, o, gate, up, down, .. } = &**layer;
+            [q, k, v, o, gate, up, down].map(Matrix::bytes).iter().sum::<usize>()
+        });
+        layers.sum::<usize>() + self.output.as_ref().unwrap_or(&self.embedding).bytes()
     }
 
     /// What it is.
@@ -90,12 +128,12 @@ impl Llama {
         wanted: &[usize],
         attention: &mut dyn Attend,
     ) -> Result<Vec<f32>, AttendError> {
-        self.check(tokens, step, wanted)?;
+        step.check(&self.config, tokens, wanted)?;
         attention.begin(step)?;
         let ModelConfig { hidden_size, rms_norm_eps, .. } = self.config;
         let mut x: Vec<f32> =
             tokens.iter().flat_map(|token| self.embedding.row(*token as usize)).collect();
-        let turns = self.turns(&step.positions);
+        let turns = turns(&self.angles, &step.positions);
         for (number, layer) in self.layers.iter().enumerate() {
             let normed = rms_norm(&x, &layer.attention_norm, rms_norm_eps);
             let (mut q, mut k) = (layer.q.apply(&normed), layer.k.apply(&normed));
@@ -116,41 +154,6 @@ impl Llama {
         Ok(self.output.as_ref().unwrap_or(&self.embedding).apply(&normed))
     }
 
-    fn check(&self, tokens: &[u32], step: &Step, wanted: &[usize]) -> Result<(), AttendError> {
-        let rows = tokens.len();
-        for (what, found) in [
-            ("requests", step.requests.len()),
-            ("positions", step.positions.len()),
-            ("spans", step.spans.len()),
-        ] {
-            if found != rows {
-                let fault = format!("{found} of them for {rows} tokens");
-                return Err(AttendError::Step { what, fault });
-            }
-        }
-        let vocabulary = self.config.vocab_size;
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
-            let fault = format!("{token} is not one of the vocabulary's {vocabulary}");
-            return Err(AttendError::Step { what: "tokens", fault });
-        }
-        if let Some(row) = wanted.iter().find(|row| **row >= rows) {
-            let fault = format!("row {row} of {rows}");
-            return Err(AttendError::Step { what: "wanted rows", fault });
-        }
-        Ok(())
-    }
-
-    /// Cosine and sine by row and pair.
-    fn turns(&self, positions: &[usize]) -> Vec<(f32, f32)> {
-        let turn = |position: usize| {
-            self.angles.iter().map(move |angle| {
-                let (sin, cos) = (position as f64 * angle).sin_cos();
-                (cos as f32, sin as f32)
-            })
-        };
-        positions.iter().flat_map(|position| turn(*position)).collect()
-    }
-
     /// Turns the pairs (i, i + head_dim / 2) of every head of every row.
     fn rotate(&self, heads: &mut [f32], turns: &[(f32, f32)]) {
         let pairs = self.config.head_dim / 2;
@@ -168,6 +171,17 @@ impl Llama {
             }
         }
     }
+}
+
+/// Cosine and sine by row and pair, of angles by pair.
+pub(super) fn turns(angles: &[f64], positions: &[usize]) -> Vec<(f32, f32)> {
+    let turn = |position: usize| {
+        angles.iter().map(move |angle| {
+            let (sin, cos) = (position as f64 * angle).sin_cos();
+            (cos as f32, sin as f32)
+        })
+    };
+    positions.iter().flat_map(|position| turn(*position)).collect()
 }
 
 fn add(x: &mut [f32], more: &[f32]) {

@@ -5,12 +5,18 @@
 //! - [`Llama`]: its weights, and the step from tokens to logits on the CPU in f32.
 //! - [`Attend`]: where a step's keys and values are kept and attended to: [`HostAttention`] on the
 //!   CPU in f32, [`DeviceAttention`] with an artifact's kernel on a GPU or an emulated one.
+//! - [`Decoder`]: a model with its cache: [`HostDecoder`] on the CPU with any of these, or
+//!   [`DeviceDecoder`], all of it on a device.
 //! - [`Engine`]: requests that join and leave a batch, each with the protocol by which it selects its
 //!   own spans.
+//! - [`DecodeBench`]: what a step takes, with random weights, by the steps of a trace.
 
 mod attend;
+mod bench;
 mod config;
+mod decoder;
 mod device_attention;
+mod device_decoder;
 mod engine;
 mod host_attention;
 mod linear;
@@ -20,12 +26,16 @@ mod vocabulary;
 mod weights;
 
 pub use attend::{Attend, AttendError, Step};
+pub use bench::{DecodeBench, StepTime, read_bandwidth};
 pub use config::{ModelConfig, Rope, RopeScaling};
+pub use decoder::{Decoder, HostDecoder};
 pub use device_attention::DeviceAttention;
+pub use device_decoder::DeviceDecoder;
 pub use engine::{
     Engine, EngineError, Event, Finish, FinishReason, ROWS, Request, RequestId, Selection,
 };
 pub use host_attention::HostAttention;
+pub use linear::WeightDtype;
 pub use llama::Llama;
 pub use sampling::Sampling;
 pub use vocabulary::{Encoded, Vocabulary, VocabularyError};

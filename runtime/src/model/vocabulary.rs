@@ -54,8 +54,8 @@ impl Vocabulary {
         Ok(Self { tokenizer })
     }
 
-    /// The tokens of a text, with the bytes that each stands for; `add_special` adds those that the file puts around one, such as the
-    /// beginning.
+    /// The tokens of a text, with the bytes that each stands for; `add_special` adds those that the
+    /// file puts around one, such as the beginning.
     ///
     /// # Errors
     /// Text that it has no tokens for.

@@ -6,15 +6,17 @@ use safetensors::tensor::Dtype;
 use spanforge_runtime::CacheSize;
 use spanforge_runtime::Pages;
 use spanforge_runtime::model::{
-    Attend, AttendError, Engine, EngineError, Event, FinishReason, HostAttention, Llama, Request,
-    RequestId, Sampling, Selection, Step, Vocabulary,
+    Attend, AttendError, Decoder, Engine, EngineError, Event, FinishReason, HostAttention,
+    HostDecoder, Llama, Request, RequestId, Sampling, Selection, Step, Vocabulary,
 };
 use spanforge_spans::SpanSet;
 use spanforge_spans::protocol::{
     Fallback, FaultCounts, SelfSpanAttention, SelfSpanPrompt, TagProtocol,
 };
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// A model with its vocabulary, one for all tests.
 fn loaded() -> &'static (Llama, Vocabulary) {
@@ -29,6 +31,10 @@ fn loaded() -> &'static (Llama, Vocabulary) {
 fn cache(pages: usize, requests: usize) -> HostAttention {
     let size = CacheSize { layers: 3, pages, requests, max_pages: 12 };
     HostAttention::new(loaded().0.config(), 4, &size).expect("a cache")
+}
+
+fn decoder<'m>(model: &'m Llama, attention: impl Attend + 'm) -> Box<dyn Decoder + 'm> {
+    Box::new(HostDecoder::new(model, Box::new(attention)))
 }
 
 fn request(prompt: &str, selection: Selection, sampling: Sampling, max_tokens: usize) -> Request {
@@ -55,7 +61,7 @@ fn finish(engine: &mut Engine<'_>) -> BTreeMap<RequestId, Vec<Event>> {
 
 fn alone(request: Request) -> Vec<Event> {
     let (model, vocabulary) = loaded();
-    let mut engine = Engine::new(model, vocabulary, Box::new(cache(12, 1)), 64);
+    let mut engine = Engine::new(decoder(model, cache(12, 1)), vocabulary, 64);
     engine.submit(request).expect("it fits");
     finish(&mut engine).into_values().next().expect("events")
 }
@@ -110,7 +116,7 @@ proptest! {
         rows in 1_usize..30,
     ) {
         let (model, vocabulary) = loaded();
-        let mut engine = Engine::new(model, vocabulary, Box::new(cache(20, requests)), rows);
+        let mut engine = Engine::new(decoder(model, cache(20, requests)), vocabulary, rows);
         let mut events: BTreeMap<RequestId, Vec<Event>> = BTreeMap::new();
         let mut ids = Vec::new();
         for case in &cases {
@@ -124,7 +130,7 @@ proptest! {
         for (id, more) in finish(&mut engine) {
             events.entry(id).or_default().extend(more);
         }
-        let pages = engine.attention_mut().pages_mut();
+        let pages = engine.pages_mut();
         prop_assert_eq!(pages.free_pages(), pages.count());
         for (case, id) in cases.iter().zip(&ids) {
             let (together, alone) = (&events[id], alone(case.request()));
@@ -186,10 +192,14 @@ impl TagProtocol for Forgetful {
     fn finish(&mut self) {}
 }
 
-/// Attention whose cache holds NaN wherever the rows of a step do not look, from that step on.
+/// Attention whose cache holds NaN wherever the row of a step does not look, for that step.
 struct Poisoned {
     inner: HostAttention,
-    poisoned: usize,
+    /// Elements of a token in all layers.
+    elements: usize,
+    /// What is to be put back, by position.
+    saved: Vec<(usize, Vec<f32>)>,
+    poisoned: Arc<AtomicUsize>,
 }
 
 impl Attend for Poisoned {
@@ -198,12 +208,15 @@ impl Attend for Poisoned {
     }
 
     fn begin(&mut self, step: &Step) -> Result<(), AttendError> {
-        if let ([request], [position], [spans]) =
-            (&step.requests[..], &step.positions[..], &step.spans[..])
-        {
+        for (position, mut kv) in self.saved.drain(..) {
+            self.inner.swap(0, position, &mut kv)?;
+        }
+        if let ([position], [spans]) = (&step.positions[..], &step.spans[..]) {
             for other in (0..*position).filter(|other| !spans.contains(*other as u32)) {
-                self.inner.overwrite(*request, other, f32::NAN)?;
-                self.poisoned += 1;
+                let mut kv = vec![f32::NAN; self.elements];
+                self.inner.swap(0, other, &mut kv)?;
+                self.saved.push((other, kv));
+                self.poisoned.fetch_add(1, Ordering::Relaxed);
             }
         }
         self.inner.begin(step)
@@ -220,37 +233,78 @@ impl Attend for Poisoned {
     }
 }
 
+/// The response to one request, with everything that a step does not select NaN, and how often a token
+/// was.
+fn poisoned_response(
+    (model, vocabulary): &(Llama, Vocabulary),
+    request: Request,
+) -> (Vec<Event>, usize) {
+    let size = CacheSize { layers: model.config().layers, pages: 64, requests: 1, max_pages: 64 };
+    let inner = HostAttention::new(model.config(), 4, &size).expect("a cache");
+    let elements = 2 * size.layers * model.config().kv_size();
+    let poisoned = Arc::new(AtomicUsize::new(0));
+    let attention = Poisoned { inner, elements, saved: Vec::new(), poisoned: poisoned.clone() };
+    let mut engine = Engine::new(decoder(model, attention), vocabulary, 256);
+    engine.submit(request).unwrap();
+    let events = finish(&mut engine).into_values().next().unwrap();
+    (events, poisoned.load(Ordering::Relaxed))
+}
+
 /// Masks follow what is selected exactly: with all other keys and values NaN, the response is the
 /// same.
 #[test]
 fn what_is_not_selected_is_not_read() {
-    let prompt = "^(1+2)*(3+4)-5;";
-    let forgetful = || {
-        let prompt = prompt.len() as u32;
-        let protocol = Forgetful { prompt, kv_len: prompt, faults: FaultCounts::default() };
-        request_of(Selection::Protocol(Box::new(protocol)))
-    };
     fn request_of(selection: Selection) -> Request {
         request("^(1+2)*(3+4)-5;", selection, Sampling::Greedy, 30)
     }
+    let forgetful = || {
+        let protocol = Forgetful { prompt: 15, kv_len: 15, faults: FaultCounts::default() };
+        request_of(Selection::Protocol(Box::new(protocol)))
+    };
     let clean = alone(forgetful());
-    let (model, vocabulary) = loaded();
-    let poisoned = Poisoned { inner: cache(12, 1), poisoned: 0 };
-    let mut engine = Engine::new(model, vocabulary, Box::new(poisoned), 64);
-    engine.submit(forgetful()).unwrap();
-    let events = finish(&mut engine).into_values().next().unwrap();
+    let (events, poisoned) = poisoned_response(loaded(), forgetful());
     assert_eq!(tokens(&events), tokens(&clean));
-    assert!(events.len() > 8, "{} tokens", events.len());
+    assert!(events.len() > 8 && poisoned > 20, "{} tokens, {poisoned} times", events.len());
     let last = events.last().unwrap().finish.as_ref().unwrap();
     assert!(last.attended * 3 < last.available * 2, "{last:?}");
     // Another selection is another response, so the masks do matter.
     assert_ne!(tokens(&alone(request_of(Selection::Dense))), tokens(&clean));
 }
 
+/// The same with the trained model of the repository and what it declares itself.
+#[test]
+fn a_trained_model_answers_with_all_that_it_does_not_declare_nan() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/arithmetic");
+    let vocabulary = Vocabulary::load(&folder.join("tokenizer.json")).unwrap();
+    let trained = (Llama::load(&folder).unwrap(), vocabulary);
+    for (prompt, answer) in [
+        ("^(((8-2)+(1*9))+4);", "a<8-2>8-2=6;b<1*9>1*9=9;c<a+b>6+9=15;d<c+4>15+4=19;$"),
+        (
+            "^((((6*7)-(9+8))-(2*3))*5);",
+            "a<6*7>6*7=42;b<9+8>9+8=17;c<a-b>42-17=25;d<2*3>2*3=6;e<c-d>25-6=19;f<e*5>19*5=95;$",
+        ),
+    ] {
+        let tokens = trained.1.encode(prompt, false).unwrap().tokens;
+        let named = SelfSpanPrompt::new(tokens.len() as u32);
+        let protocol = Box::new(SelfSpanAttention::new(named, Fallback::Dense));
+        let request = Request {
+            prompt: tokens,
+            selection: Selection::Protocol(protocol),
+            sampling: Sampling::Greedy,
+            seed: 0,
+            max_tokens: 120,
+        };
+        let (events, poisoned) = poisoned_response(&trained, request);
+        let text: String = events.iter().map(|event| event.text.as_str()).collect();
+        assert_eq!(text, answer);
+        assert!(poisoned > 500, "{poisoned}");
+    }
+}
+
 #[test]
 fn requests_that_cannot_be_served_are_refused_and_the_others_go_on() {
     let (model, vocabulary) = loaded();
-    let mut engine = Engine::new(model, vocabulary, Box::new(cache(12, 2)), 8);
+    let mut engine = Engine::new(decoder(model, cache(12, 2)), vocabulary, 8);
     let good = engine.submit(request("^1+1;", Selection::Dense, Sampling::Greedy, 5)).unwrap();
     let mut refused = |request: Request| engine.submit(request).expect_err("refused").to_string();
     let long = "^".repeat(48);

@@ -3,7 +3,7 @@
 
 use spanforge_device::{
     Basis, Buffer, Device, DeviceError, DeviceProperties, Image, Launch, LaunchReport, ModuleId,
-    TimeOptions, Timing,
+    Product, TimeOptions, Timing,
 };
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -114,6 +114,10 @@ impl Device for Recording {
         }
         state.launches.push(launch.clone());
         Ok(LaunchReport::default())
+    }
+
+    fn multiply(&self, _: &Product) -> Result<(), DeviceError> {
+        Err(refused("multiply"))
     }
 
     fn time(&self, _: &[Launch], _: &TimeOptions) -> Result<Timing, DeviceError> {

@@ -19,17 +19,19 @@
 
 mod describe;
 mod generate;
+mod record;
 
 use std::io::{self, BufRead, Write};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{BatchError, Dtype, Span, SpanBatch, SpanSet};
 
 pub use describe::{Description, ModeShare, Percentiles};
 pub use generate::Preset;
+pub use record::Recorder;
 
 /// The version of the format that this code reads and writes.
 pub const SCHEMA: u32 = 1;
@@ -124,6 +126,12 @@ pub enum ResponseError {
         span: Span,
         /// KV length of the phase's first step.
         kv_len: u32,
+    },
+    /// A step that the format cannot say.
+    #[error("step {step} does not attend to its own token, and every step of a trace does")]
+    NotItself {
+        /// Step, from 0.
+        step: u32,
     },
     /// A tail that begins behind its first step.
     #[error("phase {phase}: tail_start {tail_start} lies behind its first token {first}")]
@@ -336,6 +344,13 @@ impl Response {
     }
 }
 
+impl Serialize for Response {
+    /// As a line of a trace.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_line().serialize(serializer)
+    }
+}
+
 impl Trace {
     /// Reads a trace; empty lines are skipped.
     pub fn read(reader: impl BufRead) -> Result<Self, TraceError> {
@@ -368,7 +383,7 @@ impl Trace {
         serde_json::to_writer(&mut writer, &self.header)?;
         writer.write_all(b"\n")?;
         for response in &self.responses {
-            serde_json::to_writer(&mut writer, &response.to_line())?;
+            serde_json::to_writer(&mut writer, response)?;
             writer.write_all(b"\n")?;
         }
         writer.flush()
