@@ -12,6 +12,7 @@ mod emulate;
 mod fuzz;
 mod model;
 mod predict;
+mod python;
 mod replay;
 mod report;
 mod run;

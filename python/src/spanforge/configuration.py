@@ -1,0 +1,153 @@
+"""What a decode kernel is built for (its shape) and how it is built (its configuration), as an
+artifact's manifest says it, and the shape of a model's attention."""
+
+from dataclasses import dataclass
+
+from .errors import StepError
+
+DTYPES = ("f16", "bf16")
+LAYOUTS = ("NHD", "HND")
+HEAD_DIMS = (64, 128, 256, 512)
+MAX_GROUP_SIZE = 128
+ELEMENT_BYTES = 2
+
+_LARGEST_VALUE = 4096
+"""Beyond this no parameter of a configuration is meant."""
+
+
+@dataclass(frozen=True)
+class KernelShape:
+    """The part of a problem that is fixed when a kernel is compiled: element type (`f16` or `bf16`),
+    elements per head, query heads per KV head."""
+
+    dtype: str
+    head_dim: int
+    group_size: int
+
+    def __str__(self) -> str:
+        return f"{self.dtype}-d{self.head_dim}-g{self.group_size}"
+
+    def check(self) -> None:
+        """Raises `StepError` for a shape that no kernel serves."""
+        if self.dtype not in DTYPES:
+            raise StepError(f"{self.dtype!r} is not served: use f16 or bf16")
+        if self.head_dim not in HEAD_DIMS:
+            raise StepError(f"head_dim {self.head_dim} is not served: use 64, 128, 256 or 512")
+        if not 1 <= self.group_size <= MAX_GROUP_SIZE:
+            raise StepError(
+                f"{self.group_size} query heads per KV head are not served: use 1 to {MAX_GROUP_SIZE}"
+            )
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One point of the search space; `kernels/src/configuration.rs` says what each parameter is."""
+
+    load_path: str
+    tile_tokens: int
+    stages: int
+    token_warps: int
+    heads_per_warp: int
+    vector_bytes: int
+    unroll: int
+    query: str
+    l2_prefetch: int
+    min_blocks: int
+    blocks_per_multiprocessor: int
+    smallest_share: int
+    merge: str
+
+    def is_within_bounds(self) -> bool:
+        """Whether every value is one that sizes can be computed from."""
+        counts = (
+            self.tile_tokens,
+            self.stages,
+            self.token_warps,
+            self.heads_per_warp,
+            self.unroll,
+            self.min_blocks,
+            self.blocks_per_multiprocessor,
+            self.smallest_share,
+        )
+        return (
+            all(1 <= count <= _LARGEST_VALUE for count in counts)
+            and self.unroll <= 16
+            and self.vector_bytes in (8, 16)
+            and self.l2_prefetch in (0, 64, 128, 256)
+            and self.load_path in ("staged", "direct")
+            and self.query in ("registers", "shared")
+            and self.merge in ("second-kernel", "last-arriver")
+        )
+
+    def _head_warps(self, shape: KernelShape) -> int:
+        return -(-shape.group_size // self.heads_per_warp)
+
+    def threads(self, shape: KernelShape) -> int:
+        """Threads per block of the decode kernel."""
+        return 32 * self._head_warps(shape) * self.token_warps
+
+    def shared_bytes(self, shape: KernelShape) -> int:
+        """Dynamic shared memory per block of the decode kernel, in bytes."""
+        is_staged = self.load_path == "staged"
+        row_bytes = ELEMENT_BYTES * shape.head_dim
+        ring = self.stages * 2 * self.tile_tokens * row_bytes if is_staged else 0
+        states = self.token_warps * shape.group_size * (shape.head_dim + 2) * 4
+        query = 0
+        if self.query == "shared":
+            query = self._head_warps(shape) * self.heads_per_warp * shape.head_dim * 4
+        offsets = 2 * self.tile_tokens * 8 if is_staged else 0
+        return -(-max(ring, states) // 16) * 16 + query + offsets
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A kernel: what for, and how. As text it is its identifier, such as
+    `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`."""
+
+    shape: KernelShape
+    configuration: Configuration
+
+    def __str__(self) -> str:
+        c = self.configuration
+        return (
+            f"{self.shape}-{c.load_path}-t{c.tile_tokens}-s{c.stages}-w{c.token_warps}"
+            f"-h{c.heads_per_warp}-v{c.vector_bytes}-u{c.unroll}-q{c.query[:1]}-p{c.l2_prefetch}"
+            f"-b{c.min_blocks}-x{c.blocks_per_multiprocessor}-m{c.smallest_share}"
+            f"-{c.merge.split('-')[0]}"
+        )
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Heads and head dimension of a model's attention, with the type and the pages of its cache.
+
+    `layout` is the order of a page: `NHD` for `[pages, page_size, kv_heads, head_dim]`, `HND` for
+    `[pages, kv_heads, page_size, head_dim]`. A contiguous cache is one page per request.
+    """
+
+    dtype: str
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    layout: str = "NHD"
+
+    def check(self) -> None:
+        """Raises `StepError` for a shape that makes no sense. Kernels serve fewer: see
+        `kernel_shape`."""
+        if min(self.query_heads, self.kv_heads) < 1 or self.query_heads % self.kv_heads:
+            raise StepError(
+                f"{self.query_heads} query heads and {self.kv_heads} KV heads are not served: use at "
+                "least one of each, and a number of query heads that is a multiple of the KV heads"
+            )
+        if self.page_size < 1:
+            raise StepError(f"page_size is {self.page_size}: a page holds at least one token")
+        if self.layout not in LAYOUTS:
+            raise StepError(f"layout {self.layout!r} is unknown: use NHD or HND")
+
+    def kernel_shape(self) -> KernelShape:
+        """The part that a kernel is compiled for. Raises `StepError` for one that none serves."""
+        self.check()
+        shape = KernelShape(self.dtype, self.head_dim, self.query_heads // self.kv_heads)
+        shape.check()
+        return shape

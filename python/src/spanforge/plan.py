@@ -1,0 +1,151 @@
+"""From the spans of a decode step to the arrays that the kernels take, with every check that a kernel
+relies on: rows name requests, no span ends past its request's KV length, KV lengths fit the page table,
+entries that selected tokens need name pages, counts fit 32 bits (`kernels/src/addressing.rs`).
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .bucket import Bucket
+from .configuration import AttentionShape
+from .errors import StepError
+from .spans import Span, canonical
+
+I32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked step. All arrays are of 32-bit integers; the spans of row `r` are
+    `spans[2 * span_ptr[r] : 2 * span_ptr[r + 1]]`, start and end in turn, in logical positions of the
+    row's request, canonical."""
+
+    rows: int
+    requests: int
+    max_pages: int
+    pages: int
+    span_ptr: array
+    """`[rows + 1]`"""
+    spans: array
+    """`[spans, 2]`"""
+    row_request: array
+    """`[rows]`"""
+    page_table: array
+    """`[requests, max_pages]`"""
+    kv_len: array
+    """`[requests]`"""
+    bucket: Bucket
+
+    def row_spans(self, row: int) -> list[Span]:
+        """The canonical spans of one row."""
+        pairs = self.spans[2 * self.span_ptr[row] : 2 * self.span_ptr[row + 1]]
+        return list(zip(pairs[::2], pairs[1::2]))
+
+
+def plan_step(
+    shape: AttentionShape,
+    spans: Iterable[Iterable[Span]],
+    row_request: Iterable[int],
+    page_table: Sequence[Sequence[int]],
+    kv_len: Iterable[int],
+    pages: int,
+) -> Plan:
+    """Checks one decode step and lays it out, for all layers.
+
+    `spans` has per row the selected tokens as `(start, end)` ranges in logical positions, in any order;
+    they may overlap, repeat and be empty. `row_request` is `[rows]`, `kv_len` `[requests]` in tokens,
+    `page_table` `[requests, max_pages]`: the page of each run of `page_size` positions, where entries
+    that no selected token needs may be anything. `pages` is how many each layer's cache has.
+
+    Raises `StepError`, naming what is at fault.
+    """
+    shape.check()
+    row_request = _integers("row_request", row_request)
+    kv_len = _integers("kv_len", kv_len)
+    table = array("i")
+    max_pages = len(page_table[0]) if len(page_table) else 0
+    for request, entries in enumerate(page_table):
+        if len(entries) != max_pages:
+            raise StepError(
+                f"page_table[{request}] has {len(entries)} entries where page_table[0] has {max_pages}: "
+                "all requests have the same number"
+            )
+        table.extend(_integers(f"page_table[{request}]", entries))
+    span_ptr, flat = _lay_out(spans)
+    rows, requests = len(span_ptr) - 1, len(kv_len)
+    if len(page_table) != requests:
+        raise StepError(f"page_table has {len(page_table)} requests and kv_len {requests}")
+    if len(row_request) != rows:
+        raise StepError(f"row_request has {len(row_request)} entries and spans {rows} rows")
+    tokens = sum(flat[1::2]) - sum(flat[::2])
+    for what, found in (
+        ("rows x KV heads", rows * shape.kv_heads),
+        ("tokens per page", shape.page_size),
+        ("selected tokens of all rows", tokens),
+        ("pages", pages),
+    ):
+        if found > I32_MAX:
+            raise StepError(f"{what} is {found}; the kernels count up to {I32_MAX}")
+    room = max_pages * shape.page_size
+    for request, length in enumerate(kv_len):
+        if not 0 <= length <= room:
+            raise StepError(
+                f"kv_len[{request}] is {length}, expected 0 to {room}, which is what the page table has "
+                f"room for (max_pages {max_pages} x page_size {shape.page_size})"
+            )
+    bucket = Bucket.of(rows, tokens, len(flat) // 2)
+    plan = Plan(rows, requests, max_pages, pages, span_ptr, flat, row_request, table, kv_len, bucket)
+    for row, request in enumerate(row_request):
+        if not 0 <= request < requests:
+            raise StepError(f"row {row} belongs to request {request}, but there are {requests} requests")
+        _check_row(plan, shape.page_size, row, request)
+    return plan
+
+
+def _lay_out(spans: Iterable[Iterable[Span]]) -> tuple[array, array]:
+    """`span_ptr` and the flat canonical spans."""
+    span_ptr, flat = array("i", [0]), array("i")
+    for row, raw in enumerate(spans):
+        try:
+            raw = [(start, end) for start, end in raw]
+        except (TypeError, ValueError):
+            raise StepError(f"row {row}: spans are pairs of start and end, got {raw!r}") from None
+        for start, end in raw:
+            if not (isinstance(start, int) and isinstance(end, int)):
+                raise StepError(f"row {row}: [{start!r}, {end!r}) is not a span: give two integers")
+            if not 0 <= start <= end <= I32_MAX:
+                raise StepError(
+                    f"row {row}: [{start}, {end}) is no span: positions are 0 to {I32_MAX}, and the "
+                    "start is not behind the end (spans are half-open)"
+                )
+        for span in canonical(raw):
+            flat.extend(span)
+        span_ptr.append(len(flat) // 2)
+    return span_ptr, flat
+
+
+def _check_row(plan: Plan, page_size: int, row: int, request: int) -> None:
+    """No span of a row ends past the KV length, and the page table entries it needs name pages."""
+    table = plan.page_table[request * plan.max_pages : (request + 1) * plan.max_pages]
+    for start, end in plan.row_spans(row):
+        if end > plan.kv_len[request]:
+            raise StepError(
+                f"row {row}: [{start}, {end}) ends past the KV length {plan.kv_len[request]} of request "
+                f"{request}"
+            )
+        for entry in range(start // page_size, (end - 1) // page_size + 1):
+            if not 0 <= table[entry] < plan.pages:
+                raise StepError(
+                    f"page_table[{request}, {entry}] is {table[entry]}, but row {row} selects tokens "
+                    f"there and the cache has pages 0 to {plan.pages - 1}"
+                )
+
+
+def _integers(what: str, values: Iterable[int]) -> array:
+    if isinstance(values, array) and values.typecode == "i":
+        return values
+    try:
+        return array("i", values)
+    except (TypeError, OverflowError) as error:
+        raise StepError(f"{what}: {error}: give integers of 32 bits") from None

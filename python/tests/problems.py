@@ -1,0 +1,69 @@
+"""Random decode steps as torch tensors, with NaN wherever nothing is selected."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+from spanforge import AttentionShape
+from spanforge.spans import canonical, tokens
+
+
+@dataclass
+class Problem:
+    shape: AttentionShape
+    spans: list
+    row_request: list
+    page_table: list
+    kv_len: list
+    pages: int
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+
+    @property
+    def step(self):
+        return self.spans, self.row_request, self.page_table, self.kv_len, self.pages
+
+
+def problem(seed, dtype="bf16", group=2, head_dim=64, layout="NHD", rows=3, longest=300, pad=0):
+    """`pad` elements lie between the rows of K and V."""
+    draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    element = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[dtype]
+    kv_heads, page_size = draw.choice([1, 2, 3]), draw.choice([1, 16, 48])
+    shape = AttentionShape(dtype, kv_heads * group, kv_heads, head_dim, page_size, layout)
+    requests = 2
+    kv_len = [draw.randrange(1, longest) for _ in range(requests)]
+    max_pages = max(-(-n // page_size) for n in kv_len) + 1
+    pages = requests * max_pages
+    numbers = draw.sample(range(pages), pages)
+    page_table = [numbers[r * max_pages : (r + 1) * max_pages] for r in range(requests)]
+    row_request = [draw.randrange(requests) for _ in range(rows)]
+    spans = []
+    for row, request in enumerate(row_request):
+        edges = [draw.randrange(kv_len[request] + 1) for _ in range(2 * (row % 4))]
+        spans.append([tuple(sorted(pair)) for pair in zip(edges[::2], edges[1::2])])
+    page = (page_size, kv_heads) if layout == "NHD" else (kv_heads, page_size)
+    nan = torch.full((pages, *page, head_dim + pad), float("nan"), dtype=element)
+    k, v = nan[..., :head_dim], nan.clone()[..., :head_dim]
+    for request, row in zip(row_request, spans):
+        for token in tokens(canonical(row)):
+            page, slot = page_table[request][token // page_size], token % page_size
+            at = (page, slot) if layout == "NHD" else (page, slice(None), slot)
+            for tensor in (k, v):
+                tensor[at] = torch.randn(kv_heads, head_dim, generator=generator).to(element)
+    q = torch.randn(rows, shape.query_heads, head_dim, generator=generator).to(element)
+    return Problem(shape, spans, row_request, page_table, kv_len, pages, q, k, v)
+
+
+def assert_close(case, found, expected):
+    """FlashMLA's tolerances: absolute or relative, and the cosine; the LSE tighter."""
+    (out, lse), (wanted, wanted_lse) = found, expected
+    difference = (out.double() - wanted.double()).abs()
+    case.assertFalse(out.isnan().any() or lse.isnan().any())
+    close = (difference < 8e-4) | (difference < 2.01 / 128 * wanted.double().abs())
+    case.assertTrue(close.all(), f"out is off by up to {difference.max()}")
+    both = (out.double() ** 2 + wanted.double() ** 2).sum()
+    if both > 0:
+        case.assertLess(1 - 2 * (out.double() * wanted.double()).sum() / both, 5e-6)
+    torch.testing.assert_close(lse, wanted_lse, atol=1e-6, rtol=8.01 / 65536)

@@ -1,0 +1,194 @@
+"""Loading artifacts, what is refused, and which kernel is chosen."""
+
+import tempfile
+import unittest
+from pathlib import Path
+
+from artifacts import SHAPE, kernel, manifest, spec, write
+from spanforge import Artifact, Bucket, DeviceProperties, KernelShape
+from spanforge.errors import ArtifactError
+
+H200 = DeviceProperties("H200", "sm_90a", 132, 232_448)
+FAST = spec(blocks_per_multiprocessor=4)
+SMALL, LARGE = (1, 512, 64), (64, 4096, 512)
+
+
+class Folder(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name) / "artifact"
+
+    def write(self, *kernels):
+        return write(self.folder, manifest(list(kernels)))
+
+
+class Loading(Folder):
+    def test_an_artifact_is_read_whole(self):
+        artifact = Artifact.load(self.write(kernel(spec()), kernel(FAST)))
+        first, second = artifact.kernels
+        self.assertEqual(first.id, "bf16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second")
+        self.assertEqual((first.spec, second.spec), (spec(), FAST))
+        self.assertEqual((first.threads, first.shared_bytes), (128, 49_664))
+        self.assertTrue(artifact.text(first.source).startswith("// spanforge-kernel: "))
+
+    def test_ids_and_sizes_are_those_of_the_rust_side(self):
+        """As manifests of exported artifacts have them."""
+        for shape, changes, name, threads, shared_bytes in [
+            (
+                KernelShape("bf16", 64, 2),
+                {"heads_per_warp": 2},
+                "bf16-d64-g2-staged-t32-s3-w4-h2-v16-u2-qr-p0-b1-x2-m128-second",
+                128,
+                25_088,
+            ),
+            (
+                KernelShape("bf16", 256, 6),
+                {
+                    **{"tile_tokens": 16, "stages": 2, "token_warps": 1, "heads_per_warp": 3},
+                    **{"vector_bytes": 8, "unroll": 4, "l2_prefetch": 256, "min_blocks": 2},
+                    **{"blocks_per_multiprocessor": 4, "smallest_share": 64},
+                    "merge": "last-arriver",
+                },
+                "bf16-d256-g6-staged-t16-s2-w1-h3-v8-u4-qr-p256-b2-x4-m64-last",
+                64,
+                33_024,
+            ),
+        ]:
+            made = spec(shape, **changes)
+            c = made.configuration
+            self.assertEqual(
+                (str(made), c.threads(shape), c.shared_bytes(shape)), (name, threads, shared_bytes)
+            )
+
+    def test_a_changed_missing_or_added_file_is_named(self):
+        ptx = kernel(spec())["ptx"]
+        for change, message in [
+            (lambda f: (f / ptx).write_text("other"), "kernel.ptx: changed since"),
+            (lambda f: (f / ptx).unlink(), "kernel.ptx: No such file"),
+            (lambda f: (f / "more.txt").write_text(""), "more.txt: is not listed"),
+            (lambda f: (f / "SHA256SUMS").write_text("nonsense\n"), "line 1 is not a digest"),
+            (
+                lambda f: (f / "SHA256SUMS").write_text(f"{'0' * 64}  ../../secret\n"),
+                "a file outside the artifact",
+            ),
+            (lambda f: (f / "SHA256SUMS").write_text(""), "is not listed in SHA256SUMS"),
+            (lambda f: (f / "SHA256SUMS").unlink(), "not an artifact: it has no SHA256SUMS"),
+        ]:
+            folder = self.write(kernel(spec()))
+            change(folder)
+            with self.assertRaisesRegex(ArtifactError, message):
+                Artifact.load(folder)
+        with self.assertRaisesRegex(ArtifactError, "give the folder that `spanforge tune` printed"):
+            Artifact.load(self.folder / "nowhere")
+
+    def test_a_manifest_that_makes_no_sense_is_refused(self):
+        def changed(path, value):
+            content = manifest([kernel(spec())])
+            at = content
+            for key in path[:-1]:
+                at = at[key]
+            if value is None:
+                del at[path[-1]]
+            else:
+                at[path[-1]] = value
+            return content
+
+        entry = ("kernels", 0)
+        for content, message in [
+            (changed(["schema"], 2), "schema 2 is not supported; this version reads 1"),
+            (changed(["abi"], 9), "abi 9 is not supported"),
+            (changed(["interface", 0, "symbol"], "plan"), "interface is not that of ABI 1"),
+            (changed(["kernels"], []), "lists no kernel"),
+            (changed([*entry, "threads"], None), "no field 'threads'"),
+            (changed([*entry, "threads"], "many"), "threads is 'many', expected int"),
+            (changed([*entry, "threads"], 64), "threads is 64, and its spec takes 128"),
+            (changed([*entry, "shared_bytes"], 0), "shared_bytes is 0"),
+            (changed([*entry, "time_us"], -1.0), "its times make no sense"),
+            (changed([*entry, "ptx_architecture"], "hopper"), "`hopper` is not an architecture"),
+            (changed([*entry, "id"], "bf16"), "its spec is that of `bf16-d128-g4-staged"),
+            (changed([*entry, "spec", "configuration", "unroll"], 99), "a value out of bounds"),
+            (changed([*entry, "spec", "shape", "head_dim"], 96), "head_dim 96 is not served"),
+        ]:
+            with self.subTest(message), self.assertRaisesRegex(ArtifactError, message):
+                Artifact.load(write(self.folder, content))
+        content = manifest([kernel(spec())])
+        write(self.folder, content)
+        with self.assertRaisesRegex(ArtifactError, "rendered for another configuration"):
+            # The source of another kernel, with its right digest.
+            other = kernel(spec(tile_tokens=64))
+            content["kernels"][0]["source"] = other["source"]
+            Artifact.load(write(self.folder, {**content, "kernels": [*content["kernels"], other]}))
+
+
+class Selection(Folder):
+    def choose(self, batch, device=H200, shape=SHAPE, kernels=None):
+        kernels = kernels or [
+            kernel(spec(), {SMALL: 5.0, LARGE: 90.0}),
+            kernel(FAST, {SMALL: 7.0, LARGE: 80.0}),
+        ]
+        return Artifact.load(self.write(*kernels)).select(shape, device, Bucket(*batch))
+
+    def test_the_fastest_in_the_nearest_bucket_is_chosen(self):
+        for batch, kernel_spec, served in [
+            (SMALL, spec(), SMALL),
+            (LARGE, FAST, LARGE),
+            ((2, 512, 64), spec(), SMALL),
+            ((32, 8192, 512), FAST, LARGE),
+            # As near to both: the smaller bucket.
+            ((8, 1024, 256), spec(), SMALL),
+        ]:
+            selected = self.choose(batch)
+            self.assertEqual(selected.entry.spec, kernel_spec, batch)
+            self.assertEqual(selected.served_as.bucket, Bucket(*served), batch)
+        # The preferred one among equals, and the first where none was timed by bucket.
+        equal = [kernel(spec(), {SMALL: 5.0}), kernel(FAST, {SMALL: 5.0})]
+        self.assertEqual(self.choose(SMALL, kernels=equal).entry.spec, spec())
+        first = self.choose(LARGE, kernels=[kernel(FAST), kernel(spec())])
+        self.assertEqual((first.entry.spec, first.served_as), (FAST, None))
+
+    def test_what_the_device_cannot_run_is_not_chosen(self):
+        little = DeviceProperties("little", "sm_90a", 1, 49_664)
+        large = spec(stages=4)
+        kernels = [kernel(large, {SMALL: 1.0}), kernel(spec(), {SMALL: 5.0})]
+        self.assertEqual(self.choose(SMALL, kernels=kernels).entry.spec, large)
+        self.assertEqual(self.choose(SMALL, little, kernels=kernels).entry.spec, spec())
+        with self.assertRaises(ArtifactError) as caught:
+            self.choose(SMALL, DeviceProperties("V100", "sm_70", 80, 98_304))
+        self.assertIn("no cubin for sm_70 and its PTX is for sm_80 and newer", str(caught.exception))
+        with self.assertRaises(ArtifactError) as caught:
+            self.choose(SMALL, shape=KernelShape("f16", 128, 4))
+        message = str(caught.exception)
+        self.assertIn("no kernel of this artifact serves f16-d128-g4 on H200", message)
+        self.assertIn("it is built for bf16-d128-g4", message)
+        self.assertIn("a trace in f16 with head_dim 128 and 4 query head(s)", message)
+
+    def test_machine_code_where_there_is_some_else_ptx(self):
+        artifact = Artifact.load(self.write(kernel(spec())))
+        (entry,) = artifact.kernels
+        self.assertTrue(artifact.code(entry, H200).startswith(b"sm_90a of "))
+        newer = DeviceProperties("B200", "sm_100a", 148, 232_448)
+        self.assertTrue(artifact.code(entry, newer).startswith(b"ptx of "))
+
+
+class Buckets(unittest.TestCase):
+    def test_a_bucket_is_the_nearest_power_of_two(self):
+        for batch, text in [
+            ((16, 16 * 8192, 16), "16 rows x 8192 tokens in spans of 8192"),
+            ((11, 11 * 700, 70), "8 rows x 512 tokens in spans of 128"),
+            ((12, 12 * 750, 70), "16 rows x 1024 tokens in spans of 128"),
+            ((0, 0, 0), "1 row x 1 tokens in spans of 1"),
+            ((5, 0, 0), "4 rows x 1 tokens in spans of 1"),
+        ]:
+            self.assertEqual(str(Bucket.of(*batch)), text)
+
+    def test_the_distance_counts_doublings(self):
+        self.assertEqual(Bucket(1, 1024, 64).distance(Bucket(8, 512, 64)), 4.0)
+        few, many = Bucket(2, 512, 64), Bucket(8, 512, 64)
+        for known in [[few, many], [many, few]]:
+            self.assertEqual(Bucket(4, 512, 64).nearest(known), few)
+        self.assertIsNone(few.nearest([]))
+
+
+if __name__ == "__main__":
+    unittest.main()

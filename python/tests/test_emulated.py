@@ -1,0 +1,118 @@
+"""Against the Rust side: `SPANFORGE=PATH` is the `spanforge` command. An artifact is tuned and loaded, its
+choice of kernels compared with that of `inspect`, and its kernels are run by `SpanAttention` on the
+emulated GPU, which checks every access."""
+
+import json
+import os
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+from needs import needs
+
+needs("torch")
+if not os.environ.get("SPANFORGE"):
+    raise unittest.SkipTest("needs the command: SPANFORGE=target/release/spanforge")
+
+import torch
+
+from emulated import EmulatedDriver
+from problems import assert_close, problem
+from spanforge import Artifact, Bucket, DeviceProperties, Limits, SpanAttention
+from spanforge.spans import canonical
+from test_attention import reference
+
+SPANFORGE = str(Path(os.environ["SPANFORGE"]).resolve())
+LIMITS = Limits(rows=8, spans=64, requests=2, max_pages=400)
+
+
+def spanforge(folder, *arguments):
+    ran = subprocess.run([SPANFORGE, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    if ran.returncode != 0:
+        raise AssertionError(f"spanforge {' '.join(arguments)}: {ran.stderr}")
+    return ran.stdout
+
+
+def setUpModule():
+    global ARTIFACT
+    folder = tempfile.TemporaryDirectory()
+    unittest.addModuleCleanup(folder.cleanup)
+    tune = "tune --workload ssas-llama2 --query-heads 2 --kv-heads 1 --head-dim 64 --dtype bf16 --device"
+    options = "emulated:h200 --batch 1,16 --budget 12 --cases 1".split()
+    printed = spanforge(folder.name, *tune.split(), *options)
+    ARTIFACT = Artifact.load(Path(folder.name) / printed.splitlines()[-1])
+
+
+class AgainstRust(unittest.TestCase):
+    def test_the_kernel_chosen_is_that_of_inspect(self):
+        device = DeviceProperties("H200", "sm_90a", 132, 232_448)
+        shape = ARTIFACT.kernels[0].spec.shape
+        for batch in [(1, 1, 1), (1, 512, 32), (3, 300, 40), (4, 512, 32), (16, 512, 32), (64, 9999, 64)]:
+            bucket = ",".join(map(str, batch))
+            options = ["--explain", "--json", "--bucket", bucket]
+            said = json.loads(spanforge(".", "inspect", str(ARTIFACT.root), *options))["explanation"]
+            selected = ARTIFACT.select(shape, device, Bucket(*batch))
+            chosen = said["kernels"][said["chosen"]]
+            self.assertEqual(selected.entry.id, chosen["id"], batch)
+            self.assertEqual(vars(selected.served_as.bucket), said["served_as"], batch)
+
+    def test_kernels_on_the_emulated_gpu_compute_the_reference(self):
+        merges = set()
+        for entry in ARTIFACT.kernels:
+            for seed, layout, pad in [(1, "NHD", 0), (2, "HND", 0), (3, "NHD", 8), (4, "HND", 64)]:
+                p = problem(seed, layout=layout, pad=pad, rows=5, longest=500)
+                driver = EmulatedDriver(SPANFORGE, multiprocessors=[1, 3, 7][seed % 3])
+                one = Artifact(ARTIFACT.root, ARTIFACT.manifest, ARTIFACT._files)
+                one.kernels = [entry]
+                attention = SpanAttention(one, p.shape, LIMITS, "cpu", driver)
+                attention.plan(*p.step)
+                self.assertEqual(attention.kernel, entry.id)
+                first = attention.run(p.q, p.k, p.v, scale=0.2)
+                assert_close(self, first, reference(p, 0.2))
+                # The next layer, with the scratch memory of the first.
+                for one, other in zip(first, attention.run(p.q, p.k, p.v, scale=0.2)):
+                    self.assertTrue(torch.equal(one, other))
+                merges.add(entry.spec.configuration.merge)
+                self.assertEqual(driver.launched.count("plan"), 1)
+        self.assertIn("second-kernel", merges)
+
+    def test_the_plan_kernel_runs_when_spans_change_and_only_then(self):
+        p = problem(6, rows=4)
+        driver = EmulatedDriver(SPANFORGE)
+        attention = SpanAttention(ARTIFACT, p.shape, LIMITS, "cpu", driver)
+        for _ in range(2):
+            attention.plan(*p.step)
+        self.assertEqual(driver.launched, ["plan"])
+        plan = attention._plan
+        lengths = [sum(end - start for start, end in canonical(row)) for row in p.spans]
+        made = attention._buffers["row_tokens"][: plan.rows + 1].tolist()
+        self.assertEqual(made, [sum(lengths[:row]) for row in range(plan.rows + 1)])
+        # Other pages alone need no plan; other spans do, fewer rows too.
+        p.page_table = p.page_table[::-1]
+        p.kv_len = p.kv_len[::-1]
+        p.row_request = [1 - request for request in p.row_request]
+        attention.plan(*p.step)
+        self.assertEqual(driver.launched, ["plan"])
+        p.spans[1] = [(0, 1)]
+        attention.plan(*p.step)
+        self.assertEqual(driver.launched, ["plan", "plan"])
+
+    def test_a_launch_that_fails_leaves_no_plan_and_clear_scratch(self):
+        p = problem(6, rows=4)
+        driver = EmulatedDriver(SPANFORGE)
+        attention = SpanAttention(ARTIFACT, p.shape, LIMITS, "cpu", driver)
+        attention.plan(*p.step)
+        attention._buffers["arrivals"].fill_(7)
+        driver.launch, launch = None, driver.launch
+        with self.assertRaises(TypeError):
+            attention.run(p.q, p.k, p.v)
+        driver.launch = launch
+        with self.assertRaisesRegex(Exception, "there is no plan"):
+            attention.run(p.q, p.k, p.v)
+        attention.plan(*p.step)
+        assert_close(self, attention.run(p.q, p.k, p.v), reference(p))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,91 @@
+"""On a GPU: the kernels of an artifact against the reference. `SPANFORGE_ARTIFACT=DIR` is the artifact."""
+
+import os
+import unittest
+
+from needs import needs
+
+needs("torch")
+
+import torch
+
+if not torch.cuda.is_available():
+    raise unittest.SkipTest("needs a CUDA GPU")
+if not os.environ.get("SPANFORGE_ARTIFACT"):
+    raise unittest.SkipTest("needs an artifact: SPANFORGE_ARTIFACT=artifacts/NAME")
+
+from problems import assert_close, problem
+from spanforge import Artifact, Limits, SpanAttention
+from test_attention import reference
+
+ARTIFACT = Artifact.load(os.environ["SPANFORGE_ARTIFACT"])
+LIMITS = Limits(rows=64, spans=4096, requests=2, max_pages=8192)
+
+
+def drawn(seed, **options):
+    """A problem of the artifact's shape, on the GPU."""
+    shape = ARTIFACT.kernels[seed % len(ARTIFACT.kernels)].spec.shape
+    p = problem(seed, shape.dtype, shape.group_size, shape.head_dim, **options)
+    p.q, p.k, p.v = (tensor.cuda() for tensor in (p.q, p.k, p.v))
+    return p
+
+
+class Gpu(unittest.TestCase):
+    def test_kernels_compute_the_reference(self):
+        for seed in range(24):
+            layout = "HND" if seed % 2 else "NHD"
+            rows, longest = [(1, 50), (5, 300), (32, 4000)][seed % 3]
+            p = drawn(seed, layout=layout, rows=rows, longest=longest, pad=8 * (seed % 2))
+            attention = SpanAttention(ARTIFACT, p.shape, LIMITS)
+            attention.plan(*p.step)
+            first = attention(p.q, p.k, p.v)
+            assert_close(self, first, reference(p))
+            for one, other in zip(first, attention(p.q, p.k, p.v)):
+                self.assertTrue(torch.equal(one, other), "bit for bit, with the scratch memory used")
+
+    def test_on_another_stream_and_after_other_steps(self):
+        p = drawn(1, rows=8)
+        attention = SpanAttention(ARTIFACT, p.shape, LIMITS)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for rows in (8, 3, 8):
+                p.spans, p.row_request, p.q = p.spans[:rows], p.row_request[:rows], p.q[:rows]
+                attention.plan(*p.step)
+                found = attention(p.q, p.k, p.v)
+                stream.synchronize()
+                assert_close(self, found, reference(p))
+                p = drawn(1, rows=8)
+
+    def test_a_captured_step_follows_other_spans(self):
+        p = drawn(2, rows=4)
+        p.k, p.v = p.k.nan_to_num(), p.v.nan_to_num()
+        attention = SpanAttention(ARTIFACT, p.shape, LIMITS)
+        attention.plan(*p.step)
+        attention(p.q, p.k, p.v)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = attention(p.q, p.k, p.v)
+        captured = attention.captured
+        # As many tokens in as many spans: the same kernel.
+        p.spans = [
+            [(start - 1, end - 1) for start, end in row] if all(start for start, _ in row) else row
+            for row in p.spans
+        ]
+        attention.plan(*p.step)
+        self.assertEqual(attention.captured, captured)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_close(self, found, reference(p))
+
+    def test_torch_compile(self):
+        p = drawn(3)
+        attention = SpanAttention(ARTIFACT, p.shape, LIMITS)
+        attention.plan(*p.step)
+        compiled = torch.compile(lambda q, k, v: attention(q * 2, k, v), fullgraph=True)
+        for one, other in zip(compiled(p.q, p.k, p.v), attention(p.q * 2, p.k, p.v)):
+            torch.testing.assert_close(one, other)
+
+
+if __name__ == "__main__":
+    unittest.main()
