@@ -260,17 +260,13 @@ impl SelfSpanAttention {
 
 impl TagProtocol for SelfSpanAttention {
     fn push_token(&mut self, text: &str) -> bool {
-        let before = (self.scope(), self.line_start);
-        let ended_before = !self.ended.is_empty();
-        let dense = self.region == Region::Computation && self.declared.is_none();
+        let mut grown = self.spans();
+        let token = self.kv_len;
         self.ended = SpanSet::empty();
         self.kv_len = self.kv_len.saturating_add(1);
         text.chars().for_each(|c| self.push_char(c));
-        let still_dense = self.region == Region::Computation && self.declared.is_none();
-        let after = (self.scope(), self.line_start);
-        let at_line_end = ended_before || !self.ended.is_empty();
-        // Under the dense fallback the scope itself grows by the token, and that is no change.
-        !(dense && still_dense) && (at_line_end || before != after)
+        // Beyond the last position nothing grows.
+        grown.append_token(token).is_err() || self.spans() != grown
     }
 
     fn spans(&self) -> SpanSet {

@@ -94,18 +94,12 @@ class SelfSpanAttention:
 
     def push_token(self, text: str) -> bool:
         """Takes the text of the next generated token; see the package for what is returned."""
-        before = (self._scope(), self._line_start)
-        ended_before = bool(self._ended)
-        dense = self._is_dense()
+        grown = union(self.spans(), [(self.kv_len, self.kv_len + 1)])
         self._ended = []
         self.kv_len += 1
         for c in text:
             self._push_char(c)
-        at_line_end = ended_before or bool(self._ended)
-        # Under the dense fallback the scope itself grows by the token, and that is no change.
-        if dense and self._is_dense():
-            return False
-        return at_line_end or before != (self._scope(), self._line_start)
+        return self.spans() != grown
 
     def spans(self) -> list[Span]:
         """What the newest token attends to as a query."""
@@ -184,9 +178,6 @@ class SelfSpanAttention:
         self._region = _Region.NAME
         self._head = ""
         self._declared = []
-
-    def _is_dense(self) -> bool:
-        return self._region is _Region.COMPUTATION and self._declared is None
 
     def _scope(self) -> list[Span]:
         """The lines in scope now, besides the first token and the own line."""
