@@ -3,10 +3,13 @@
 use crate::attention::PagedKv;
 use crate::memory::DeviceMemory;
 use crate::pages::Pages;
+use half::{bf16, f16};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use spanforge_device::{Device, DeviceError};
 use spanforge_kernels::KvStrides;
 use spanforge_kernels::configuration::{AttentionShape, ShapeError};
-use spanforge_spans::KvLayout;
+use spanforge_spans::{Dtype, KvLayout};
 use std::sync::Arc;
 
 /// What can go wrong with a cache.
@@ -178,6 +181,29 @@ impl PagedCache {
         }
         self.write_tokens(keys, request, first, k)?;
         Ok(self.write_tokens(values, request, first, v)?)
+    }
+
+    /// Fills all pages with random keys and values between -1 and 1, to measure with: some megabytes of
+    /// them over and over.
+    pub fn fill_random(&self, seed: u64) -> Result<(), CacheError> {
+        const ELEMENTS: usize = 1 << 21;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let random = (0..ELEMENTS).flat_map(|_| {
+            let value = rng.random_range(-1.0_f32..1.0);
+            let bits = match self.attention.dtype {
+                Dtype::F16 => f16::from_f32(value).to_bits(),
+                Dtype::Bf16 => bf16::from_f32(value).to_bits(),
+            };
+            bits.to_le_bytes()
+        });
+        let random: Vec<u8> = random.collect();
+        for memory in self.layers.iter().flat_map(|(k, v)| [k, v]) {
+            for offset in (0..memory.buffer().bytes).step_by(random.len()) {
+                let bytes = random.len().min(memory.buffer().bytes - offset);
+                memory.upload(offset, &random[..bytes])?;
+            }
+        }
+        Ok(())
     }
 
     /// One copy per page (NHD) or per page and head (HND).

@@ -1,5 +1,6 @@
 //! `bench`: measurements with the environment they were made in.
 
+use super::model_choice::DeviceArguments;
 use super::{Outcome, write_json};
 use crate::notice;
 use crate::table::Table;
@@ -7,12 +8,16 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use fs_err as fs;
 use serde::Serialize;
+use spanforge_device::{Basis, Device, DeviceError, median};
+use spanforge_runtime::model::bench::{self, PAGE_SIZE, Reach, StepTime, read_bandwidth};
 use spanforge_runtime::model::{
-    DecodeBench, Llama, ModelConfig, StepTime, WeightDtype, read_bandwidth,
+    Decoder, HostAttention, HostDecoder, Llama, ModelConfig, WeightDtype,
 };
+use spanforge_runtime::{CacheSize, SpanAttentionLimits};
 use spanforge_spans::trace::{Preset, Trace, TraceBatch};
 use std::io::{BufReader, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Measure what a decode step takes
 #[derive(Args)]
@@ -32,8 +37,9 @@ enum Verb {
 ///
 /// The model has the shape of a config.json and random weights, the same in all layers, so that large
 /// ones fit; a step reads them once per layer. The rows of each step are steps of the trace, every one
-/// equally likely, over a cache of random keys and values in f32. Dense and span take the same steps in
-/// turn. All of it runs on the CPU, and is measured.
+/// equally likely, over a cache of random keys and values. Dense, span and a step in which each row
+/// attends to itself alone, which is what is left without attention, take turns. Times are measured, on
+/// the CPU or on a GPU (--device).
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     spanforge bench decode --model models/shapes/llama-2-7b --trace ssas-llama2 --batch 1,4,16\n  \
@@ -58,6 +64,8 @@ struct Decode {
     /// Element type of the weights
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     weights: WeightsChoice,
+    #[command(flatten)]
+    on_device: DeviceArguments,
     /// Seed of steps and weights
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -86,7 +94,8 @@ struct Row {
     step_ms: Vec<f64>,
     /// Of their median.
     tokens_per_second: f64,
-    /// Share of the time that attention takes, over all steps.
+    /// Share of the time that attention takes, over all steps: what is more than a step takes whose rows
+    /// attend to themselves alone.
     attention_share: f64,
     /// Tokens attended to, of those there were.
     attended_share: f64,
@@ -94,7 +103,7 @@ struct Row {
     floor_ms: f64,
     /// Time of the dense steps over that of these.
     speedup: f64,
-    /// The same if attention took no time.
+    /// The same of steps whose rows attend to themselves alone: what attention leaves to gain.
     speedup_bound: f64,
 }
 
@@ -105,7 +114,9 @@ struct Report {
     weights: WeightsChoice,
     trace: String,
     seed: u64,
-    cores: usize,
+    /// What computes, such as `2 CPU cores`.
+    device: String,
+    /// Measured of the CPU, the data sheet's of a GPU.
     read_gb_per_second: f64,
     rows: Vec<Row>,
     /// Batches that there is no memory for.
@@ -133,15 +144,15 @@ fn decode(arguments: &Decode, out: &mut dyn Write) -> Result<Outcome> {
     };
     notice::say("making random weights");
     let model = Llama::random(config, dtype, arguments.seed);
-    let bandwidth = read_bandwidth();
+    let place = Place::of(arguments)?;
     let mut report = Report {
         model: arguments.model.display().to_string(),
         layers: model.config().layers,
         weights: arguments.weights,
         trace: arguments.trace.clone(),
         seed: arguments.seed,
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
-        read_gb_per_second: bandwidth / 1e9,
+        device: place.name(),
+        read_gb_per_second: place.bandwidth() / 1e9,
         rows: Vec::new(),
         left_out: Vec::new(),
     };
@@ -151,31 +162,13 @@ fn decode(arguments: &Decode, out: &mut dyn Write) -> Result<Outcome> {
         let batches = seeds
             .map(|seed| trace.batch_at(seed, *batch as usize))
             .collect::<Result<Vec<TraceBatch>, _>>()?;
-        let needed = DecodeBench::cache_bytes(&model, &batches);
-        if let Some(free) = free_memory().filter(|free| needed as f64 > 0.9 * *free as f64) {
-            let gib = |bytes: usize| bytes as f64 / (1 << 30) as f64;
-            let text = format!(
-                "batch {batch}: the cache needs {:.1} GiB and {:.1} are free; give fewer --layers",
-                gib(needed),
-                gib(free)
-            );
-            notice::say(&text);
-            report.left_out.push(text);
+        let Some(mut decoder) = place.decoder(arguments, &model, &batches, &mut report.left_out)?
+        else {
             continue;
-        }
-        let [dense, span] = measured(&model, &batches, arguments.seed)?;
-        let of_dense: f64 = dense.iter().map(|step| step.total.as_secs_f64()).sum();
-        for (attention, steps) in [("dense", &dense), ("span", &span)] {
-            report.rows.push(row(
-                &model,
-                bandwidth,
-                &report.trace,
-                attention,
-                *batch,
-                steps,
-                of_dense,
-            ));
-        }
+        };
+        let times = measured(decoder.as_mut(), &batches)?;
+        let element = place.cache_element(arguments);
+        report.rows.extend(rows(&model, &report, element, *batch, &times));
     }
     if report.rows.is_empty() {
         bail!("no batch was measured: {}", report.left_out.join("; "));
@@ -185,6 +178,112 @@ fn decode(arguments: &Decode, out: &mut dyn Write) -> Result<Outcome> {
         false => print(&report, out)?,
     }
     Ok(Outcome::Done)
+}
+
+/// Where steps are computed.
+enum Place {
+    Host { bandwidth: f64 },
+    Gpu(Arc<dyn Device>),
+}
+
+impl Place {
+    fn of(arguments: &Decode) -> Result<Self> {
+        let Some(name) = &arguments.on_device.device else {
+            return Ok(Self::Host { bandwidth: read_bandwidth() });
+        };
+        let device: Arc<dyn Device> = Arc::from(spanforge_device::open(name)?);
+        if device.properties().basis == Basis::Predicted {
+            bail!(
+                "--device {name}: an emulated device has no time of a whole step; give cuda:0, or \
+                 leave it out to measure the CPU"
+            );
+        }
+        Ok(Self::Gpu(device))
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Host { .. } => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                format!("{cores} CPU cores")
+            }
+            Self::Gpu(device) => device.properties().name.clone(),
+        }
+    }
+
+    /// Bytes a second.
+    fn bandwidth(&self) -> f64 {
+        match self {
+            Self::Host { bandwidth } => *bandwidth,
+            Self::Gpu(device) => device.properties().dram_bytes_per_second,
+        }
+    }
+
+    /// Bytes of an element of the cache.
+    fn cache_element(&self, arguments: &Decode) -> usize {
+        match self {
+            Self::Host { .. } => size_of::<f32>(),
+            Self::Gpu(_) => arguments.on_device.cache_dtype.bytes(),
+        }
+    }
+
+    /// The model with a cache of random keys and values for some steps; none where there is no memory
+    /// for it, which is noted in `left_out`.
+    fn decoder<'m>(
+        &self,
+        arguments: &Decode,
+        model: &'m Llama,
+        batches: &[TraceBatch],
+        left_out: &mut Vec<String>,
+    ) -> Result<Option<Box<dyn Decoder + 'm>>> {
+        let (config, pages) = (model.config(), bench::pages(batches));
+        let requests = batches.iter().map(|batch| batch.rows.len()).max().unwrap_or(0);
+        let size = CacheSize { layers: config.layers, pages, requests, max_pages: pages };
+        let token = 2 * self.cache_element(arguments) * config.kv_size() * config.layers;
+        let needed = pages.saturating_mul(PAGE_SIZE as usize).saturating_mul(token);
+        let too_large = |why: String| {
+            let gib = needed as f64 / (1 << 30) as f64;
+            format!("batch {requests}: the cache needs {gib:.1} GiB{why}; give fewer --layers")
+        };
+        let fault = match self {
+            Self::Host { .. } => match free_memory() {
+                Some(free) if needed as f64 > 0.9 * free as f64 => {
+                    too_large(format!(" and {:.1} are free", free as f64 / (1 << 30) as f64))
+                }
+                _ => {
+                    let mut attention = HostAttention::new(config, PAGE_SIZE, &size)?;
+                    attention.fill_random(arguments.seed);
+                    return Ok(Some(Box::new(HostDecoder::new(model, Box::new(attention)))));
+                }
+            },
+            Self::Gpu(device) => {
+                let of_step = |batch: &TraceBatch| {
+                    batch.rows.iter().map(|row| row.spans.spans().len()).sum::<usize>()
+                };
+                // As many as rows where each attends to everything.
+                let spans = batches.iter().map(of_step).max().unwrap_or(0).max(requests);
+                let limits =
+                    SpanAttentionLimits { rows: requests, spans, requests, max_pages: pages };
+                match arguments.on_device.decoder(model, device, limits, size) {
+                    Ok(mut decoder) => {
+                        decoder.fill_random(arguments.seed)?;
+                        return Ok(Some(Box::new(decoder)));
+                    }
+                    Err(error) if is_out_of_memory(&error) => too_large(format!(": {error}")),
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        notice::say(&fault);
+        left_out.push(fault);
+        Ok(None)
+    }
+}
+
+fn is_out_of_memory(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::OutOfMemory { .. }))
+    })
 }
 
 /// Responses of a generated trace.
@@ -201,14 +300,16 @@ fn trace(arguments: &Decode) -> Result<Trace> {
     Trace::read(BufReader::new(file)).with_context(|| format!("{name} is not a trace"))
 }
 
-/// The times of the steps but the first, dense and span.
-fn measured(model: &Llama, batches: &[TraceBatch], seed: u64) -> Result<[Vec<StepTime>; 2]> {
-    let mut bench = DecodeBench::new(model, batches, seed)?;
+/// What rows attend to, in the order in which they take turns.
+const REACHES: [Reach; 3] = [Reach::Everything, Reach::Spans, Reach::Itself];
+
+/// The times of the steps but the first, by [`REACHES`].
+fn measured(decoder: &mut dyn Decoder, batches: &[TraceBatch]) -> Result<[Vec<StepTime>; 3]> {
     let bar = notice::bar(batches.len() as u64, "steps");
-    let mut times = [Vec::new(), Vec::new()];
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
     for batch in batches {
-        for (is_dense, times) in [true, false].into_iter().zip(&mut times) {
-            times.push(bench.step(batch, is_dense)?);
+        for (reach, times) in REACHES.into_iter().zip(&mut times) {
+            times.push(bench::time_step(decoder, batch, reach)?);
         }
         bar.inc(1);
     }
@@ -219,38 +320,38 @@ fn measured(model: &Llama, batches: &[TraceBatch], seed: u64) -> Result<[Vec<Ste
     Ok(times)
 }
 
-fn row(
+/// The lines of one batch size: dense, then span.
+fn rows(
     model: &Llama,
-    bandwidth: f64,
-    trace: &str,
-    attention: &'static str,
+    report: &Report,
+    cache_element: usize,
     batch: u32,
-    steps: &[StepTime],
-    of_dense: f64,
-) -> Row {
-    let step_ms: Vec<f64> = steps.iter().map(|step| 1e3 * step.total.as_secs_f64()).collect();
-    let mut sorted = step_ms.clone();
-    sorted.sort_by(f64::total_cmp);
-    let total: f64 = steps.iter().map(|step| step.total.as_secs_f64()).sum();
-    let of_attention: f64 = steps.iter().map(|step| step.attention.as_secs_f64()).sum();
-    let attended: u64 = steps.iter().map(|step| step.attended).sum();
-    let available: u64 = steps.iter().map(|step| step.available).sum();
-    let config = model.config();
-    let token = (2 * size_of::<f32>() * config.kv_size() * config.layers) as f64;
-    let bytes = model.bytes_per_step() as f64 + token * attended as f64 / steps.len() as f64;
-    Row {
-        case: format!("{trace}/{batch}"),
-        attention,
-        batch,
-        basis: "measured",
-        tokens_per_second: 1e3 * f64::from(batch) / sorted[sorted.len() / 2],
-        attention_share: of_attention / total,
-        attended_share: attended as f64 / available as f64,
-        floor_ms: 1e3 * bytes / bandwidth,
-        speedup: of_dense / total,
-        speedup_bound: of_dense / (total - of_attention),
-        step_ms,
-    }
+    times: &[Vec<StepTime>; 3],
+) -> Vec<Row> {
+    let total = |steps: &[StepTime]| steps.iter().map(|s| s.time.as_secs_f64()).sum::<f64>();
+    let [dense, span, rest] = times;
+    let of = |attention: &'static str, steps: &[StepTime]| {
+        let step_ms: Vec<f64> = steps.iter().map(|s| 1e3 * s.time.as_secs_f64()).collect();
+        let attended: u64 = steps.iter().map(|step| step.attended).sum();
+        let available: u64 = steps.iter().map(|step| step.available).sum();
+        let config = model.config();
+        let token = (2 * cache_element * config.kv_size() * config.layers) as f64;
+        let bytes = model.bytes_per_step() as f64 + token * attended as f64 / steps.len() as f64;
+        Row {
+            case: format!("{}/{batch}", report.trace),
+            attention,
+            batch,
+            basis: "measured",
+            tokens_per_second: 1e3 * f64::from(batch) / median(&step_ms).unwrap_or(f64::INFINITY),
+            attention_share: (1.0 - total(rest) / total(steps)).max(0.0),
+            attended_share: attended as f64 / available as f64,
+            floor_ms: bytes / (1e6 * report.read_gb_per_second),
+            speedup: total(dense) / total(steps),
+            speedup_bound: total(dense) / total(rest),
+            step_ms,
+        }
+    };
+    vec![of("dense", dense), of("span", span)]
 }
 
 /// Memory that can be taken, where the system says it.
@@ -277,17 +378,16 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
     ];
     let mut table = Table::new(&heading, &[0, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
     for row in &report.rows {
-        let mut sorted = row.step_ms.clone();
-        sorted.sort_by(f64::total_cmp);
-        let ms = |at: usize| format!("{:.1}", sorted[at]);
+        let ms = |value: f64| format!("{value:.1}");
+        let end = |pick: fn(f64, f64) -> f64| row.step_ms.iter().copied().reduce(pick);
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         table.row([
             row.batch.to_string(),
             row.attention.to_owned(),
-            ms(sorted.len() / 2),
-            ms(0),
-            ms(sorted.len() - 1),
-            format!("{:.1}", row.floor_ms),
+            ms(median(&row.step_ms).unwrap_or(f64::NAN)),
+            ms(end(f64::min).unwrap_or(f64::NAN)),
+            ms(end(f64::max).unwrap_or(f64::NAN)),
+            ms(row.floor_ms),
             format!("{:.1}", row.tokens_per_second),
             percent(row.attended_share),
             percent(row.attention_share),
@@ -298,10 +398,10 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
     table.write(out, "")?;
     writeln!(
         out,
-        "\nmeasured on {} cores, {} layers, weights in {}, cache in f32; ms/step: the median; floor: \
-         weights and\nattended keys and values at {:.1} GB/s, measured; attention: its share of the \
-         time; at most: the speed-up\nif attention took no time",
-        report.cores,
+        "\nmeasured on {}, {} layers, weights in {}; ms/step: the median; floor: weights and attended keys \
+         and values\nat {:.1} GB/s; attention: its share of the time; at most: the speed-up if attention \
+         took no time",
+        report.device,
         report.layers,
         report.weights.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned()),
         report.read_gb_per_second

@@ -9,6 +9,7 @@ use spanforge_device::{Compiler, Device, Source};
 use spanforge_kernels::artifact::Artifact;
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::render_model;
+use spanforge_runtime::model::bench::PAGE_SIZE;
 use spanforge_runtime::model::{
     Decoder, DeviceAttention, DeviceDecoder, HostAttention, HostDecoder, Llama, ModelConfig, ROWS,
     Vocabulary,
@@ -22,9 +23,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Tokens per page of the cache.
-const PAGE_SIZE: u32 = 16;
-
 /// A model, and the cache that it decodes with.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
@@ -32,18 +30,25 @@ pub struct ModelArguments {
     /// Folder of the model: config.json, safetensors, tokenizer.json
     #[arg(long, value_name = "DIR", help_heading = "Options")]
     model: PathBuf,
+    #[command(flatten)]
+    on_device: DeviceArguments,
+    /// Tokens that the cache holds
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
+    cache_tokens: u32,
+}
+
+/// A model, or its attention, on a device.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArguments {
     /// Artifact whose kernel is used on a device [default: the default configuration, compiled now]
     #[arg(long, value_name = "DIR")]
     artifact: Option<PathBuf>,
     /// Device that all of the model runs on, such as cuda:0 or emulated:h200 [default: the CPU]
     #[arg(long, value_name = "DEVICE")]
-    device: Option<String>,
+    pub device: Option<String>,
     /// Element type of the cache on a device
     #[arg(long, value_name = "TYPE", default_value = "f16")]
-    cache_dtype: Dtype,
-    /// Tokens that the cache holds
-    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
-    cache_tokens: u32,
+    pub cache_dtype: Dtype,
 }
 
 /// What tokens attend to, and where that is computed.
@@ -98,7 +103,7 @@ impl ModelArguments {
             query_heads: config.query_heads as u32,
             kv_heads: config.kv_heads as u32,
             head_dim: config.head_dim as u32,
-            dtype: self.cache_dtype,
+            dtype: self.on_device.cache_dtype,
         };
         let header = TraceHeader {
             schema: trace::SCHEMA,
@@ -130,13 +135,13 @@ impl ModelArguments {
         let config = model.config();
         let pages = self.cache_tokens.div_ceil(PAGE_SIZE) as usize;
         let size = CacheSize { layers: config.layers, pages, requests, max_pages: pages };
-        let name = match (choice, &self.device) {
+        let all = &self.on_device.device;
+        let name = match (choice, all) {
             (AttentionChoice::Device(_), Some(_)) => {
                 bail!("--device takes all of the model: give --attention span or dense with it")
             }
-            (AttentionChoice::Device(name), None) => name,
-            (_, Some(name)) => name,
-            (_, None) if self.artifact.is_some() => bail!(
+            (AttentionChoice::Device(name), None) | (_, Some(name)) => name,
+            (_, None) if self.on_device.artifact.is_some() => bail!(
                 "--artifact is used on a device: name one with --device or --attention, as \
                  emulated:h200"
             ),
@@ -145,30 +150,48 @@ impl ModelArguments {
                 return Ok(Box::new(HostDecoder::new(model, attention)));
             }
         };
-        let device: Arc<dyn Device> =
-            Arc::from(spanforge_device::open(name).with_context(|| match self.device {
-                Some(_) => "--device takes a device",
-                None => "--attention takes dense, span or a device",
-            })?);
-        let compiler = Compiler::new(&notice::settings())?;
-        let attention = self.span_attention(config, &device, &compiler, requests, pages)?;
-        if self.device.is_none() {
-            let attention = Box::new(DeviceAttention::new(&device, attention, size)?);
-            return Ok(Box::new(HostDecoder::new(model, attention)));
+        let opened = spanforge_device::open(name).with_context(|| match all {
+            Some(_) => "--device takes a device",
+            None => "--attention takes dense, span or a device",
+        });
+        let device: Arc<dyn Device> = Arc::from(opened?);
+        let rows = ROWS.max(requests);
+        // More spans than a row of this cache can have are not needed.
+        let spans = rows * self.cache_tokens.div_ceil(2).min(1024) as usize;
+        let limits = SpanAttentionLimits { rows, spans, requests, max_pages: pages };
+        if all.is_some() {
+            return Ok(Box::new(self.on_device.decoder(model, &device, limits, size)?));
         }
+        let compiler = Compiler::new(&notice::settings())?;
+        let attention = self.on_device.attention(config, &device, &compiler, limits)?;
+        let attention = Box::new(DeviceAttention::new(&device, attention, size)?);
+        Ok(Box::new(HostDecoder::new(model, attention)))
+    }
+}
+
+impl DeviceArguments {
+    /// All of a model on a device.
+    pub fn decoder(
+        &self,
+        model: &Llama,
+        device: &Arc<dyn Device>,
+        limits: SpanAttentionLimits,
+        size: CacheSize,
+    ) -> Result<DeviceDecoder> {
+        let compiler = Compiler::new(&notice::settings())?;
+        let attention = self.attention(model.config(), device, &compiler, limits)?;
         let rendered = render_model(self.cache_dtype)?;
         let target = compile_target(device.properties());
         let image = compiler.compile(&Source::new(rendered.name, rendered.text), &target)?;
-        Ok(Box::new(DeviceDecoder::new(model, &device, attention, &image, size)?))
+        Ok(DeviceDecoder::new(model, device, attention, &image, size)?)
     }
 
-    fn span_attention(
+    fn attention(
         &self,
         config: &ModelConfig,
         device: &Arc<dyn Device>,
         compiler: &Compiler,
-        requests: usize,
-        pages: usize,
+        limits: SpanAttentionLimits,
     ) -> Result<SpanAttention> {
         let [query_heads, kv_heads, head_dim] =
             [config.query_heads, config.kv_heads, config.head_dim].map(|n| n as u32);
@@ -180,10 +203,6 @@ impl ModelArguments {
             page_size: PAGE_SIZE,
             layout: KvLayout::Nhd,
         };
-        let rows = ROWS.max(requests);
-        // More spans than a row of this cache can have are not needed.
-        let spans = rows * self.cache_tokens.div_ceil(2).min(1024) as usize;
-        let limits = SpanAttentionLimits { rows, spans, requests, max_pages: pages };
         Ok(match &self.artifact {
             Some(folder) => {
                 SpanAttention::load(&Artifact::load(folder)?, device.clone(), attention, limits)?

@@ -125,8 +125,10 @@ fn a_decode_is_saved_as_a_trace_and_benchmarked() {
             );
             let share = row["attended_share"].as_f64().unwrap();
             assert!(share <= 1.0 && (share == 1.0 || row["attention"] == "span"), "{row}");
-            let bound = row["speedup_bound"].as_f64().unwrap();
-            assert!(bound >= row["speedup"].as_f64().unwrap(), "{row}");
+            // Whatever they come to: nothing is said of times.
+            for key in ["speedup", "speedup_bound", "attention_share", "floor_ms"] {
+                assert!(row[key].as_f64().is_some_and(|number| number >= 0.0), "{key}: {row}");
+            }
         }
     }
     let bench = |more: [&str; 2]| {
@@ -134,6 +136,8 @@ fn a_decode_is_saved_as_a_trace_and_benchmarked() {
         spanforge(here.path(), ["bench", "decode", "--model", model, one, two])
     };
     bench(["--trace=one.jsonl", "--layers=1"]).expect(0).prints("measured on").prints("1 layers");
+    let emulated = bench(["--trace=one.jsonl", "--device=emulated:h200"]);
+    emulated.expect(2).says("no time of a whole step");
     bench(["--trace=nowhere", "--batch=1"]).expect(2).says("da-gemma4");
     bench(["--trace=one.jsonl", "--layers=0"]).expect(2);
     fs_err::write(here.path().join("bad.jsonl"), "{}").unwrap();

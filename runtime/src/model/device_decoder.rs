@@ -128,6 +128,14 @@ impl DeviceDecoder {
         Ok(Self { device: device.clone(), config, attention, cache, code, weights, scratch })
     }
 
+    /// Fills the cache with random keys and values, to measure with.
+    ///
+    /// # Errors
+    /// What the device finds.
+    pub fn fill_random(&mut self, seed: u64) -> Result<(), AttendError> {
+        Ok(self.cache.fill_random(seed)?)
+    }
+
     /// The element type of weights and activations.
     fn dtype(&self) -> Dtype {
         self.attention.attention().dtype

@@ -9,10 +9,10 @@
 //!   [`DeviceDecoder`], all of it on a device.
 //! - [`Engine`]: requests that join and leave a batch, each with the protocol by which it selects its
 //!   own spans.
-//! - [`DecodeBench`]: what a step takes, with random weights, by the steps of a trace.
+//! - [`bench`]: what a step takes, by the steps of a trace.
 
 mod attend;
-mod bench;
+pub mod bench;
 mod config;
 mod decoder;
 mod device_attention;
@@ -26,7 +26,6 @@ mod vocabulary;
 mod weights;
 
 pub use attend::{Attend, AttendError, Step};
-pub use bench::{DecodeBench, StepTime, read_bandwidth};
 pub use config::{ModelConfig, Rope, RopeScaling};
 pub use decoder::{Decoder, HostDecoder};
 pub use device_attention::DeviceAttention;
