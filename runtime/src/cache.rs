@@ -188,14 +188,9 @@ impl PagedCache {
     pub fn fill_random(&self, seed: u64) -> Result<(), CacheError> {
         const ELEMENTS: usize = 1 << 21;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let random = (0..ELEMENTS).flat_map(|_| {
-            let value = rng.random_range(-1.0_f32..1.0);
-            let bits = match self.attention.dtype {
-                Dtype::F16 => f16::from_f32(value).to_bits(),
-                Dtype::Bf16 => bf16::from_f32(value).to_bits(),
-            };
-            bits.to_le_bytes()
-        });
+        let dtype = self.attention.dtype;
+        let random = (0..ELEMENTS)
+            .flat_map(|_| rounded(dtype, rng.random_range(-1.0_f32..1.0)).to_le_bytes());
         let random: Vec<u8> = random.collect();
         for memory in self.layers.iter().flat_map(|(k, v)| [k, v]) {
             for offset in (0..memory.buffer().bytes).step_by(random.len()) {
@@ -246,6 +241,14 @@ impl PagedCache {
         let layers = self.layers.len();
         let (k, v) = self.layers.get(layer).ok_or(CacheError::NoSuchLayer { layer, layers })?;
         Ok(PagedKv { k: k.buffer(), v: v.buffer(), strides: self.strides })
+    }
+}
+
+/// The bits of a number in 16 bits, rounded to the nearest.
+pub(crate) fn rounded(dtype: Dtype, value: f32) -> u16 {
+    match dtype {
+        Dtype::F16 => f16::from_f32(value).to_bits(),
+        Dtype::Bf16 => bf16::from_f32(value).to_bits(),
     }
 }
 

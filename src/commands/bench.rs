@@ -4,18 +4,17 @@ use super::model_choice::DeviceArguments;
 use super::{Outcome, write_json};
 use crate::notice;
 use crate::table::Table;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use fs_err as fs;
 use serde::Serialize;
-use spanforge_device::{Basis, Device, DeviceError, median};
+use spanforge_device::{Basis, Device, DeviceError, Element, median};
 use spanforge_runtime::model::bench::{self, PAGE_SIZE, Reach, StepTime, read_bandwidth};
-use spanforge_runtime::model::{
-    Decoder, HostAttention, HostDecoder, Llama, ModelConfig, WeightDtype,
-};
+use spanforge_runtime::model::{Decoder, HostAttention, HostDecoder, Llama, ModelConfig};
 use spanforge_runtime::{CacheSize, SpanAttentionLimits};
-use spanforge_spans::trace::{Preset, Trace, TraceBatch};
-use std::io::{BufReader, Write};
+use spanforge_spans::trace::TraceBatch;
+use spanforge_tuner::workload::named_trace;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -136,11 +135,11 @@ fn decode(arguments: &Decode, out: &mut dyn Write) -> Result<Outcome> {
     };
     let mut config = ModelConfig::read(&path)?;
     config.layers = arguments.layers.map_or(config.layers, |layers| layers as usize);
-    let trace = trace(arguments)?;
+    let trace = named_trace(&arguments.trace, arguments.seed)?;
     let dtype = match arguments.weights {
-        WeightsChoice::F32 => WeightDtype::F32,
-        WeightsChoice::F16 => WeightDtype::F16,
-        WeightsChoice::Bf16 => WeightDtype::Bf16,
+        WeightsChoice::F32 => Element::F32,
+        WeightsChoice::F16 => Element::F16,
+        WeightsChoice::Bf16 => Element::Bf16,
     };
     notice::say("making random weights");
     let model = Llama::random(config, dtype, arguments.seed);
@@ -284,20 +283,6 @@ fn is_out_of_memory(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         matches!(cause.downcast_ref::<DeviceError>(), Some(DeviceError::OutOfMemory { .. }))
     })
-}
-
-/// Responses of a generated trace.
-const RESPONSES: usize = 64;
-
-fn trace(arguments: &Decode) -> Result<Trace> {
-    if let Ok(preset) = arguments.trace.parse::<Preset>() {
-        return Ok(preset.generate(arguments.seed, RESPONSES));
-    }
-    let name = &arguments.trace;
-    let file = fs::File::open(name).with_context(|| {
-        format!("--trace {name} is none of da-gemma4, da-qwen3.6 and ssas-llama2, and no file")
-    })?;
-    Trace::read(BufReader::new(file)).with_context(|| format!("{name} is not a trace"))
 }
 
 /// What rows attend to, in the order in which they take turns.

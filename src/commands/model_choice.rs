@@ -1,8 +1,7 @@
 //! The model that a verb decodes with, and where its attention is computed.
 
-use crate::atomic_file;
+use super::trace::save;
 use crate::notice;
-use crate::table::grouped;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use spanforge_device::{Compiler, Device, Source};
@@ -112,17 +111,7 @@ impl ModelArguments {
             generator: Some(generator),
             seed: None,
         };
-        let trace = Trace { header, responses };
-        let mut text = Vec::new();
-        trace.write(&mut text)?;
-        atomic_file::write(path, &text)?;
-        notice::say(format_args!(
-            "wrote {} responses of {} steps to {}",
-            trace.responses.len(),
-            grouped(trace.total_steps()),
-            path.display()
-        ));
-        Ok(())
+        save(&Trace { header, responses }, path)
     }
 
     /// The model with a cache for `requests` requests at a time.

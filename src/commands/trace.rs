@@ -10,7 +10,7 @@ use fs_err::File;
 use serde::Serialize;
 use spanforge_spans::trace::{Description, Percentiles, Preset, Trace, TraceHeader};
 use std::io::{BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Generate and describe decode traces
 ///
@@ -74,19 +74,23 @@ fn generate(arguments: &Generate, out: &mut dyn Write) -> Result<Outcome> {
     let trace = arguments.workload.generate(arguments.seed, arguments.responses as usize);
     match &arguments.output {
         None => trace.write(out)?,
-        Some(path) => {
-            let mut text = Vec::new();
-            trace.write(&mut text)?;
-            atomic_file::write(path, &text)?;
-            notice::say(format_args!(
-                "wrote {} responses of {} steps to {}",
-                trace.responses.len(),
-                grouped(trace.total_steps()),
-                path.display()
-            ));
-        }
+        Some(path) => save(&trace, path)?,
     }
     Ok(Outcome::Done)
+}
+
+/// Writes a trace to a file, and says so.
+pub(super) fn save(trace: &Trace, path: &Path) -> Result<()> {
+    let mut text = Vec::new();
+    trace.write(&mut text)?;
+    atomic_file::write(path, &text)?;
+    notice::say(format_args!(
+        "wrote {} responses of {} steps to {}",
+        trace.responses.len(),
+        grouped(trace.total_steps()),
+        path.display()
+    ));
+    Ok(())
 }
 
 #[derive(Serialize)]

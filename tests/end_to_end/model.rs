@@ -141,7 +141,7 @@ fn a_decode_is_saved_as_a_trace_and_benchmarked() {
     bench(["--trace=nowhere", "--batch=1"]).expect(2).says("da-gemma4");
     bench(["--trace=one.jsonl", "--layers=0"]).expect(2);
     fs_err::write(here.path().join("bad.jsonl"), "{}").unwrap();
-    bench(["--trace=bad.jsonl", "--batch=1"]).expect(2).says("is not a trace");
+    bench(["--trace=bad.jsonl", "--batch=1"]).expect(2).says("not a valid header");
     // 60 000 tokens of 7B in f32 are more than this machine has; nothing is taken before that is known.
     let shape = "models/shapes/llama-2-7b/config.json";
     let shape = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(shape);

@@ -85,14 +85,18 @@ pub enum WorkloadError {
     },
 }
 
+/// The trace of a preset, drawn by `seed`, or of a file.
+pub fn named_trace(name: &str, seed: u64) -> Result<Trace, WorkloadError> {
+    match name.parse::<Preset>() {
+        Ok(preset) => Ok(preset.generate(seed, PRESET_RESPONSES)),
+        Err(_) => read_trace(name),
+    }
+}
+
 impl Workload {
     /// The preset or trace file `name`, with a batch of `batch` rows drawn by `seed`.
     pub fn named(name: &str, batch: usize, seed: u64) -> Result<Self, WorkloadError> {
-        let trace = match name.parse::<Preset>() {
-            Ok(preset) => preset.generate(seed, PRESET_RESPONSES),
-            Err(_) => read_trace(name)?,
-        };
-        Self::from_trace(name, &trace, batch, seed)
+        Self::from_trace(name, &named_trace(name, seed)?, batch, seed)
     }
 
     /// A batch of `batch` rows from a trace.

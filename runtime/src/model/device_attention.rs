@@ -3,7 +3,7 @@
 
 use super::attend::{Attend, AttendError, Step};
 use crate::attention::{DecodeStep, SpanAttention, SpanAttentionLimits, StepOperands};
-use crate::cache::{CacheError, CacheSize, PagedCache};
+use crate::cache::{CacheError, CacheSize, PagedCache, rounded};
 use crate::memory::DeviceMemory;
 use crate::pages::Pages;
 use half::{bf16, f16};
@@ -69,7 +69,7 @@ impl Attend for DeviceAttention {
     ) -> Result<Vec<f32>, AttendError> {
         let shape = *self.attention.attention();
         let token = (shape.kv_heads * shape.head_dim) as usize;
-        let (k, v) = (rounded(shape.dtype, k), rounded(shape.dtype, v));
+        let (k, v) = (all_rounded(shape.dtype, k), all_rounded(shape.dtype, v));
         // Rows of one request that follow each other are written together.
         let (requests, positions) = (&self.step.requests, &self.step.positions);
         let mut row = 0;
@@ -85,7 +85,7 @@ impl Attend for DeviceAttention {
             row = end;
         }
         let bytes: Vec<u8> =
-            rounded(shape.dtype, q).iter().flat_map(|bits| bits.to_le_bytes()).collect();
+            all_rounded(shape.dtype, q).iter().flat_map(|bits| bits.to_le_bytes()).collect();
         self.q.upload(0, &bytes).map_err(CacheError::Device)?;
         self.attention.run(&StepOperands {
             q: self.q.buffer(),
@@ -104,10 +104,6 @@ impl Attend for DeviceAttention {
     }
 }
 
-fn rounded(dtype: Dtype, values: &[f32]) -> Vec<u16> {
-    let round = |value: &f32| match dtype {
-        Dtype::F16 => f16::from_f32(*value).to_bits(),
-        Dtype::Bf16 => bf16::from_f32(*value).to_bits(),
-    };
-    values.iter().map(round).collect()
+fn all_rounded(dtype: Dtype, values: &[f32]) -> Vec<u16> {
+    values.iter().map(|value| rounded(dtype, *value)).collect()
 }

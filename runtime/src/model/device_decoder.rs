@@ -21,6 +21,8 @@ use std::sync::Arc;
 pub struct DeviceDecoder {
     device: Arc<dyn Device>,
     config: ModelConfig,
+    /// Radians per position, by pair of elements.
+    angles: Vec<f64>,
     attention: SpanAttention,
     cache: PagedCache,
     code: Code,
@@ -125,7 +127,8 @@ impl DeviceDecoder {
         );
         let module = device.load(image).map_err(CacheError::from)?;
         let code = Code { device: device.clone(), module };
-        Ok(Self { device: device.clone(), config, attention, cache, code, weights, scratch })
+        let (device, angles) = (device.clone(), model.angles.clone());
+        Ok(Self { device, config, angles, attention, cache, code, weights, scratch })
     }
 
     /// Fills the cache with random keys and values, to measure with.
@@ -171,8 +174,7 @@ impl DeviceDecoder {
             let (page, slot) = self.cache.pages().place(*request, *position);
             (page as u64 * strides.page + slot as u64 * strides.token).to_le_bytes()
         });
-        let angles = self.config.rope.angles(self.config.head_dim);
-        let turns = turns(&angles, &step.positions);
+        let turns = turns(&self.angles, &step.positions);
         let turns = turns.iter().flat_map(|(cos, sin)| [*cos, *sin]).flat_map(f32::to_le_bytes);
         let integers = |all: &mut dyn Iterator<Item = u32>| {
             all.flat_map(u32::to_le_bytes).collect::<Vec<u8>>()

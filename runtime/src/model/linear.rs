@@ -1,9 +1,11 @@
 //! Linear layers on the CPU: matrices in the element type of their file, products in f32.
 
+use crate::cache::rounded;
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use spanforge_device::Element;
 use spanforge_spans::Dtype;
 
 /// A matrix `[rows, columns]`, row by row, that maps `columns` elements to `rows`.
@@ -19,17 +21,6 @@ pub(super) enum Elements {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
-}
-
-/// The element type of weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightDtype {
-    /// 4 bytes.
-    F32,
-    /// 2 bytes.
-    F16,
-    /// 2 bytes.
-    Bf16,
 }
 
 /// Rows that one task multiplies with: as 4096 columns in f32, they fit the L2 cache of a core.
@@ -48,12 +39,12 @@ impl Matrix {
     }
 
     /// Random elements, evenly between -a and a with a such that vectors keep their length about.
-    pub fn random(rows: usize, columns: usize, dtype: WeightDtype, seed: u64) -> Self {
+    pub fn random(rows: usize, columns: usize, dtype: Element, seed: u64) -> Self {
         let most = (3.0 / columns.max(1) as f32).sqrt();
         let elements = match dtype {
-            WeightDtype::F32 => Elements::F32(random(rows, columns, most, seed, |x| x)),
-            WeightDtype::F16 => Elements::F16(random(rows, columns, most, seed, f16::from_f32)),
-            WeightDtype::Bf16 => Elements::Bf16(random(rows, columns, most, seed, bf16::from_f32)),
+            Element::F32 => Elements::F32(random(rows, columns, most, seed, |x| x)),
+            Element::F16 => Elements::F16(random(rows, columns, most, seed, f16::from_f32)),
+            Element::Bf16 => Elements::Bf16(random(rows, columns, most, seed, bf16::from_f32)),
         };
         Self::new(rows, columns, elements)
     }
@@ -69,11 +60,7 @@ impl Matrix {
 
     /// All elements in 16 bits, as bytes.
     pub fn halves(&self, dtype: Dtype) -> Vec<u8> {
-        let round = |x: f32| match dtype {
-            Dtype::F16 => f16::from_f32(x).to_bits(),
-            Dtype::Bf16 => bf16::from_f32(x).to_bits(),
-        };
-        let bytes = |x: f32| round(x).to_le_bytes();
+        let bytes = |x: f32| rounded(dtype, x).to_le_bytes();
         match &self.elements {
             Elements::F32(all) => all.iter().flat_map(|x| bytes(*x)).collect(),
             Elements::F16(all) => all.iter().flat_map(|x| bytes(x.to_f32())).collect(),

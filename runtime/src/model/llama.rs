@@ -3,11 +3,12 @@
 use super::ModelError;
 use super::attend::{Attend, AttendError, Step};
 use super::config::ModelConfig;
-use super::linear::{Matrix, WeightDtype};
+use super::linear::Matrix;
 use super::weights::Weights;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use spanforge_device::Element;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ pub struct Llama {
     /// The output matrix, where it is not the embedding.
     pub(super) output: Option<Matrix>,
     /// Radians per position, by pair of elements.
-    angles: Vec<f64>,
+    pub(super) angles: Vec<f64>,
 }
 
 pub(super) struct Layer {
@@ -77,7 +78,7 @@ impl Llama {
 
     /// A model of random weights, to measure with. All layers have the same ones, so that the shape of
     /// a large model fits into memory; a step still reads them once per layer.
-    pub fn random(config: ModelConfig, dtype: WeightDtype, seed: u64) -> Self {
+    pub fn random(config: ModelConfig, dtype: Element, seed: u64) -> Self {
         let ModelConfig { hidden_size: hidden, intermediate_size: inner, vocab_size, .. } = config;
         let (query, kv) = (config.query_size(), config.kv_size());
         let mut seeds = ChaCha8Rng::seed_from_u64(seed);

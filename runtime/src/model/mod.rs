@@ -34,7 +34,6 @@ pub use engine::{
     Engine, EngineError, Event, Finish, FinishReason, ROWS, Request, RequestId, Selection,
 };
 pub use host_attention::HostAttention;
-pub use linear::WeightDtype;
 pub use llama::Llama;
 pub use sampling::Sampling;
 pub use vocabulary::{Encoded, Vocabulary, VocabularyError};
