@@ -51,7 +51,20 @@ fn the_table_is_as_large_and_as_mixed_as_promised() {
         files.insert(plant(mutant, &spec).unwrap().file);
     }
     assert!(kinds.len() >= 20, "{kinds:?}");
-    let expected = ["decode", "element", "kernels", "memory", "plan", "softmax"];
+    let expected = [
+        "decode",
+        "element",
+        "fragments",
+        "kernels",
+        "lanes",
+        "layout",
+        "memory",
+        "merge",
+        "piece",
+        "plan",
+        "softmax",
+        "tiles",
+    ];
     assert_eq!(files, expected.map(|name| format!("{name}.cuh")).into());
 }
 

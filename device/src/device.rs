@@ -252,6 +252,19 @@ pub struct LaunchReport {
     pub counters: Option<Counters>,
 }
 
+/// One thing that a device can be asked to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// Run a kernel.
+    Launch(Launch),
+    /// Multiply matrices.
+    Multiply(Product),
+}
+
+/// A sequence of work that a device keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RecordingId(pub u64);
+
 /// A GPU, real or emulated. All methods are synchronous unless they say otherwise.
 pub trait Device: Send + Sync {
     /// What the device is and what it can hold.
@@ -284,6 +297,31 @@ pub trait Device: Send + Sync {
     /// Multiplies matrices. On a GPU cuBLASLt does, queued as a kernel is; an emulated device, which has
     /// no library, computes on the host, counts nothing and predicts no time.
     fn multiply(&self, product: &Product) -> Result<(), DeviceError>;
+
+    /// Queues the work in order.
+    fn queue(&self, work: &[Work]) -> Result<(), DeviceError> {
+        work.iter().try_for_each(|one| match one {
+            Work::Launch(launch) => self.launch(launch).map(drop),
+            Work::Multiply(product) => self.multiply(product),
+        })
+    }
+
+    /// Keeps work that has been queued before, to be queued again by one call: a GPU makes a CUDA
+    /// graph of it. `None` where the device makes none of this work.
+    fn record(&self, work: &[Work]) -> Result<Option<RecordingId>, DeviceError> {
+        let _ = work;
+        Ok(None)
+    }
+
+    /// Queues work that was kept. Its buffers and code are those of then, and have to be there still.
+    fn replay(&self, recording: RecordingId) -> Result<(), DeviceError> {
+        Err(DeviceError::UnknownRecording(recording.0))
+    }
+
+    /// Forgets work that was kept.
+    fn forget(&self, recording: RecordingId) -> Result<(), DeviceError> {
+        Err(DeviceError::UnknownRecording(recording.0))
+    }
 
     /// How often the source lines of loaded code were executed in all launches so far, where the
     /// device counts lines: those of all its kernels, executed or not, in order. Else empty.

@@ -4,7 +4,7 @@ use crate::checks::{bad_map, check_arguments, check_range, check_shape, unknown}
 use crate::compiler::Architecture;
 use crate::device::{
     Argument, Basis, Buffer, Device, DeviceProperties, Image, Launch, LaunchReport, ModuleId,
-    Prediction, Resources, TimeOptions, Timing,
+    Prediction, RecordingId, Resources, TimeOptions, Timing, Work,
 };
 use crate::error::DeviceError;
 use crate::product::{Element, Product};
@@ -94,6 +94,9 @@ struct State {
     buffers: BTreeMap<u64, (String, usize)>,
     modules: BTreeMap<u64, Arc<Loaded>>,
     last_module: u64,
+    /// Kept work, queued one by one when it is replayed.
+    recordings: BTreeMap<u64, Arc<[Work]>>,
+    last_recording: u64,
     /// Executions of each instruction by module and kernel, where lines are counted.
     executed: BTreeMap<(u64, String), Vec<u64>>,
 }
@@ -126,6 +129,8 @@ impl EmulatedDevice {
             buffers: BTreeMap::new(),
             modules: BTreeMap::new(),
             last_module: 0,
+            recordings: BTreeMap::new(),
+            last_recording: 0,
             executed: BTreeMap::new(),
         };
         Self { profile, properties, options, shared: None, state: Mutex::new(state) }
@@ -325,6 +330,25 @@ impl Device for EmulatedDevice {
         state.executed.retain(|(id, _), _| *id != module.0);
         let removed = state.modules.remove(&module.0);
         removed.map(drop).ok_or(DeviceError::UnknownModule(module.0))
+    }
+
+    fn record(&self, work: &[Work]) -> Result<Option<RecordingId>, DeviceError> {
+        let mut state = self.state();
+        state.last_recording += 1;
+        let id = state.last_recording;
+        state.recordings.insert(id, work.into());
+        Ok(Some(RecordingId(id)))
+    }
+
+    fn replay(&self, recording: RecordingId) -> Result<(), DeviceError> {
+        let id = recording.0;
+        let work = self.state().recordings.get(&id).cloned();
+        self.queue(&work.ok_or(DeviceError::UnknownRecording(id))?)
+    }
+
+    fn forget(&self, recording: RecordingId) -> Result<(), DeviceError> {
+        let removed = self.state().recordings.remove(&recording.0);
+        removed.map(drop).ok_or(DeviceError::UnknownRecording(recording.0))
     }
 
     fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError> {

@@ -233,6 +233,9 @@ pub enum DeviceError {
     /// The module was not loaded on this device, or was unloaded.
     #[error("module {0} is not loaded on this device")]
     UnknownModule(u64),
+    /// The work was not recorded on this device, or was forgotten.
+    #[error("work {0} is not recorded on this device")]
+    UnknownRecording(u64),
     /// The code cannot be loaded.
     #[error("code for {architecture} does not load on {device}: {reason}")]
     BadImage {

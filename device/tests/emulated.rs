@@ -35,6 +35,11 @@ fn shared_memory_beyond_48_kib() {
 }
 
 #[test]
+fn recorded_work_is_replayed() {
+    suite::recorded_work_is_replayed(h200().as_ref());
+}
+
+#[test]
 fn what_cannot_be_done_is_refused() {
     suite::what_cannot_be_done_is_refused(h200().as_ref());
 }

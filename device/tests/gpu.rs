@@ -57,6 +57,12 @@ fn shared_memory_beyond_48_kib() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU: run scripts/gpu"]
+fn recorded_work_is_replayed() {
+    suite::recorded_work_is_replayed(gpu().as_ref());
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: run scripts/gpu"]
 fn what_cannot_be_done_is_refused() {
     suite::what_cannot_be_done_is_refused(gpu().as_ref());
 }

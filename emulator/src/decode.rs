@@ -348,6 +348,7 @@ impl<'t> At<'_, 't> {
             "mapa" => self.map_shared(m),
             "getctarank" => self.block_rank(m),
             "ldmatrix" | "stmatrix" => self.matrix_move(base == "ldmatrix", m),
+            "movmatrix" => self.transpose(m),
             "mma" => self.mma(m),
             "bra" => {
                 m.has("uni");
@@ -1764,6 +1765,21 @@ impl<'t> At<'_, 't> {
             s.extend(registers);
             self.push(op, Class::Memory, vec![], s);
         }
+        Ok(())
+    }
+
+    fn transpose(&mut self, m: &mut Modifiers<'t>) -> Decoded<()> {
+        m.has("sync");
+        m.has("aligned");
+        if !m.has("m8n8") || !m.has("trans") || m.ty() != Some(Type::B16) {
+            return bad("movmatrix is .sync.aligned.m8n8.trans.b16");
+        }
+        self.count(2)?;
+        let d = self.destination(0, false)?;
+        let s = self.read(1, false)?;
+        let mut op = blank(Code::MatrixTranspose);
+        op.exec = exchange::transposes;
+        self.push(op, Class::Exchange, vec![d], vec![s]);
         Ok(())
     }
 

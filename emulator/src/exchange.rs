@@ -89,6 +89,26 @@ fn swap<const NEAR: usize>(registers: &mut Registers, op: &Op, mask: u32, distan
     registers.put_predicate(op.d[1], FULL, mask);
 }
 
+/// `movmatrix.trans`: a lane has two 16-bit elements of row `lane / 4` of an 8x8 matrix, and gets
+/// those of its column.
+pub(crate) fn transpose(registers: &mut Registers, op: &Op, mask: u32) {
+    let value = *registers.read::<u32>(op.s[0]);
+    let element =
+        |row: usize, column: usize| value[4 * row + column / 2] >> (16 * (column % 2)) & 0xffff;
+    let out = std::array::from_fn(|lane| {
+        let (column, row) = (lane / 4, 2 * (lane % 4));
+        element(row, column) | element(row + 1, column) << 16
+    });
+    registers.put(op.d[0], &out, mask);
+}
+
+/// [`transpose`] for what runs operations without knowing them.
+pub(crate) unsafe fn transposes(registers: &mut Registers, ops: &[Op], mask: u32) {
+    for op in ops {
+        transpose(registers, op, mask);
+    }
+}
+
 /// `vote.sync`: s = (predicate, members).
 pub(crate) fn vote(registers: &mut Registers, op: &Op, mask: u32) {
     let predicate = registers.predicates[op.s[0] as usize];

@@ -172,6 +172,7 @@ const GRAMMAR: &[&str] = &[
     "red{|.global}.{v2|v4}.add.{f16x2|bf16x2}",
     // Matrices.
     "{ldmatrix|stmatrix}.sync.aligned.m8n8.{x1|x2|x4}{|.trans}.shared.b16",
+    "movmatrix.sync.aligned.m8n8.trans.b16",
     "mma.sync.aligned.{m16n8k16|m16n8k8}.row.col.{f32.f16.f16.f32|f16.f16.f16.f16|f32.bf16.bf16.f32}",
     "mma.sync.aligned.{m16n8k8|m16n8k4}.row.col.f32.tf32.tf32.f32",
     "mma.sync.aligned.{m16n8k32|m16n8k16|m8n8k16}.row.col{|.satfinite}.s32.{s8|u8}.{s8|u8}.s32",

@@ -566,6 +566,7 @@ impl Machine<'_> {
                     | Code::MatrixLoad
                     | Code::MatrixStore
                     | Code::MatrixMultiply
+                    | Code::MatrixTranspose
                     | Code::Warpgroup => {
                         let matrix = takes_whole_warps(op.code);
                         let mut left = m;
@@ -611,6 +612,9 @@ impl Machine<'_> {
                                 Code::Match => exchange::matching(registers, op, together),
                                 Code::Reduce => exchange::reduce(registers, op, together),
                                 Code::Elect => exchange::elect(registers, op, together),
+                                Code::MatrixTranspose => {
+                                    exchange::transpose(registers, op, together)
+                                }
                                 Code::MatrixLoad => {
                                     run!(self.matrix_load::<CHECK, COUNT>(warp, op, pc));
                                 }
@@ -813,7 +817,14 @@ impl Machine<'_> {
 
 /// Whether all 32 lanes have to run an instruction together.
 pub(crate) fn takes_whole_warps(code: Code) -> bool {
-    matches!(code, Code::MatrixLoad | Code::MatrixStore | Code::MatrixMultiply | Code::Warpgroup)
+    matches!(
+        code,
+        Code::MatrixLoad
+            | Code::MatrixStore
+            | Code::MatrixMultiply
+            | Code::MatrixTranspose
+            | Code::Warpgroup
+    )
 }
 
 /// Lanes of `mask` with this value.

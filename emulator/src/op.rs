@@ -49,6 +49,7 @@ pub(crate) enum Code {
     MatrixLoad,
     MatrixStore,
     MatrixMultiply,
+    MatrixTranspose,
     Clock,
     Print,
     Fence,

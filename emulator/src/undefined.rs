@@ -183,6 +183,7 @@ fn effect(pending: &Pending) -> Effect {
         Code::Vote => Effect::Vote,
         Code::Match | Code::Reduce => Effect::AllLanes,
         Code::MatrixMultiply => Effect::Product,
+        Code::MatrixTranspose => Effect::Moves(usize::MAX),
         // These have no sources that are followed.
         Code::Nothing
         | Code::Branch

@@ -19,6 +19,15 @@ struct F16 {
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
         return packed;
     }
+    // sum += a b for a of 16 rows and 16 columns and b of 16 rows and 8 columns, spread over a warp
+    // as mma.m16n8k16 has them.
+    static __device__ __forceinline__ void multiply_add(float (&sum)[4], const unsigned (&a)[4],
+                                                        unsigned b_low, unsigned b_high) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+            "{%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
+    }
 };
 
 struct Bf16 {
@@ -30,6 +39,13 @@ struct Bf16 {
         unsigned packed;
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
         return packed;
+    }
+    static __device__ __forceinline__ void multiply_add(float (&sum)[4], const unsigned (&a)[4],
+                                                        unsigned b_low, unsigned b_high) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+            "{%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
     }
 };
 

@@ -51,6 +51,30 @@ __device__ __forceinline__ Packed<8> load_shared(const void* pointer, Packed<8>*
     return {u.x, u.y};
 }
 
+// Four 8x8 matrices of 16-bit elements from shared memory; the lanes of each eighth give the addresses
+// of the rows of one. A lane gets two neighbours of row `lane / 4` of each.
+__device__ __forceinline__ void load_matrices(unsigned (&r)[4], unsigned address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// The same, but of column `lane / 4` of each.
+__device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], unsigned address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// An 8x8 matrix of 16-bit elements, two neighbours of row `lane / 4` in each lane, transposed.
+__device__ __forceinline__ unsigned transposed(unsigned pair) {
+    unsigned r;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(pair));
+    return r;
+}
+
 // Copies 16 bytes from global to shared memory in the background; where `wanted` is false nothing
 // is read and the 16 bytes become zero.
 template <int L2_PREFETCH>

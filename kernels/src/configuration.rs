@@ -68,6 +68,19 @@ pub enum ShapeError {
     },
 }
 
+/// What multiplies.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Core {
+    /// CUDA cores: a fused multiply-add per lane.
+    #[default]
+    Fma,
+    /// Tensor cores: `mma.m16n8k16`, tokens for rows and query heads for columns.
+    Mma,
+}
+
 /// How K and V rows reach the threads that use them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -82,9 +95,9 @@ pub enum LoadPath {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QueryHome {
-    /// In registers, as f32.
+    /// In registers: f32, or as they are for tensor cores.
     Registers,
-    /// In shared memory, as f32.
+    /// In shared memory, likewise.
     Shared,
 }
 
@@ -99,9 +112,12 @@ pub enum Merge {
 }
 
 /// One point of the search space. What each parameter does to the kernel is said in
-/// `cuda/decode.cuh`; which values may meet is said in [`crate::space`].
+/// `cuda/`; which values may meet is said in [`crate::space`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Configuration {
+    /// What multiplies.
+    #[serde(default)]
+    pub core: Core,
     /// Way of K and V into the block.
     pub load_path: LoadPath,
     /// Tokens per tile of the ring; for direct loads the 32 tokens whose addresses a warp finds at
@@ -113,9 +129,10 @@ pub struct Configuration {
     pub token_warps: u32,
     /// Query heads per warp; a group with more is split over several warps.
     pub heads_per_warp: u32,
-    /// Bytes that one load instruction of a lane moves.
+    /// Bytes that one load instruction of a lane moves; 16 for tensor cores.
     pub vector_bytes: u32,
-    /// Tokens per lane and update of the softmax state.
+    /// Tokens per lane, or sixteens of tokens per warp of tensor cores, and update of the softmax
+    /// state.
     pub unroll: u32,
     /// Where queries are kept.
     pub query: QueryHome,
@@ -159,7 +176,16 @@ impl Configuration {
 
     /// Tokens that a warp takes into one update of the softmax state.
     pub fn step_tokens(&self, shape: &KernelShape) -> u32 {
-        32 / self.lanes_per_row(shape) * self.unroll
+        let at_once = match self.core {
+            Core::Fma => 32 / self.lanes_per_row(shape),
+            Core::Mma => 16,
+        };
+        at_once * self.unroll
+    }
+
+    /// Eights of query heads that a warp of tensor cores multiplies by.
+    pub fn fragments(&self) -> u32 {
+        self.heads_per_warp.div_ceil(8)
     }
 
     /// Dynamic shared memory per block in bytes. The device code computes the same number and
@@ -170,10 +196,14 @@ impl Configuration {
         let [group_size, head_dim] = [shape.group_size, shape.head_dim].map(u64::from);
         let staged = self.load_path == LoadPath::Staged;
         let ring = if staged { stages * 2 * tile * u64::from(shape.row_bytes()) } else { 0 };
-        let states = token_warps * group_size * (head_dim + 2) * 4;
+        let (padding, queries) = match self.core {
+            Core::Fma => (0, heads * head_dim * 4),
+            Core::Mma => (4, u64::from(self.fragments() * 8 * shape.row_bytes())),
+        };
+        let states = token_warps * group_size * (head_dim + padding + 2) * 4;
         let query = match self.query {
             QueryHome::Registers => 0,
-            QueryHome::Shared => u64::from(self.head_warps(shape)) * heads * head_dim * 4,
+            QueryHome::Shared => u64::from(self.head_warps(shape)) * queries,
         };
         let offsets = if staged { 2 * tile * 8 } else { 0 };
         ring.max(states).next_multiple_of(16) + query + offsets
@@ -241,9 +271,14 @@ impl AttentionShape {
 
 impl fmt::Display for KernelSpec {
     /// The identifier, such as
-    /// `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`.
+    /// `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`, with `mma-` before
+    /// `staged` for tensor cores.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let c = &self.configuration;
+        let core = match c.core {
+            Core::Fma => "",
+            Core::Mma => "mma-",
+        };
         let load = match c.load_path {
             LoadPath::Staged => "staged",
             LoadPath::Direct => "direct",
@@ -258,7 +293,7 @@ impl fmt::Display for KernelSpec {
         };
         write!(
             f,
-            "{}-{load}-t{}-s{}-w{}-h{}-v{}-u{}-{query}-p{}-b{}-x{}-m{}-{merge}",
+            "{}-{core}{load}-t{}-s{}-w{}-h{}-v{}-u{}-{query}-p{}-b{}-x{}-m{}-{merge}",
             self.shape,
             c.tile_tokens,
             c.stages,
@@ -289,7 +324,11 @@ impl FromStr for KernelSpec {
 
     fn from_str(id: &str) -> Result<Self, IdError> {
         let error = |fault: String| IdError { id: id.to_owned(), fault };
-        let parts: Vec<&str> = id.split('-').collect();
+        let mut parts: Vec<&str> = id.split('-').collect();
+        let core = if parts.get(3) == Some(&"mma") { Core::Mma } else { Core::Fma };
+        if core == Core::Mma {
+            parts.remove(3);
+        }
         if parts.len() != 16 {
             return Err(error(format!("it has {} parts where there are 16", parts.len())));
         }
@@ -308,6 +347,7 @@ impl FromStr for KernelSpec {
         let shape = KernelShape { dtype, head_dim: number(1, "d")?, group_size: number(2, "g")? };
         shape.check().map_err(|e| error(e.to_string()))?;
         let configuration = Configuration {
+            core,
             load_path: if choice(3, ["staged", "direct"])? {
                 LoadPath::Staged
             } else {

@@ -20,10 +20,10 @@ pub mod space;
 
 pub use addressing::{Addressing, KvStrides};
 pub use bucket::Bucket;
-pub use configuration::{Configuration, KernelShape, KernelSpec, LoadPath, Merge, QueryHome};
+pub use configuration::{Configuration, Core, KernelShape, KernelSpec, LoadPath, Merge, QueryHome};
 pub use decoder::Decoder;
 pub use launch::Launcher;
 pub use model::ModelKernels;
 pub use problem::{DecodeProblem, ProblemError};
-pub use render::{RenderError, Rendered, render, render_model};
+pub use render::{RenderError, Rendered, render, render_model, render_read};
 pub use space::{Limits, SearchSpace};

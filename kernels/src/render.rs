@@ -5,7 +5,7 @@
 //! with `#line` markers, so that the result needs no other file and messages still name the file
 //! and line a person would edit.
 
-use crate::configuration::{IdError, KernelSpec, LoadPath, Merge, QueryHome};
+use crate::configuration::{Core, IdError, KernelSpec, LoadPath, Merge, QueryHome};
 use spanforge_spans::Dtype;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -17,11 +17,19 @@ const TEMPLATE: &str = include_str!("../../templates/decode.cu");
 
 const MODEL_TEMPLATE: &str = include_str!("../../templates/model.cu");
 
-const INCLUDES: [(&str, &str); 7] = [
+const READ_TEMPLATE: &str = include_str!("../../templates/read.cu");
+
+const INCLUDES: [(&str, &str); 13] = [
     ("element.cuh", include_str!("../cuda/element.cuh")),
     ("memory.cuh", include_str!("../cuda/memory.cuh")),
     ("softmax.cuh", include_str!("../cuda/softmax.cuh")),
     ("plan.cuh", include_str!("../cuda/plan.cuh")),
+    ("layout.cuh", include_str!("../cuda/layout.cuh")),
+    ("piece.cuh", include_str!("../cuda/piece.cuh")),
+    ("lanes.cuh", include_str!("../cuda/lanes.cuh")),
+    ("fragments.cuh", include_str!("../cuda/fragments.cuh")),
+    ("tiles.cuh", include_str!("../cuda/tiles.cuh")),
+    ("merge.cuh", include_str!("../cuda/merge.cuh")),
     ("decode.cuh", include_str!("../cuda/decode.cuh")),
     ("kernels.cuh", include_str!("../cuda/kernels.cuh")),
     ("model.cuh", include_str!("../cuda/model.cuh")),
@@ -136,6 +144,18 @@ pub fn render_model(dtype: Dtype) -> Result<Rendered, RenderError> {
     Ok(Rendered { name: name.to_owned(), text })
 }
 
+/// Renders the kernel that reads a buffer: `spanforge_read(from, sink, vectors)` for `vectors` times
+/// 16 bytes, with blocks of [`READ_THREADS`] threads and any grid.
+pub fn render_read() -> Result<Rendered, RenderError> {
+    let name = "read.cu";
+    let mut text = String::new();
+    inline(&mut text, name, READ_TEMPLATE, &mut BTreeSet::new())?;
+    Ok(Rendered { name: name.to_owned(), text })
+}
+
+/// Threads of a block of the kernel that reads a buffer.
+pub const READ_THREADS: u32 = 512;
+
 /// The device code's name of an element type.
 fn element(dtype: Dtype) -> &'static str {
     match dtype {
@@ -155,10 +175,11 @@ pub fn spec_of(source: &str) -> Option<Result<KernelSpec, IdError>> {
 
 /// What templates can use. Only what the compiled code depends on is among them, so that
 /// configurations that differ in launch parameters alone share one compiled image.
-const VARIABLES: [&str; 15] = [
+const VARIABLES: [&str; 16] = [
     "element",
     "head_dim",
     "group_size",
+    "tensor_cores",
     "staged",
     "tile_tokens",
     "stages",
@@ -179,6 +200,7 @@ fn context(spec: &KernelSpec) -> Context {
     context.insert("element", element(shape.dtype));
     context.insert("head_dim", &shape.head_dim);
     context.insert("group_size", &shape.group_size);
+    context.insert("tensor_cores", &(c.core == Core::Mma));
     context.insert("staged", &(c.load_path == LoadPath::Staged));
     context.insert("tile_tokens", &c.tile_tokens);
     context.insert("stages", &c.stages);

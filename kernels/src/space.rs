@@ -2,7 +2,7 @@
 //! name of the constraint that rules a point out. Constraints are checked before anything is
 //! compiled.
 
-use crate::configuration::{Configuration, KernelShape, LoadPath, Merge, QueryHome};
+use crate::configuration::{Configuration, Core, KernelShape, LoadPath, Merge, QueryHome};
 use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
@@ -73,11 +73,25 @@ pub struct Constraint {
 
 /// Every constraint, in the order in which they are checked; a point is counted against the first
 /// that it breaks.
-pub static CONSTRAINTS: [Constraint; 14] = [
+pub static CONSTRAINTS: [Constraint; 16] = [
     Constraint {
         name: "positive",
         reason: "every size and count is between 1 and 4096 (l2_prefetch may be 0)",
         holds: |_, _, c| within_bounds(c),
+    },
+    Constraint {
+        name: "tensor-cores-take-tiles",
+        reason: "tensor cores take tiles from shared memory, 16 bytes of a row per lane",
+        holds: |_, _, c| {
+            c.core == Core::Fma || (c.load_path == LoadPath::Staged && c.vector_bytes == 16)
+        },
+    },
+    Constraint {
+        name: "fragments-filled",
+        reason: "no more eights of query heads are multiplied than the group has",
+        holds: |s, _, c| {
+            c.core == Core::Fma || c.fragments() * c.head_warps(s) == s.group_size.div_ceil(8)
+        },
     },
     Constraint {
         name: "direct-has-no-ring",
@@ -185,6 +199,13 @@ pub(crate) fn within_bounds(c: &Configuration) -> bool {
 /// rows in flight, and 40 for addresses and loop state (what `ptxas` adds to the arrays in the
 /// default configurations).
 fn registers_needed(shape: &KernelShape, c: &Configuration) -> u32 {
+    if c.core == Core::Mma {
+        let per_fragment = match c.query {
+            QueryHome::Registers => shape.head_dim / 4 + shape.head_dim / 8,
+            QueryHome::Shared => shape.head_dim / 4 + 4,
+        };
+        return c.fragments() * (per_fragment + 6 * c.unroll + 4) + 48;
+    }
     let elements = c.elements_per_lane(shape);
     let held = match c.query {
         QueryHome::Registers => 2,
@@ -230,6 +251,7 @@ impl SearchSpace {
             .filter(|h| *h == shape.group_size.div_ceil(shape.group_size.div_ceil(*h)))
             .collect();
         let parameters = vec![
+            word("core", &["fma", "mma"]),
             word("load_path", &["staged", "direct"]),
             number("tile_tokens", &[16, 32, 64, 128]),
             number("stages", &[1, 2, 3, 4]),
@@ -263,11 +285,12 @@ impl SearchSpace {
         if point.len() != self.parameters.len() {
             return None;
         }
-        let mut values = [0; 13];
+        let mut values = [0; 14];
         for ((slot, parameter), &index) in values.iter_mut().zip(&self.parameters).zip(point) {
             *slot = *parameter.values.get(index)?;
         }
         let [
+            core,
             load,
             tile_tokens,
             stages,
@@ -283,6 +306,7 @@ impl SearchSpace {
             merge,
         ] = values;
         Some(Configuration {
+            core: if core == 0 { Core::Fma } else { Core::Mma },
             load_path: if load == 0 { LoadPath::Staged } else { LoadPath::Direct },
             tile_tokens,
             stages,
@@ -304,6 +328,7 @@ impl SearchSpace {
     pub fn point_of(&self, configuration: &Configuration) -> Option<Vec<usize>> {
         let c = configuration;
         let values = [
+            u32::from(c.core == Core::Mma),
             u32::from(c.load_path == LoadPath::Direct),
             c.tile_tokens,
             c.stages,
@@ -371,40 +396,25 @@ impl SearchSpace {
         })
     }
 
-    /// The configuration to use where nothing has been tuned: a three-stage ring, 16-byte loads, as
-    /// many query heads per warp as the registers hold with room to spare, and enough token warps
-    /// for four warps. `None` where no configuration fits the shape on this device.
+    /// The configuration to use where nothing has been tuned: tensor cores for groups of more than
+    /// three query heads, 16-byte loads, and as large a ring as the device has room for. `None` where
+    /// no configuration fits the shape on this device.
     pub fn default_configuration(&self) -> Option<Configuration> {
-        let elements = self.shape.head_dim / (self.shape.head_dim / 8).min(32);
-        let heads = self.parameters[4]
-            .values
-            .iter()
-            .copied()
-            .filter(|h| h * elements <= 32)
-            .max()
-            .unwrap_or(1);
-        let head_warps = self.shape.group_size.div_ceil(heads);
-        let preferred = Configuration {
-            load_path: LoadPath::Staged,
-            tile_tokens: if self.shape.head_dim <= 128 { 32 } else { 16 },
-            stages: 3,
-            token_warps: if head_warps >= 4 { 1 } else { 4 / head_warps.next_power_of_two() },
-            heads_per_warp: heads,
-            vector_bytes: 16,
-            unroll: 2,
-            query: QueryHome::Registers,
-            l2_prefetch: 0,
-            min_blocks: 1,
-            blocks_per_multiprocessor: 2,
-            smallest_share: 128,
-            merge: Merge::SecondKernel,
+        let (preferred, rings): (_, &[(u32, u32)]) = if self.shape.group_size > 3 {
+            (self.tensor_core_preference(), &[(4, 2), (3, 2), (2, 2), (1, 2)])
+        } else {
+            (self.cuda_core_preference(), &[(2, 3), (1, 3), (2, 2), (1, 2)])
         };
-        if self.broken_constraint(&preferred).is_none() {
-            return Some(preferred);
+        for &(blocks, stages) in rings {
+            let it = Configuration { blocks_per_multiprocessor: blocks, stages, ..preferred };
+            if self.broken_constraint(&it).is_none() {
+                return Some(it);
+            }
         }
         // Shapes at the edge (very large groups): the valid point nearest to the preference.
         self.valid().min_by_key(|c| {
-            u32::from(c.load_path != preferred.load_path) * 1000
+            u32::from(c.core != preferred.core) * 4000
+                + u32::from(c.load_path != preferred.load_path) * 1000
                 + c.heads_per_warp.abs_diff(preferred.heads_per_warp) * 64
                 + c.tile_tokens.abs_diff(preferred.tile_tokens)
                 + c.token_warps.abs_diff(preferred.token_warps) * 16
@@ -418,5 +428,52 @@ impl SearchSpace {
                 + c.l2_prefetch / 128
                 + u32::from(c.vector_bytes != 16)
         })
+    }
+
+    /// The largest number of query heads per warp, of those that are tried, that `fits`.
+    fn most_heads(&self, fits: impl Fn(u32) -> bool) -> u32 {
+        let of_heads = self.parameters.iter().find(|p| p.name == "heads_per_warp");
+        let heads = of_heads.into_iter().flat_map(|p| &p.values).copied();
+        heads.filter(|h| fits(*h)).max().unwrap_or(1)
+    }
+
+    /// As many query heads per warp as the registers hold with room to spare, and enough token warps
+    /// for four warps.
+    fn cuda_core_preference(&self) -> Configuration {
+        let elements = self.shape.head_dim / (self.shape.head_dim / 8).min(32);
+        let heads = self.most_heads(|h| h * elements <= 32);
+        let head_warps = self.shape.group_size.div_ceil(heads);
+        Configuration {
+            core: Core::Fma,
+            load_path: LoadPath::Staged,
+            tile_tokens: if self.shape.head_dim <= 128 { 32 } else { 16 },
+            stages: 3,
+            token_warps: if head_warps >= 4 { 1 } else { 4 / head_warps.next_power_of_two() },
+            heads_per_warp: heads,
+            vector_bytes: 16,
+            unroll: 2,
+            query: QueryHome::Registers,
+            l2_prefetch: 0,
+            min_blocks: 1,
+            blocks_per_multiprocessor: 2,
+            smallest_share: 128,
+            merge: Merge::SecondKernel,
+        }
+    }
+
+    /// Eight query heads per warp, one step of sixteen tokens per token warp and tile, in small blocks
+    /// of which several keep a multiprocessor busy, and queries in registers as long as the
+    /// accumulators leave room for them.
+    fn tensor_core_preference(&self) -> Configuration {
+        let token_warps = if self.shape.head_dim > 256 { 1 } else { 2 };
+        Configuration {
+            core: Core::Mma,
+            tile_tokens: 16 * token_warps,
+            token_warps,
+            heads_per_warp: self.most_heads(|h| h <= 8),
+            unroll: 1,
+            query: if self.shape.head_dim > 128 { QueryHome::Shared } else { QueryHome::Registers },
+            ..self.cuda_core_preference()
+        }
     }
 }

@@ -453,10 +453,16 @@ impl SpanAttention {
         let reports: Result<Vec<_>, _> =
             launches.iter().map(|launch| self.device.launch(launch)).collect();
         if reports.is_err() {
-            self.arrivals_clear = false;
-            self.planned = None;
+            self.forget();
         }
         Ok(reports?)
+    }
+
+    /// To be called where [`launches`](Self::launches) that were queued have failed: the step is no
+    /// longer planned, and what they may have left in scratch memory is cleared by the next plan.
+    pub fn forget(&mut self) {
+        self.arrivals_clear = false;
+        self.planned = None;
     }
 
     fn plan_buffers(&self) -> PlanBuffers {

@@ -34,7 +34,9 @@ mod workload_choice;
 
 use anyhow::Result;
 use clap::Subcommand;
+use fs_err as fs;
 use std::io::Write;
+use std::path::Path;
 
 /// How a verb ended that did what it was asked to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +115,17 @@ pub fn run(verb: Verb, out: &mut dyn Write) -> Result<Outcome> {
         Verb::Dataset(arguments) => dataset::run(&arguments, out),
         Verb::Doctor(arguments) => doctor::run(&arguments, out),
     }
+}
+
+/// Appends a value to a file of JSON Lines, whose folder is made.
+fn append_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
+    Ok(file.write_all(&line)?)
 }
 
 /// Writes a value as JSON for machines.

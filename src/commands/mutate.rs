@@ -1,18 +1,17 @@
 //! `mutate`: bugs planted in the project's own kernels, and what the checks make of them.
 
-use super::{Outcome, write_json};
+use super::{Outcome, append_json, write_json};
 use crate::notice;
 use crate::table::Table;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
-use fs_err as fs;
 use serde::Serialize;
 use spanforge_device::Compiler;
 use spanforge_tuner::environment::{Environment, unix_seconds};
 use spanforge_verify::mutants::{self, Hunt, HuntError, HuntOptions, Mutant, MutantReport};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -146,7 +145,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         mutants,
     };
     if let Some(folder) = &arguments.results {
-        record(&folder.join("mutants.jsonl"), &report)?;
+        append_json(&folder.join("mutants.jsonl"), &report)?;
     }
     if arguments.json {
         write_json(out, &report)?;
@@ -255,16 +254,6 @@ fn summarise(reports: &[MutantReport]) -> Summary {
 }
 
 /// Appends one line in one write.
-fn record(path: &Path, report: &Report) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let mut line = serde_json::to_vec(report)?;
-    line.push(b'\n');
-    let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
-    file.write_all(&line).context("cannot record the report")
-}
-
 fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
     let heading = ["mutant", "kind", "planted at", "caught by", "cases", "seconds", "line named"];
     let mut table = Table::new(&heading, &[4, 5]);

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
+use spanforge_kernels::configuration::AttentionShape;
 use spanforge_spans::{Dtype, KvLayout};
 use spanforge_tuner::Workload;
 
@@ -22,24 +23,8 @@ pub struct WorkloadArguments {
     /// tuning 1,8,64]
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: Vec<u32>,
-    /// Element type: f16 or bf16
-    #[arg(long, value_name = "TYPE")]
-    dtype: Option<Dtype>,
-    /// Elements per head: 64, 128, 256 or 512
-    #[arg(long, value_name = "N")]
-    head_dim: Option<u32>,
-    /// Query heads
-    #[arg(long, value_name = "N")]
-    query_heads: Option<u32>,
-    /// KV heads
-    #[arg(long, value_name = "N")]
-    kv_heads: Option<u32>,
-    /// Tokens per page of the cache [default: 16]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    page_size: Option<u32>,
-    /// Order of a page: NHD or HND [default: NHD]
-    #[arg(long, value_name = "LAYOUT")]
-    layout: Option<KvLayout>,
+    #[command(flatten)]
+    attention: AttentionArguments,
 }
 
 impl WorkloadArguments {
@@ -61,13 +46,45 @@ impl WorkloadArguments {
 
     fn drawn(&self, rows: u32, seed: u64) -> Result<Workload> {
         let mut workload = Workload::named(&self.workload, rows as usize, seed)?;
-        let a = &mut workload.attention;
-        a.dtype = self.dtype.unwrap_or(a.dtype);
-        a.head_dim = self.head_dim.unwrap_or(a.head_dim);
-        a.query_heads = self.query_heads.unwrap_or(a.query_heads);
-        a.kv_heads = self.kv_heads.unwrap_or(a.kv_heads);
-        a.page_size = self.page_size.unwrap_or(a.page_size);
-        a.layout = self.layout.unwrap_or(a.layout);
+        workload.attention = self.attention.over(workload.attention);
         Ok(workload)
+    }
+}
+
+/// A model's attention and its cache, where they are not the workload's own.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model and cache (default: the workload's own)")]
+pub struct AttentionArguments {
+    /// Element type: f16 or bf16
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<Dtype>,
+    /// Elements per head: 64, 128, 256 or 512
+    #[arg(long, value_name = "N")]
+    head_dim: Option<u32>,
+    /// Query heads
+    #[arg(long, value_name = "N")]
+    query_heads: Option<u32>,
+    /// KV heads
+    #[arg(long, value_name = "N")]
+    kv_heads: Option<u32>,
+    /// Tokens per page of the cache [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    page_size: Option<u32>,
+    /// Order of a page: NHD or HND [default: NHD]
+    #[arg(long, value_name = "LAYOUT")]
+    layout: Option<KvLayout>,
+}
+
+impl AttentionArguments {
+    /// The shape, with what was not said taken from `base`.
+    pub fn over(&self, base: AttentionShape) -> AttentionShape {
+        AttentionShape {
+            dtype: self.dtype.unwrap_or(base.dtype),
+            head_dim: self.head_dim.unwrap_or(base.head_dim),
+            query_heads: self.query_heads.unwrap_or(base.query_heads),
+            kv_heads: self.kv_heads.unwrap_or(base.kv_heads),
+            page_size: self.page_size.unwrap_or(base.page_size),
+            layout: self.layout.unwrap_or(base.layout),
+        }
     }
 }

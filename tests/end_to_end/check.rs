@@ -5,8 +5,11 @@ use fs_err as fs;
 use std::path::Path;
 
 /// Renders the default configuration with one place changed.
+/// A configuration with CUDA cores, which the edits are of.
+const ID: &str = "f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second";
+
 fn edited(folder: &Path, from: &str, to: &str) -> &'static str {
-    let rendered = spanforge(folder, ["render"]).expect(0).out;
+    let rendered = spanforge(folder, ["render", "--config", ID]).expect(0).out;
     assert_eq!(rendered.matches(from).count(), 1, "the place to edit occurs once: {from}");
     fs::write(folder.join("mine.cu"), rendered.replace(from, to)).unwrap();
     "mine.cu"
@@ -55,8 +58,7 @@ fn a_source_must_say_what_it_is_or_be_told() {
     let source = edited(here.path(), "// spanforge-kernel: ", "// nothing: ");
     let check = ["check", source, "--device", "emulated:h200", "--cases", "1"];
     spanforge(here.path(), check).expect(2).says("does not say what it was rendered for");
-    let id = "f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second";
-    let check = ["check", source, "--config", id, "--device", "emulated:h200", "--cases", "1"];
+    let check = ["check", source, "--config", ID, "--device", "emulated:h200", "--cases", "1"];
     spanforge(here.path(), check).expect(0);
 }
 
@@ -89,21 +91,20 @@ fn devices_that_are_not_there_are_bad_input() {
 #[test]
 fn an_off_by_one_is_shown_in_the_source_that_was_edited() {
     let here = folder();
-    // One token too many is copied.
-    let (right, wrong) = ("const bool exists = row < count;", "const bool exists = row <= count;");
+    // The address of one token too many is looked for.
+    let right = "offsets[t % 2 * C::TILE + tid] = index < piece.end ? cursor.offset(index) : 0;";
+    let wrong = "offsets[t % 2 * C::TILE + tid] = index <= piece.end ? cursor.offset(index) : 0;";
     let source = edited(here.path(), right, wrong);
     let text = fs::read_to_string(here.path().join(source)).unwrap();
     let line = 1 + text.lines().position(|line| line.contains(wrong)).unwrap();
     let ran = spanforge(here.path(), ["check", source, "--device", "emulated:h200"]).expect(1);
-    let place = format!("mine.cu:{line} (decode.cuh:");
+    let place = format!("mine.cu:{line} (tiles.cuh:");
     let ran =
         ran.prints(&format!("differs from what the configuration renders in 1 line: {place}"));
-    // The address of a token that is not there is read: on the next line, which is shown with the
-    // edited one before it.
-    let ran = ran.prints("uninitialised").prints(&format!("--> mine.cu:{} (decode.cuh:", line + 1));
-    let edited = format!("   *{line:>5} |                 {wrong}");
-    let marked = format!("  > {:>5} |                 const long long from", line + 1);
-    let ran = ran.prints(&edited).prints(&marked).prints("inlined at mine.cu:");
+    // A span that is not there is read where addresses are made, inlined at the edited line.
+    let ran = ran.prints(&format!("inlined at {place}"));
+    let edited = format!("   *{line:>5} |             {wrong}");
+    let marked = "| while (a.span_tokens[span + 1] <= index) ++span;";
     ran.prints("rows of").prints("reproduce it with: spanforge check mine.cu --seed");
     let report = spanforge(here.path(), ["check", source, "--device", "emulated:h200", "--json"]);
     let report = report.expect(1).json();

@@ -4,9 +4,10 @@ use crate::{Ran, command, finish, folder, names, spanforge};
 use fs_err as fs;
 use std::path::Path;
 
-/// Renders the default configuration with the ring read one stage behind.
+/// Renders a configuration with three stages, the ring read one stage behind.
 fn broken_ring(folder: &Path) -> &'static str {
-    let rendered = spanforge(folder, ["render"]).expect(0).out;
+    let id = "f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second";
+    let rendered = spanforge(folder, ["render", "--config", id]).expect(0).out;
     let read = "const char* k = shared + t % C::STAGES";
     assert_eq!(rendered.matches(read).count(), 1);
     let broken = rendered.replace(read, "const char* k = shared + t % (C::STAGES - 1)");

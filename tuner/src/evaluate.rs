@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use spanforge_device::{
     Basis, Compiler, Device, DeviceError, DeviceProperties, Prediction, TimeOptions, Timing, median,
 };
-use spanforge_kernels::decoder::{DecoderError, UploadOptions};
+use spanforge_kernels::decoder::{DecoderError, Resident, UploadOptions};
 use spanforge_kernels::{DecodeProblem, Decoder, KernelSpec, render};
 use spanforge_verify::check_seeds;
 use std::io::{self, Write};
@@ -371,13 +371,22 @@ pub fn predict(
     let image = compile(compiler, &spec, &properties.architecture)?;
     let decoder = Decoder::load(device, &image, spec)?;
     let resident = decoder.upload(&problem, UploadOptions::default())?;
-    let samples = TimeOptions::default().samples;
-    let timing = device.time(&decoder.launches(&resident), &options(&problem, samples))?;
+    let timing = time_resident(&decoder, &resident, &problem)?;
     Ok(Predicted {
         predictions: timing.predictions,
         floor_bytes: problem.floor_bytes(),
         floor_us: floor_us(&problem, properties),
     })
+}
+
+/// Times a problem that is on the decoder's device.
+pub(crate) fn time_resident(
+    decoder: &Decoder<'_>,
+    resident: &Resident<'_>,
+    problem: &DecodeProblem,
+) -> Result<Timing, DeviceError> {
+    let samples = TimeOptions::default().samples;
+    decoder.device().time(&decoder.launches(resident), &options(problem, samples))
 }
 
 /// The time in microseconds that no kernel can beat: the floor's bytes over the bandwidth of the data

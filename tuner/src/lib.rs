@@ -6,6 +6,7 @@
 //! Candidates run in worker [processes](evaluate), of this machine or of a [`cluster`], and a
 //! [`journal`] lets a run go on after whatever ended it.
 
+pub mod bench;
 pub mod buckets;
 pub mod calibrate;
 pub mod choice;

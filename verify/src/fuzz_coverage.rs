@@ -5,7 +5,7 @@ use crate::case::Trial;
 use crate::recipe::Values;
 use serde::Serialize;
 use spanforge_kernels::abi::PLAN_THREADS;
-use spanforge_kernels::{KernelSpec, LoadPath, Merge, QueryHome, SearchSpace};
+use spanforge_kernels::{Core, KernelSpec, LoadPath, Merge, QueryHome, SearchSpace};
 use spanforge_spans::KvLayout;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ pub struct Coverage {
 }
 
 /// The edges, by what they concern.
-const EDGES: [&str; 48] = [
+const EDGES: [&str; 49] = [
     "row: empty",
     "row: one token",
     "row: whole cache",
@@ -60,6 +60,7 @@ const EDGES: [&str; 48] = [
     "values: positive",
     "values: logits below -1e4",
     "values: logits above 1e4",
+    "values: logits of -inf",
     "schedule: in order",
     "schedule: drawn",
     "share: smaller than configured",
@@ -155,6 +156,7 @@ pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
     meet("page: shared by requests", p.shared_pages > 0 && p.kv_len.len() > 1);
     meet("values: logits below -1e4", p.values == Values::FarBelow && total > 0);
     meet("values: logits above 1e4", p.values == Values::FarAbove && total > 0);
+    meet("values: logits of -inf", p.values == Values::MinusInfinity && total > 0);
     meet("share: smaller than configured", share < u64::from(own_share));
     meet("share: larger than configured", share > u64::from(own_share));
     meet("share: larger than all rows", total > 0 && share > total);
@@ -213,6 +215,7 @@ pub fn parameter_coverage(spaces: &[SearchSpace], specs: &[KernelSpec]) -> Vec<P
 fn value(spec: &KernelSpec, name: &str) -> Option<u32> {
     let c = &spec.configuration;
     Some(match name {
+        "core" => u32::from(c.core == Core::Mma),
         "load_path" => u32::from(c.load_path == LoadPath::Direct),
         "tile_tokens" => c.tile_tokens,
         "stages" => c.stages,

@@ -128,8 +128,9 @@ fn rarely(rng: &mut impl Rng, mut recipe: Recipe, weight: u32) -> Recipe {
         let first = (elements / page).saturating_sub(before).min(1 << 30);
         recipe.first_page = u32::try_from(first).unwrap_or(0);
     }
-    if rng.random_ratio(1, 16) {
-        recipe.values = *[Values::FarBelow, Values::FarAbove].choose(rng).expect("two");
+    if rng.random_ratio(3, 32) {
+        let far = [Values::FarBelow, Values::FarAbove, Values::MinusInfinity];
+        recipe.values = *far.choose(rng).expect("three");
     }
     recipe
 }

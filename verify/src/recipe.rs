@@ -78,11 +78,13 @@ pub enum Values {
     FarBelow,
     /// Every logit between 1e4 and 1e5, many of them exactly equal.
     FarAbove,
+    /// Seven of eight logits are minus infinity: tokens without weight, whole steps and rows of them.
+    MinusInfinity,
 }
 
 impl Values {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Ordinary,
         Self::LargeLogits,
         Self::Subnormal,
@@ -90,6 +92,7 @@ impl Values {
         Self::Positive,
         Self::FarBelow,
         Self::FarAbove,
+        Self::MinusInfinity,
     ];
 
     /// Sign of all logits where they are far from zero.
@@ -292,6 +295,12 @@ impl Recipe {
                 }
             }
         }
+        if self.values == Values::MinusInfinity {
+            // What an infinite element of a key is multiplied by, so that the logit is -inf.
+            for query in problem.q.chunks_exact_mut(head_dim) {
+                query[0] = encode(dtype, self.scale.signum() * (0.5 + normals.draw().abs()));
+            }
+        }
         for (index, row) in self.rows.iter().enumerate() {
             for token in problem.spans.row(index).tokens() {
                 let (entry, slot) = ((token / page_size) as usize, (token % page_size) as usize);
@@ -313,6 +322,9 @@ impl Recipe {
                             }
                         }
                         _ => k.fill_with(|| encode(dtype, normals.draw())),
+                    }
+                    if self.values == Values::MinusInfinity && !normals.bits().is_multiple_of(8) {
+                        k[0] = encode(dtype, f32::NEG_INFINITY);
                     }
                     match self.values {
                         Values::Positive => {

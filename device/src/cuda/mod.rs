@@ -2,6 +2,7 @@
 //! it on, every launch would wait for and record an event per buffer.
 
 mod cublas;
+mod graph;
 mod loader;
 mod nvml;
 mod raw;
@@ -13,7 +14,7 @@ use crate::compiler::Architecture;
 use crate::cubin;
 use crate::device::{
     Argument, Basis, Buffer, Device, DeviceProperties, Image, Launch, LaunchReport, ModuleId,
-    TimeOptions, Timing,
+    RecordingId, TimeOptions, Timing, Work,
 };
 use crate::error::DeviceError;
 use crate::product::Product;
@@ -22,6 +23,7 @@ use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr};
 use cudarc::nvrtc::Ptx;
+use graph::Graph;
 use nvml::Monitor;
 use raw::{Kernel, Value};
 use std::collections::BTreeMap;
@@ -51,6 +53,8 @@ struct State {
     last_module: u64,
     /// Written between samples to push everything else out of the L2.
     flush: Option<CudaSlice<u8>>,
+    recordings: BTreeMap<u64, Graph>,
+    last_recording: u64,
     /// Opened by the first product of matrices.
     library: Option<cublas::Library>,
 }
@@ -153,7 +157,7 @@ impl CudaDevice {
     }
 
     /// Queues a launch.
-    fn queue(&self, state: &mut State, launch: &Launch) -> Result<(), DeviceError> {
+    fn queue_launch(&self, state: &mut State, launch: &Launch) -> Result<(), DeviceError> {
         let id = launch.module.0;
         let module = state.modules.get_mut(&id).ok_or(DeviceError::UnknownModule(id))?;
         if !module.kernels.contains_key(&launch.kernel) {
@@ -187,6 +191,25 @@ impl CudaDevice {
         let mut values = self.values(launch)?;
         raw::launch(&self.stream, &loaded.kernel, launch.grid, launch.block, shared, &mut values)
             .map_err(bad)
+    }
+
+    /// Queues a product of matrices.
+    fn queue_product(&self, state: &mut State, product: &Product) -> Result<(), DeviceError> {
+        product.check()?;
+        for buffer in [product.x, product.w, product.out] {
+            state.buffers.get(&buffer.address).ok_or_else(|| unknown(buffer))?;
+        }
+        self.context.bind_to_thread().map_err(self.failed("the product of matrices"))?;
+        if state.library.is_none() {
+            let workspace = self.reserve("cuBLASLt's workspace", cublas::WORKSPACE_BYTES)?;
+            state.library = Some(cublas::Library::open(workspace)?);
+        }
+        let Some(library) = &mut state.library else { return Ok(()) };
+        library.multiply(&self.stream, product).map_err(|error| DeviceError::Driver {
+            device: self.properties.name.clone(),
+            call: format!("cuBLASLt's product of {product:?}"),
+            reason: error.to_string(),
+        })
     }
 
     /// The arguments as the driver takes them.
@@ -361,27 +384,39 @@ impl Device for CudaDevice {
     }
 
     fn launch(&self, launch: &Launch) -> Result<LaunchReport, DeviceError> {
-        self.queue(&mut self.state(), launch)?;
+        self.queue_launch(&mut self.state(), launch)?;
         Ok(LaunchReport::default())
     }
 
     fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
-        product.check()?;
-        let mut state = self.state();
-        for buffer in [product.x, product.w, product.out] {
-            state.buffers.get(&buffer.address).ok_or_else(|| unknown(buffer))?;
-        }
-        self.context.bind_to_thread().map_err(self.failed("the product of matrices"))?;
-        if state.library.is_none() {
-            let workspace = self.reserve("cuBLASLt's workspace", cublas::WORKSPACE_BYTES)?;
-            state.library = Some(cublas::Library::open(workspace)?);
-        }
-        let Some(library) = &mut state.library else { return Ok(()) };
-        library.multiply(&self.stream, product).map_err(|error| DeviceError::Driver {
-            device: self.properties.name.clone(),
-            call: format!("cuBLASLt's product of {product:?}"),
-            reason: error.to_string(),
-        })
+        self.queue_product(&mut self.state(), product)
+    }
+
+    fn record(&self, work: &[Work]) -> Result<Option<RecordingId>, DeviceError> {
+        let state = &mut *self.state();
+        let graph = Graph::of(self, || {
+            work.iter().try_for_each(|one| match one {
+                Work::Launch(launch) => self.queue_launch(state, launch),
+                Work::Multiply(product) => self.queue_product(state, product),
+            })
+        });
+        Ok(graph.map(|graph| {
+            state.last_recording += 1;
+            state.recordings.insert(state.last_recording, graph);
+            RecordingId(state.last_recording)
+        }))
+    }
+
+    fn replay(&self, recording: RecordingId) -> Result<(), DeviceError> {
+        let (state, id) = (self.state(), recording.0);
+        state.recordings.get(&id).ok_or(DeviceError::UnknownRecording(id))?.replay(self)
+    }
+
+    fn forget(&self, recording: RecordingId) -> Result<(), DeviceError> {
+        let (mut state, id) = (self.state(), recording.0);
+        // It may still run.
+        self.stream.synchronize().map_err(self.failed("recorded work that is forgotten"))?;
+        state.recordings.remove(&id).map(drop).ok_or(DeviceError::UnknownRecording(id))
     }
 
     /// One sample is the time between two events around the whole sequence, which is one launch of a

@@ -7,12 +7,13 @@
 //! run, they are queued one by one for each sample, and the GPU may wait for the host between them:
 //! that is slower, but it is what a program without graphs would see.
 
+use super::graph::capture;
 use super::nvml::Reading;
 use super::{CudaDevice, State};
 use crate::conditions::Conditions;
 use crate::device::{Basis, Launch, TimeOptions, Timing};
 use crate::error::DeviceError;
-use cudarc::driver::sys::{self, CUstreamCaptureMode as CaptureMode};
+use cudarc::driver::sys;
 use cudarc::driver::{CudaEvent, CudaGraph, DriverError};
 use std::thread;
 use std::time::Duration;
@@ -129,28 +130,18 @@ impl<'a> Rounds<'a> {
         // capture, and what is wrong with a launch is said of that launch.
         rounds.queue()?;
         device.stream.synchronize().map_err(failed(device))?;
-        rounds.graph = rounds.capture();
+        rounds.graph = capture(device, || rounds.queue());
         Ok(rounds)
-    }
-
-    /// A graph of the launches, where the driver makes one.
-    fn capture(&mut self) -> Option<CudaGraph> {
-        let stream = &self.device.stream;
-        // Of this thread alone: others may be loading code.
-        stream.begin_capture(CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).ok()?;
-        let queued = self.queue();
-        // Whatever became of the launches: the stream would go on recording instead of running.
-        let graph = self.device.stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        queued.ok().and(graph.ok().flatten())
     }
 
     /// Queues the sequence.
     fn queue(&mut self) -> Result<(), DeviceError> {
         match &self.graph {
             Some(graph) => graph.launch().map_err(failed(self.device)),
-            None => {
-                self.launches.iter().try_for_each(|launch| self.device.queue(self.state, launch))
-            }
+            None => self
+                .launches
+                .iter()
+                .try_for_each(|launch| self.device.queue_launch(self.state, launch)),
         }
     }
 

@@ -1,8 +1,9 @@
 //! What every device must do, emulated or not: the same kernels, the same refusals.
 
 use spanforge_device::{
-    Argument, Buffer, Compiler, Device, DeviceError, Image, Launch, ModuleId, Nvrtc, Settings,
-    Source, Swizzle, Target, TensorElement, TensorMap, TimeOptions, Timing,
+    Argument, Buffer, Compiler, Device, DeviceError, Element, Image, Launch, ModuleId, Nvrtc,
+    Product, Settings, Source, Swizzle, Target, TensorElement, TensorMap, TimeOptions, Timing,
+    Work,
 };
 
 const KERNELS: &str = r#"
@@ -76,6 +77,44 @@ fn launch(module: ModuleId, kernel: &str, blocks: u32, arguments: Vec<Argument>)
         shared_bytes: 0,
         arguments,
     }
+}
+
+/// Kept work does, with what the buffers hold when it is replayed, what it did when it was queued:
+/// a kernel adds one, and a product eight.
+pub fn recorded_work_is_replayed(device: &dyn Device) {
+    let module = load(device);
+    let ones = filled(device, "ones", &bytes(&[half::f16::ONE; 8], half::f16::to_le_bytes));
+    let x = filled(device, "x", &bytes(&[1.0f32], f32::to_le_bytes));
+    let y = filled(device, "y", &bytes(&[0.0f32], f32::to_le_bytes));
+    let arguments = vec![y.at(0), x.at(0), Argument::F32(1.0), Argument::I32(1)];
+    let product = Product {
+        x: ones,
+        w: ones,
+        out: y,
+        rows: 1,
+        columns: 1,
+        inner: 8,
+        element: Element::F16,
+        out_element: Element::F32,
+        accumulate: true,
+    };
+    let work = [Work::Launch(launch(module, "saxpy", 1, arguments)), Work::Multiply(product)];
+    device.queue(&work).unwrap();
+    let recording = device.record(&work).unwrap().expect("a recording");
+    let holds = |expected: f32| assert_eq!(read(device, y), expected.to_le_bytes());
+    holds(9.0); // recording does nothing
+    device.replay(recording).unwrap();
+    holds(18.0);
+    device.upload(y, 0, &[0; 4]).unwrap();
+    device.replay(recording).unwrap();
+    device.replay(recording).unwrap();
+    holds(18.0);
+    device.forget(recording).unwrap();
+    for refused in [device.replay(recording), device.forget(recording)] {
+        assert!(matches!(refused, Err(DeviceError::UnknownRecording(_))), "{refused:?}");
+    }
+    [ones, x, y].into_iter().for_each(|buffer| device.free(buffer).unwrap());
+    device.unload(module).unwrap();
 }
 
 /// The result as bits, so that devices can be compared.

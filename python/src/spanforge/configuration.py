@@ -56,6 +56,7 @@ class Configuration:
     blocks_per_multiprocessor: int
     smallest_share: int
     merge: str
+    core: str = "fma"
 
     def is_within_bounds(self) -> bool:
         """Whether every value is one that sizes can be computed from."""
@@ -74,6 +75,7 @@ class Configuration:
             and self.unroll <= 16
             and self.vector_bytes in (8, 16)
             and self.l2_prefetch in (0, 64, 128, 256)
+            and self.core in ("fma", "mma")
             and self.load_path in ("staged", "direct")
             and self.query in ("registers", "shared")
             and self.merge in ("second-kernel", "last-arriver")
@@ -91,10 +93,11 @@ class Configuration:
         is_staged = self.load_path == "staged"
         row_bytes = ELEMENT_BYTES * shape.head_dim
         ring = self.stages * 2 * self.tile_tokens * row_bytes if is_staged else 0
-        states = self.token_warps * shape.group_size * (shape.head_dim + 2) * 4
-        query = 0
-        if self.query == "shared":
-            query = self._head_warps(shape) * self.heads_per_warp * shape.head_dim * 4
+        padding, query = 0, self.heads_per_warp * shape.head_dim * 4
+        if self.core == "mma":
+            padding, query = 4, -(-self.heads_per_warp // 8) * 8 * row_bytes
+        states = self.token_warps * shape.group_size * (shape.head_dim + padding + 2) * 4
+        query = self._head_warps(shape) * query if self.query == "shared" else 0
         offsets = 2 * self.tile_tokens * 8 if is_staged else 0
         return -(-max(ring, states) // 16) * 16 + query + offsets
 
@@ -102,7 +105,8 @@ class Configuration:
 @dataclass(frozen=True)
 class KernelSpec:
     """A kernel: what for, and how. As text it is its identifier, such as
-    `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`."""
+    `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`, with `mma-` before `staged` for
+    tensor cores."""
 
     shape: KernelShape
     configuration: Configuration
@@ -110,7 +114,7 @@ class KernelSpec:
     def __str__(self) -> str:
         c = self.configuration
         return (
-            f"{self.shape}-{c.load_path}-t{c.tile_tokens}-s{c.stages}-w{c.token_warps}"
+            f"{self.shape}{'-mma' if c.core == 'mma' else ''}-{c.load_path}-t{c.tile_tokens}-s{c.stages}-w{c.token_warps}"
             f"-h{c.heads_per_warp}-v{c.vector_bytes}-u{c.unroll}-q{c.query[:1]}-p{c.l2_prefetch}"
             f"-b{c.min_blocks}-x{c.blocks_per_multiprocessor}-m{c.smallest_share}"
             f"-{c.merge.split('-')[0]}"

@@ -1,7 +1,8 @@
 //! A whole model on a device: weights and activations in the element type of the cache, what layers
 //! add to in f32, products of matrices by the vendor's library, attention by an artifact's kernel, and
 //! small kernels between them. A step uploads its tokens and places, queues all its work, and waits
-//! once, for the logits.
+//! once, for the logits. Its work depends on little, so it is kept and, where the device can, recorded:
+//! on a GPU a step is one launch of a CUDA graph.
 
 use super::attend::{AttendError, Step};
 use super::config::ModelConfig;
@@ -12,9 +13,12 @@ use crate::attention::{DecodeStep, SpanAttention, StepOperands};
 use crate::cache::{CacheError, CacheSize, PagedCache};
 use crate::memory::DeviceMemory;
 use crate::pages::Pages;
-use spanforge_device::{Buffer, Device, DeviceError, Element, Image, Launch, ModuleId, Product};
-use spanforge_kernels::{KvStrides, ModelKernels};
+use spanforge_device::{
+    Buffer, Device, DeviceError, Element, Image, ModuleId, Product, RecordingId, Work,
+};
+use spanforge_kernels::{KernelSpec, KvStrides, ModelKernels};
 use spanforge_spans::{Dtype, SpanBatch};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A model, its cache and the attention over it on one device.
@@ -28,6 +32,7 @@ pub struct DeviceDecoder {
     code: Code,
     weights: Weights,
     scratch: Scratch,
+    kept: BTreeMap<StepKind, KeptStep>,
 }
 
 /// Loaded code, unloaded on drop.
@@ -128,7 +133,8 @@ impl DeviceDecoder {
         let module = device.load(image).map_err(CacheError::from)?;
         let code = Code { device: device.clone(), module };
         let (device, angles) = (device.clone(), model.angles.clone());
-        Ok(Self { device, config, angles, attention, cache, code, weights, scratch })
+        let kept = BTreeMap::new();
+        Ok(Self { device, config, angles, attention, cache, code, weights, scratch, kept })
     }
 
     /// Fills the cache with random keys and values, to measure with.
@@ -144,17 +150,13 @@ impl DeviceDecoder {
         self.attention.attention().dtype
     }
 
-    fn launch(&self, launch: &Launch) -> Result<(), DeviceError> {
-        self.device.launch(launch).map(drop)
-    }
-
     /// `out = x w^T`, `[rows, inner]` to `[rows, columns]`.
     fn multiply(
         &self,
         [x, w, out]: [&DeviceMemory; 3],
         [rows, columns, inner]: [usize; 3],
         kind: Kind,
-    ) -> Result<(), DeviceError> {
+    ) -> Work {
         let element = element(self.dtype());
         let (out_element, accumulate) = match kind {
             Kind::Activations => (element, false),
@@ -163,7 +165,7 @@ impl DeviceDecoder {
         };
         let [x, w, out] = [x, w, out].map(DeviceMemory::buffer);
         let product = Product { x, w, out, rows, columns, inner, element, out_element, accumulate };
-        self.device.multiply(&product)
+        Work::Multiply(product)
     }
 
     /// Uploads what a step's kernels read of it.
@@ -187,58 +189,138 @@ impl DeviceDecoder {
     }
 
     /// RMSNorm of the rows `chosen` of what layers add to.
-    fn norm(
-        &self,
-        rows: usize,
-        chosen: &DeviceMemory,
-        gain: &DeviceMemory,
-    ) -> Result<(), DeviceError> {
+    fn norm(&self, rows: usize, chosen: &DeviceMemory, gain: &DeviceMemory) -> Work {
         let s = &self.scratch;
         let buffers: [Buffer; 4] = [&s.x, chosen, gain, &s.normed].map(DeviceMemory::buffer);
         let ModelConfig { hidden_size, rms_norm_eps, .. } = self.config;
         let kernels = ModelKernels(self.code.module);
-        self.launch(&kernels.rms_norm(rows, hidden_size, rms_norm_eps, buffers))
+        Work::Launch(kernels.rms_norm(rows, hidden_size, rms_norm_eps, buffers))
     }
 
-    fn attend(&mut self, number: usize, rows: usize) -> Result<(), AttendError> {
+    /// The work of a planned step of so many rows, with the logits of so many.
+    fn work(&self, rows: usize, wanted: usize) -> Result<Vec<Work>, AttendError> {
+        let ModelConfig { hidden_size, vocab_size, .. } = self.config;
+        let s = &self.scratch;
+        let [table, ids, x] = [&self.weights.embedding, &s.tokens, &s.x].map(DeviceMemory::buffer);
+        let kernels = ModelKernels(self.code.module);
+        let mut work = vec![Work::Launch(kernels.embed(rows, hidden_size, table, ids, x))];
+        for number in 0..self.config.layers {
+            self.attend(number, rows, &mut work)?;
+            self.mlp(number, rows, &mut work);
+        }
+        if wanted > 0 {
+            work.push(self.norm(wanted, &s.wanted, &self.weights.norm));
+            let output = self.weights.output.as_ref().unwrap_or(&self.weights.embedding);
+            let into = [&s.normed, output, &s.logits];
+            work.push(self.multiply(into, [wanted, vocab_size, hidden_size], Kind::Single));
+        }
+        Ok(work)
+    }
+
+    fn attend(&self, number: usize, rows: usize, work: &mut Vec<Work>) -> Result<(), AttendError> {
         let shape = *self.attention.attention();
         let kv = self.cache.layer(number)?;
         let layer = &self.weights.layers[number];
         let (hidden, s) = (self.config.hidden_size, &self.scratch);
         let (query, width) =
             (self.config.query_size(), self.config.query_size() + 2 * self.config.kv_size());
-        let failed = CacheError::from;
-        self.norm(rows, &s.rows, &layer.attention_norm).map_err(failed)?;
+        work.push(self.norm(rows, &s.rows, &layer.attention_norm));
         let into = [&s.normed, &layer.qkv, &s.qkv];
-        self.multiply(into, [rows, width, hidden], Kind::Activations).map_err(failed)?;
+        work.push(self.multiply(into, [rows, width, hidden], Kind::Activations));
         let buffers = [&s.qkv, &s.turns, &s.places, &s.q].map(DeviceMemory::buffer);
         let [qkv, turns, places, q] = buffers;
         let kernels = ModelKernels(self.code.module);
         let buffers = [qkv, turns, places, q, kv.k, kv.v];
-        let launch = kernels.rotate_and_keep(rows, &shape, kv.strides.head, buffers);
-        self.launch(&launch).map_err(failed)?;
-        self.attention.run(&StepOperands {
+        work.push(Work::Launch(kernels.rotate_and_keep(rows, &shape, kv.strides.head, buffers)));
+        let launches = self.attention.launches(&StepOperands {
             q,
             kv,
             out: s.attended.buffer(),
             lse: s.lse.buffer(),
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
         })?;
+        work.extend(launches.into_iter().map(Work::Launch));
         let into = [&s.attended, &layer.o, &s.x];
-        Ok(self.multiply(into, [rows, hidden, query], Kind::Added).map_err(failed)?)
+        work.push(self.multiply(into, [rows, hidden, query], Kind::Added));
+        Ok(())
     }
 
-    fn mlp(&self, number: usize, rows: usize) -> Result<(), DeviceError> {
+    fn mlp(&self, number: usize, rows: usize, work: &mut Vec<Work>) {
         let (layer, s) = (&self.weights.layers[number], &self.scratch);
         let ModelConfig { hidden_size: hidden, intermediate_size: inner, .. } = self.config;
-        self.norm(rows, &s.rows, &layer.mlp_norm)?;
+        work.push(self.norm(rows, &s.rows, &layer.mlp_norm));
         let into = [&s.normed, &layer.gate_up, &s.gate_up];
-        self.multiply(into, [rows, 2 * inner, hidden], Kind::Activations)?;
+        work.push(self.multiply(into, [rows, 2 * inner, hidden], Kind::Activations));
         let kernels = ModelKernels(self.code.module);
         let (gate_up, activated) = (s.gate_up.buffer(), s.activated.buffer());
-        self.launch(&kernels.swiglu(rows, inner, gate_up, activated))?;
-        self.multiply([&s.activated, &layer.down, &s.x], [rows, hidden, inner], Kind::Added)
+        work.push(Work::Launch(kernels.swiglu(rows, inner, gate_up, activated)));
+        let into = [&s.activated, &layer.down, &s.x];
+        work.push(self.multiply(into, [rows, hidden, inner], Kind::Added));
     }
+
+    /// Queues the work of a planned step: the first time one by one, which loads what it takes, and
+    /// from the second time on as one recording, where the device makes one.
+    fn queue(&mut self, rows: usize, wanted: usize) -> Result<(), AttendError> {
+        let kind = StepKind { rows, wanted, kernel: *self.attention.spec() };
+        if let Some(kept) = self.kept.get_mut(&kind) {
+            if kept.recording == Recording::NotTried {
+                let made = self.device.record(&kept.work).map_err(CacheError::from)?;
+                kept.recording = made.map_or(Recording::Refused, Recording::Made);
+            }
+            let queued = match kept.recording {
+                Recording::Made(id) => self.device.replay(id),
+                _ => self.device.queue(&kept.work),
+            };
+            return Ok(queued.map_err(CacheError::from)?);
+        }
+        if self.kept.len() >= MOST_KEPT {
+            self.forget_kept();
+        }
+        let work = self.work(rows, wanted)?;
+        self.device.queue(&work).map_err(CacheError::from)?;
+        self.kept.insert(kind, KeptStep { work, recording: Recording::NotTried });
+        Ok(())
+    }
+
+    fn forget_kept(&mut self) {
+        for kept in std::mem::take(&mut self.kept).into_values() {
+            if let Recording::Made(id) = kept.recording {
+                // Nothing to be done about a device that is gone.
+                let _ = self.device.forget(id);
+            }
+        }
+    }
+}
+
+impl Drop for DeviceDecoder {
+    fn drop(&mut self) {
+        self.forget_kept();
+    }
+}
+
+/// Steps whose work is kept; prompts come in many lengths.
+const MOST_KEPT: usize = 64;
+
+/// What the work of a step depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct StepKind {
+    rows: usize,
+    wanted: usize,
+    kernel: KernelSpec,
+}
+
+/// The work of steps of one kind.
+struct KeptStep {
+    work: Vec<Work>,
+    recording: Recording,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Recording {
+    NotTried,
+    /// The device makes none of this work.
+    Refused,
+    Made(RecordingId),
 }
 
 /// What a product makes.
@@ -278,27 +360,14 @@ impl Decoder for DeviceDecoder {
         let pages = self.cache.pages().page_map();
         self.attention.plan(&DecodeStep { spans: &spans, row_request: &row_request, pages })?;
         self.upload(tokens, step, wanted).map_err(CacheError::from)?;
-        let rows = tokens.len();
-        let ModelConfig { hidden_size, vocab_size, .. } = self.config;
-        let s = &self.scratch;
-        let [table, ids, x] = [&self.weights.embedding, &s.tokens, &s.x].map(DeviceMemory::buffer);
-        let kernels = ModelKernels(self.code.module);
-        self.launch(&kernels.embed(rows, hidden_size, table, ids, x)).map_err(CacheError::from)?;
-        for number in 0..self.config.layers {
-            self.attend(number, rows)?;
-            self.mlp(number, rows).map_err(CacheError::from)?;
+        let queued = self.queue(tokens.len(), wanted.len());
+        if queued.is_err() {
+            self.attention.forget();
         }
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
-        let s = &self.scratch;
-        self.norm(wanted.len(), &s.wanted, &self.weights.norm).map_err(CacheError::from)?;
-        let output = self.weights.output.as_ref().unwrap_or(&self.weights.embedding);
-        let sides = [wanted.len(), vocab_size, hidden_size];
-        let into = [&s.normed, output, &s.logits];
-        self.multiply(into, sides, Kind::Single).map_err(CacheError::from)?;
+        queued?;
+        let vocab_size = self.config.vocab_size;
         let mut bytes = vec![0; 4 * wanted.len() * vocab_size];
-        s.logits.download(0, &mut bytes).map_err(CacheError::from)?;
+        self.scratch.logits.download(0, &mut bytes).map_err(CacheError::from)?;
         Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 }

@@ -10,6 +10,7 @@ pub(super) fn row(form: &'static str) -> Option<Vec<Row>> {
     let words: Vec<&'static str> = form.split('.').collect();
     match words[0] {
         "ldmatrix" | "stmatrix" => Some(vec![moves(form, &words)]),
+        "movmatrix" => Some(vec![transpose(form)]),
         "mma" => products(form, &words).map(|row| vec![row]),
         _ => None,
     }
@@ -81,6 +82,23 @@ fn moves(form: &'static str, words: &[&'static str]) -> Row {
          ld.shared.b64 {{d0}}, [%at];\n ld.shared.b64 {{d1}}, [%at+8]; }}"
     ))
     .needs(90)
+}
+
+/// The element of row i and column j goes to where that of row j and column i was.
+fn transpose(form: &'static str) -> Row {
+    Row::warp(form, &[Register::Bits(32)], &[Kind::Integer(32)], |s| {
+        let element =
+            |row: usize, column: usize| s[4 * row + column / 2][0] >> (16 * (column % 2)) & 0xffff;
+        (0..32)
+            .map(|lane| {
+                let (group, place) = (lane / 4, 2 * (lane % 4));
+                let word = element(place, group) | element(place + 1, group) << 16;
+                vec![Expected::Bits(word)]
+            })
+            .collect()
+    })
+    .body(format!("{form} {{d0}}, {{s0}};"))
+    .version(78)
 }
 
 /// What the elements of a matrix are.

@@ -1,14 +1,35 @@
-//! Mutants of `decode.cuh`, from top to bottom. One file although it is long: it is a table.
+//! Mutants of what the decode kernels of CUDA cores run; those of tensor cores alone are in
+//! `fragments.rs`. One file although it is long: it is a table.
 
 use super::Kind::*;
 use super::Mutant;
 use super::kernels::*;
 
-const READS_TILE: &[&str] = &["const uint4 u = *static", "const uint2 u = *static"];
-const READS_STATES: &[&str] =
+pub(super) const READS_TILE: &[&str] = &[
+    "const uint4 u = *static",
+    "const uint2 u = *static",
+    "asm volatile(\"ldmatrix.sync.aligned.m8n8.x4.shared",
+    "asm volatile(\"ldmatrix.sync.aligned.m8n8.x4.trans",
+];
+pub(super) const READS_STATES: &[&str] =
     &["Quad sum = {ml[h].x", "const float2 other = ml[w", "states[w * (C::GROUP"];
-const WRITES_STATES: &[&str] = &["*reinterpret_cast<float4*>(to) ="];
-const READS_OFFSETS: &[&str] = &["const long long from = exists ? offsets[t % 2"];
+const WRITES_STATES: &[&str] = &[
+    "*reinterpret_cast<float4*>(to) =",
+    "of_head[16 * d] =",
+    "of_head[16 * d + 8] =",
+    "maxima[head] =",
+];
+const READS_OFFSETS: &[&str] =
+    &["const char* k = k_chunk + from[row];", "const char* v = v_chunk + from[row];"];
+/// What is read of tiles and of their addresses.
+const READS_RING: &[&str] = &[
+    READS_TILE[0],
+    READS_TILE[1],
+    READS_TILE[2],
+    READS_TILE[3],
+    READS_OFFSETS[0],
+    READS_OFFSETS[1],
+];
 const READS_PARTIALS: &[&str] =
     &["const float2 ml = __ldcg", "merge_into(sum, ml.x, ml.y, __ldcg(acc));"];
 
@@ -86,7 +107,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "return 2 * (pages[page] * static_cast<long long>(a.page_stride) +",
         "return 2 * (pages[page] * a.page_stride +",
     )
-    .shows_at(&["a.k + from, exists)", "a.v + from, exists)", "(a.k + at,", "(a.v + at,"]),
+    .shows_at(&["k + c * 16, exists)", "v + c * 16, exists)", "(a.k + at,", "(a.v + at,"]),
     // exists
     Mutant::new(
         "padding-is-a-head",
@@ -524,15 +545,17 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "addresses-beyond-tile",
         Bound,
         STAGED,
-        "if (tid < C::TILE && index < piece.end)",
-        "if (index < piece.end)",
+        "        if (tid < C::TILE)
+            offsets",
+        "        if (index < piece.end)
+            offsets",
     )
-    .shows_at(&["offsets[t % 2 * C::TILE + tid] = cursor.offset(index);"]),
+    .shows_at(&["offsets[t % 2 * C::TILE + tid] = index"]),
     Mutant::new(
         "one-set-of-addresses",
         Barrier,
         STAGED,
-        "            offsets[t % 2 * C::TILE + tid] = cursor.offset(index);
+        "            offsets[t % 2 * C::TILE + tid] = index < piece.end ? cursor.offset(index) : 0;
     };
     // Starts the copies of tile `t`; a group is committed even where there is no such tile, so that
     // counting groups counts tiles.
@@ -540,13 +563,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         if (t < tiles) {
             const int count = min(C::TILE, piece.end - piece.begin - t * C::TILE);
             const unsigned to = ring + t % C::STAGES * 2 * L::TILE_BYTES;
-#pragma unroll 2
-            for (int i = tid; i < C::TILE * L::COPIES; i += L::THREADS) {
-                const int row = i / L::COPIES;
-                const int byte = i % L::COPIES * 16;
-                const bool exists = row < count;
-                const long long from = exists ? offsets[t % 2 * C::TILE + row] + byte : 0;",
-        "            offsets[tid] = cursor.offset(index);
+            const long long* from = offsets + t % 2 * C::TILE;",
+        "            offsets[tid] = index < piece.end ? cursor.offset(index) : 0;
     };
     // Starts the copies of tile `t`; a group is committed even where there is no such tile, so that
     // counting groups counts tiles.
@@ -554,12 +572,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         if (t < tiles) {
             const int count = min(C::TILE, piece.end - piece.begin - t * C::TILE);
             const unsigned to = ring + t % C::STAGES * 2 * L::TILE_BYTES;
-#pragma unroll 2
-            for (int i = tid; i < C::TILE * L::COPIES; i += L::THREADS) {
-                const int row = i / L::COPIES;
-                const int byte = i % L::COPIES * 16;
-                const bool exists = row < count;
-                const long long from = exists ? offsets[row] + byte : 0;",
+            const long long* from = offsets;",
     ),
     Mutant::new(
         "tiles-overlap",
@@ -573,8 +586,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "copies-half-a-step",
         Stride,
         STAGED,
-        "const int byte = i % L::COPIES * 16;",
-        "const int byte = i % L::COPIES * 8;",
+        "const char* k_chunk = a.k + chunk * 16;",
+        "const char* k_chunk = a.k + chunk * 8;",
     )
     .shows_at(&["asm volatile(\"cp.async.cg", "SPANFORGE_COPY(\"\")"]),
     Mutant::new(
@@ -589,15 +602,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "keys-for-values",
         Operands,
         STAGED,
-        "copy_async<C::L2_PREFETCH>(to + L::TILE_BYTES + i * 16, a.v + from, exists);",
-        "copy_async<C::L2_PREFETCH>(to + L::TILE_BYTES + i * 16, a.k + from, exists);",
+        "const char* v = v_chunk + from[row];",
+        "const char* v = k_chunk + from[row];",
     ),
     Mutant::new(
         "values-not-cleared",
         Uninitialised,
         STAGED,
-        "copy_async<C::L2_PREFETCH>(to + L::TILE_BYTES + i * 16, a.v + from, exists);",
-        "if (exists) copy_async<C::L2_PREFETCH>(to + L::TILE_BYTES + i * 16, a.v + from, true);",
+        "copy_async<C::L2_PREFETCH>(place + L::TILE_BYTES, v + c * 16, exists);",
+        "if (exists) copy_async<C::L2_PREFETCH>(place + L::TILE_BYTES, v + c * 16, true);",
     )
     .shows_at(READS_TILE),
     Mutant::new(
@@ -662,7 +675,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "__syncthreads();  // everybody's part has; and everybody has finished with tile t - 1",
         "",
     )
-    .shows_at(&["const uint4 u = *static", "const uint2 u = *static", "const long long from = exists ? offsets[t % 2"]),
+    .shows_at(READS_RING),
     Mutant::new(
         "barrier-before-wait",
         AsyncCopy,
@@ -682,7 +695,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "        copy(t + C::STAGES - 1);
         __syncthreads();  // everybody's part has; and everybody has finished with tile t - 1",
     )
-    .shows_at(&["const uint4 u = *static", "const uint2 u = *static", "const long long from = exists ? offsets[t % 2"]),
+    .shows_at(READS_RING),
     Mutant::new(
         "addresses-of-other-tile",
         Bound,
@@ -959,8 +972,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "lane-not-within-row",
         Lane,
         ANY,
-        "state.begin(a, piece, shared, head_warp, lane % L::LANES);",
-        "state.begin(a, piece, shared, head_warp, lane);",
+        "const int lane_in_row = lane % L::LANES;",
+        "const int lane_in_row = lane;",
     ),
     Mutant::new(
         "states-read-early",

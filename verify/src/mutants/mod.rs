@@ -5,6 +5,7 @@
 //! problems that `check` uses, under several schedules of warps, and says which check caught it.
 
 mod decode;
+mod fragments;
 mod run;
 mod shared;
 
@@ -119,7 +120,7 @@ impl Mutant {
 
 /// Every mutant.
 pub fn all() -> impl Iterator<Item = &'static Mutant> {
-    shared::MUTANTS.iter().chain(decode::MUTANTS)
+    shared::MUTANTS.iter().chain(decode::MUTANTS).chain(fragments::MUTANTS)
 }
 
 /// `count` mutants drawn without repetition, in the order of the table.
@@ -199,7 +200,7 @@ pub fn plant(mutant: &Mutant, spec: &KernelSpec) -> Result<Planted, PlantError> 
     Ok(Planted { source: Source::new(rendered.name, text), file, lines, original })
 }
 
-/// The kernels that bugs are planted in: among them every load path, home of queries and way to
+/// The kernels that bugs are planted in: among them both kinds of cores, every load path, home of queries and way to
 /// merge, both types, rows of one and of several loads per lane, several stages, heads over one
 /// warp and over several with padding, shares so small that a row has many blocks, and shares so
 /// large that the ring goes round more than once.
@@ -213,8 +214,15 @@ mod kernels {
     pub const DIRECT: &str = "f16-d128-g2-direct-t32-s1-w4-h2-v16-u2-qr-p0-b1-x1-m64-second";
     pub const DIRECT_WIDE: &str = "bf16-d512-g1-direct-t32-s1-w2-h1-v16-u1-qs-p0-b1-x1-m32-last";
 
+    pub const TENSOR: &str = "f16-d64-g5-mma-staged-t32-s3-w2-h5-v16-u1-qr-p0-b1-x1-m256-second";
+    pub const TENSOR_SPLIT: &str =
+        "bf16-d128-g12-mma-staged-t32-s2-w2-h6-v16-u1-qr-p0-b1-x1-m1-last";
+    pub const TENSOR_SHARED: &str =
+        "f16-d128-g12-mma-staged-t64-s3-w2-h12-v16-u2-qs-p0-b1-x1-m96-second";
+
+    pub const TENSOR_CORES: &[&str] = &[TENSOR, TENSOR_SHARED];
     pub const ANY: &[&str] = &[PLAIN, DIRECT];
-    pub const STAGED: &[&str] = &[LONG, QUERY_SHARED, PADDED];
+    pub const STAGED: &[&str] = &[LONG, QUERY_SHARED, PADDED, TENSOR];
     pub const DIRECT_BOTH: &[&str] = &[DIRECT, DIRECT_WIDE];
     pub const SECOND: &[&str] = &[PLAIN, DIRECT];
     pub const LAST: &[&str] = &[WIDE, PADDED, DIRECT_WIDE];

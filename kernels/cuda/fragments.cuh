@@ -1,0 +1,242 @@
+// Softmax and products on tensor cores, by mma.m16n8k16 with tokens for rows and query heads for
+// columns: eight heads fill a product, where with heads for rows half of every product would be of
+// padding.
+//
+//   logits [16 tokens, 8 heads]   = K [16 tokens, head_dim] * Q^T
+//   acc [16 of head_dim, 8 heads] = V^T [16 of head_dim, 16 tokens] * weights
+//
+// A lane has the logits and the accumulators of the same two heads in each eight, so what rescales
+// one rescales the other without an exchange. The weights leave the first product with a token per
+// four lanes and are wanted with a head per four lanes: `transposed` turns them around.
+//
+// A weight is multiplied as the sum of two 16-bit numbers, so the second product is as exact as on
+// CUDA cores. Reading K and V takes far longer than twice the products.
+#pragma once
+
+#include "memory.cuh"
+#include "piece.cuh"
+#include "softmax.cuh"
+
+namespace spanforge {
+
+// A warp's softmax over its tokens, for its HEADS query heads. Heads that do not exist compute with
+// queries of zeros.
+template <class C>
+struct FragmentState {
+    using L = Layout<C>;
+    static constexpr int FRAGMENTS = L::FRAGMENTS;
+    static constexpr int DEPTH = C::HEAD_DIM / 16;  // products along the head dimension
+    // Weights are up to 2^HEADROOM, so that f16 has those of 2^-36 of the largest and more.
+    static constexpr float HEADROOM = 12.f;
+
+    unsigned query[C::QUERY_SHARED ? 1 : FRAGMENTS][C::QUERY_SHARED ? 1 : DEPTH][2];
+    unsigned shared_query;
+    float scale;
+    float m[FRAGMENTS][2], l[FRAGMENTS][2], acc[FRAGMENTS][DEPTH][4];
+
+    // Reads the queries of `piece`.
+    __device__ __forceinline__ void begin(const DecodeArguments& a, const Piece& piece, char* shared,
+                                          int head_warp, int lane) {
+        scale = a.scale * LOG2_E;
+        const long long first_head =
+            (static_cast<long long>(piece.row) * a.kv_heads + piece.head) * C::GROUP;
+        const char* q = static_cast<const char*>(a.q) + first_head * L::ROW_BYTES;
+        if constexpr (C::QUERY_SHARED) {
+            constexpr int ROWS = 8 * FRAGMENTS;  // per head warp, padding included
+            char* queries = shared + L::QUERY_AT;
+            for (int i = threadIdx.x; i < L::QUERY / 16; i += L::THREADS) {
+                const int row = i / L::COPIES;
+                const int chunk = i % L::COPIES;
+                const int h = row % ROWS;
+                uint4 part = {0, 0, 0, 0};
+                if (is_head(row / ROWS, h))
+                    part = *reinterpret_cast<const uint4*>(
+                        q + (row / ROWS * L::HEADS + h) * L::ROW_BYTES + chunk * 16);
+                *reinterpret_cast<uint4*>(queries + L::place(row, chunk)) = part;
+            }
+            // The barriers of the ring come before any warp multiplies by them.
+            shared_query = shared_address(queries) + head_warp * ROWS * L::ROW_BYTES;
+        } else {
+#pragma unroll
+            for (int f = 0; f < FRAGMENTS; ++f) {
+                const int h = 8 * f + lane / 4;
+                const char* of_head = q + (head_warp * L::HEADS + h) * L::ROW_BYTES;
+#pragma unroll
+                for (int d = 0; d < 2 * DEPTH; ++d)
+                    query[f][d / 2][d % 2] =
+                        is_head(head_warp, h)
+                            ? *reinterpret_cast<const unsigned*>(of_head + d * 16 + lane % 4 * 4)
+                            : 0;
+            }
+        }
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; ++f)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                m[f][j] = minus_infinity();
+                l[f][j] = 0.f;
+#pragma unroll
+                for (int d = 0; d < DEPTH; ++d) acc[f][d][j] = acc[f][d][j + 2] = 0.f;
+            }
+    }
+
+    // Whether head `h` of a head warp's fragments is one of the group's.
+    static __device__ __forceinline__ bool is_head(int head_warp, int h) {
+        return h < L::HEADS && exists<C>(head_warp, h);
+    }
+
+    // The queries of eight heads, 32 elements of the head dimension from the 16 numbered `d` on.
+    __device__ __forceinline__ void queries_at(int f, int d, int lane, unsigned (&of_q)[4]) const {
+        if constexpr (C::QUERY_SHARED) {
+            const int chunk = 2 * d + lane / 8;
+            load_matrices(of_q, shared_query + L::place(8 * f + lane % 8, chunk));
+        } else {
+            of_q[0] = query[f][d][0];
+            of_q[1] = query[f][d][1];
+            of_q[2] = query[f][d + 1][0];
+            of_q[3] = query[f][d + 1][1];
+        }
+    }
+
+    // Where in a tile this lane's address for matrices of the 16 tokens from `first` on is, by step
+    // along the head dimension. A step takes two chunks, and the places of chunks repeat with eight of
+    // them, so four addresses serve all steps (`step_offset`).
+    static __device__ __forceinline__ void rows_at(unsigned tile, int row, int chunk, int first,
+                                                   unsigned (&at)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            at[i] = tile + first * L::ROW_BYTES + L::place(row, 2 * i + chunk);
+    }
+
+    // From address `d % 4` to that of step `d`, `u` times 16 tokens further.
+    static __device__ constexpr unsigned step_offset(int u, int d) {
+        return u * 16 * L::ROW_BYTES + d / 4 * 128;
+    }
+
+    // Takes in the warp's part of a tile of `count` tokens: K rows at `tile`, V rows behind them.
+    __device__ __forceinline__ void tile(const char* tile, int count, int token_warp, int lane) {
+        const unsigned k = shared_address(tile);
+#pragma unroll 1
+        for (int first = token_warp * L::STEP; first < count; first += L::TOKEN_WARPS * L::STEP) {
+            float logit[C::UNROLL][FRAGMENTS][4] = {};
+            unsigned at[4];
+            rows_at(k, lane % 16, lane / 16, first, at);
+#pragma unroll
+            for (int d = 0; d < DEPTH; d += 2) {
+                unsigned of_q[FRAGMENTS][4];
+#pragma unroll
+                for (int f = 0; f < FRAGMENTS; ++f) queries_at(f, d, lane, of_q[f]);
+#pragma unroll
+                for (int u = 0; u < C::UNROLL; ++u)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        unsigned of_k[4];
+                        load_matrices(of_k, at[(d + half) % 4] + step_offset(u, d + half));
+#pragma unroll
+                        for (int f = 0; f < FRAGMENTS; ++f)
+                            C::Element::multiply_add(logit[u][f], of_k, of_q[f][2 * half],
+                                                     of_q[f][2 * half + 1]);
+                    }
+            }
+            weigh(logit, count - first, lane);
+            unsigned weight[C::UNROLL][FRAGMENTS][2], rest[C::UNROLL][FRAGMENTS][2];
+#pragma unroll
+            for (int u = 0; u < C::UNROLL; ++u)
+#pragma unroll
+                for (int f = 0; f < FRAGMENTS; ++f)
+#pragma unroll
+                    for (int i = 0; i < 2; ++i) {
+                        const float* w = logit[u][f] + 2 * i;
+                        const unsigned rounded = C::Element::narrow(w[0], w[1]);
+                        float low, high;
+                        C::Element::widen(rounded, low, high);
+                        weight[u][f][i] = transposed(rounded);
+                        rest[u][f][i] = transposed(C::Element::narrow(w[0] - low, w[1] - high));
+                    }
+            rows_at(k + L::TILE_BYTES, lane / 16 * 8 + lane % 8, lane / 8 % 2, first, at);
+#pragma unroll
+            for (int d = 0; d < DEPTH; ++d)
+#pragma unroll
+                for (int u = 0; u < C::UNROLL; ++u) {
+                    unsigned of_v[4];
+                    load_matrices_transposed(of_v, at[d % 4] + step_offset(u, d));
+#pragma unroll
+                    for (int f = 0; f < FRAGMENTS; ++f) {
+                        C::Element::multiply_add(acc[f][d], of_v, weight[u][f][0],
+                                                 weight[u][f][1]);
+                        C::Element::multiply_add(acc[f][d], of_v, rest[u][f][0], rest[u][f][1]);
+                    }
+                }
+        }
+    }
+
+    // Turns logits into weights 2^(logit * scale - m + HEADROOM), rescaling what was accumulated under
+    // a smaller m; `count` of the tokens exist.
+    __device__ __forceinline__ void weigh(float (&logit)[C::UNROLL][FRAGMENTS][4], int count,
+                                          int lane) {
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; ++f)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                float most = m[f][j];
+#pragma unroll
+                for (int i = 0; i < 2 * C::UNROLL; ++i) {
+                    float& one = logit[i / 2][f][i % 2 * 2 + j];
+                    one = 8 * i + lane / 4 < count ? one * scale : minus_infinity();
+                    most = fmaxf(most, one);
+                }
+#pragma unroll
+                for (int step = 4; step < 32; step *= 2)
+                    most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+                const float base = subtrahend(most);
+                const float smaller = exp2_approximate(m[f][j] - base);
+                m[f][j] = most;
+                l[f][j] *= smaller;
+#pragma unroll
+                for (int d = 0; d < DEPTH; ++d) {
+                    acc[f][d][j] *= smaller;
+                    acc[f][d][j + 2] *= smaller;
+                }
+#pragma unroll
+                for (int i = 0; i < 2 * C::UNROLL; ++i) {
+                    float& one = logit[i / 2][f][i % 2 * 2 + j];
+                    one = exp2_approximate(one - (base - HEADROOM));
+                    l[f][j] += one;
+                }
+            }
+    }
+
+    // Completes the sums over the lanes that had the warp's tokens between them.
+    __device__ __forceinline__ void merge_over_lanes() {
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; ++f)
+#pragma unroll
+            for (int j = 0; j < 2; ++j)
+#pragma unroll
+                for (int step = 4; step < 32; step *= 2)
+                    l[f][j] += __shfl_xor_sync(~0u, l[f][j], step);
+    }
+
+    // Writes the warp's state to shared memory, as `LaneState` does.
+    __device__ __forceinline__ void store(char* shared, int token_warp, int head_warp, int lane) const {
+        float* states = reinterpret_cast<float*>(shared);
+        float2* maxima = reinterpret_cast<float2*>(states + L::TOKEN_WARPS * C::GROUP * L::STATE);
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; ++f)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const int h = 8 * f + lane % 4 * 2 + j;
+                if (!is_head(head_warp, h)) continue;
+                const int head = token_warp * C::GROUP + head_warp * L::HEADS + h;
+                float* of_head = states + head * L::STATE + lane / 4;
+#pragma unroll
+                for (int d = 0; d < DEPTH; ++d) {
+                    of_head[16 * d] = acc[f][d][j];
+                    of_head[16 * d + 8] = acc[f][d][j + 2];
+                }
+                if (lane < 4) maxima[head] = make_float2(m[f][j] - HEADROOM, l[f][j]);
+            }
+    }
+};
+
+}  // namespace spanforge

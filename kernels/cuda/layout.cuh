@@ -1,0 +1,92 @@
+// What the decode kernels are given, and what follows from a configuration alone: who works on what,
+// and where in shared memory things lie.
+#pragma once
+
+#include "element.cuh"
+
+namespace spanforge {
+
+struct DecodeArguments {
+    const void* q;           // [rows, kv_heads * GROUP, HEAD_DIM]
+    const char* k;           // pages, addressed by the strides below
+    const char* v;
+    const int* page_table;   // [requests, max_pages]
+    const int* row_request;  // [rows]
+    const int* span_ptr;     // [rows + 1]
+    const int2* spans;       // [span_ptr[rows]], canonical
+    const int* row_tokens;   // the plan
+    const int* span_tokens;
+    void* out;               // as q
+    float* lse;              // [rows, kv_heads * GROUP]
+    float* partial_acc;      // [2 * blocks, GROUP, HEAD_DIM]
+    float2* partial_ml;      // [2 * blocks, GROUP]: m (base 2) and l
+    int* arrivals;           // [rows, kv_heads], zero before and after a launch
+    int rows, kv_heads, page_size, max_pages;
+    int page_stride, token_stride, head_stride;  // of K and V, in elements
+    int smallest_share;
+    float scale;
+};
+
+// What follows from a configuration `C` (see the rendered file that ends with the kernels).
+template <class C>
+struct Layout {
+    using Chunk = Packed<C::VECTOR_BYTES>;
+    static constexpr int VECTOR = C::VECTOR_BYTES / 2;                // elements per load
+    static constexpr int VECTORS = C::HEAD_DIM / VECTOR;              // loads per row
+    static constexpr int LANES = VECTORS < 32 ? VECTORS : 32;         // lanes per row
+    static constexpr int CHUNKS = VECTORS / LANES;                    // loads per lane and row
+    static constexpr int PER_LANE = CHUNKS * VECTOR;                  // elements per lane
+    static constexpr int ROWS_PER_WARP = 32 / LANES;
+    static constexpr int HEADS = C::HEADS_PER_WARP;
+    static constexpr int HEAD_WARPS = (C::GROUP + HEADS - 1) / HEADS;
+    static constexpr int TOKEN_WARPS = C::TOKEN_WARPS;
+    static constexpr int THREADS = 32 * HEAD_WARPS * TOKEN_WARPS;
+    static constexpr int FRAGMENTS = (HEADS + 7) / 8;                 // eights of heads per warp
+    static constexpr int STEP =                                       // tokens per softmax update
+        (C::TENSOR_CORES ? 16 : ROWS_PER_WARP) * C::UNROLL;
+    static constexpr int ROW_BYTES = 2 * C::HEAD_DIM;
+    static constexpr int COPIES = ROW_BYTES / 16;                     // 16-byte copies per row
+    static constexpr int WARP_ROWS = COPIES < 32 ? 32 / COPIES : 1;   // rows that a warp copies
+    static constexpr int ROWS_AT_ONCE = THREADS / 32 * WARP_ROWS;     // and a block
+
+    // Shared memory, in bytes from the start. The states that warps merge at the end of a piece
+    // take the place of the tiles, which are used up by then.
+    static constexpr int TILE_BYTES = C::TILE * ROW_BYTES;            // K or V of one stage
+    static constexpr int RING = C::STAGED ? C::STAGES * 2 * TILE_BYTES : 0;
+    // Floats from one head's accumulator to the next: those of tensor cores are stored by columns,
+    // which four floats of padding keep on different banks.
+    static constexpr int STATE = C::HEAD_DIM + (C::TENSOR_CORES ? 4 : 0);
+    static constexpr int STATES = TOKEN_WARPS * C::GROUP * (STATE + 2) * 4;
+    static constexpr int QUERY_AT = ((RING > STATES ? RING : STATES) + 15) / 16 * 16;
+    static constexpr int QUERY_BYTES =                                // 16 bits, or f32
+        HEAD_WARPS * (C::TENSOR_CORES ? FRAGMENTS * 8 * ROW_BYTES : HEADS * C::HEAD_DIM * 4);
+    static constexpr int QUERY = C::QUERY_SHARED ? QUERY_BYTES : 0;
+    static constexpr int OFFSETS_AT = QUERY_AT + QUERY;
+    static constexpr int OFFSETS = C::STAGED ? 2 * C::TILE * 8 : 0;   // two tiles of addresses
+    static constexpr int SHARED_BYTES = OFFSETS_AT + OFFSETS;
+
+    // Where a lane's elements lie among a head's queries in shared memory, the first lane's as the
+    // others follow: fours of all lanes side by side, so that a warp reads them without conflicts.
+    static __device__ constexpr int query_at(int chunk, int element) {
+        return (chunk * VECTOR + element / 4 * 4) * LANES + element % 4;
+    }
+
+    // Where 16 bytes of a row lie in a tile. Tensor cores take the same 16 bytes of eight rows at a
+    // time: exchanged like this, they lie on different banks.
+    static __device__ constexpr int place(int row, int chunk) {
+        return row * ROW_BYTES + (C::TENSOR_CORES ? chunk * 16 ^ row % 8 * 16 : chunk * 16);
+    }
+
+    static_assert(C::STAGED || !C::TENSOR_CORES, "tensor cores take tiles from shared memory");
+    static_assert(C::STAGED || HEAD_WARPS == 1, "warps share K and V rows in shared memory only");
+    static_assert(C::HEAD_DIM % VECTOR == 0 && VECTORS % LANES == 0, "rows are whole vectors");
+    static_assert(SHARED_BYTES == C::SHARED_BYTES, "the host computes the same size");
+};
+
+// Whether query head `h` of a head warp is one of the group's, not padding.
+template <class C>
+__device__ __forceinline__ bool exists(int head_warp, int h) {
+    return C::GROUP % C::HEADS_PER_WARP == 0 || head_warp * C::HEADS_PER_WARP + h < C::GROUP;
+}
+
+}  // namespace spanforge

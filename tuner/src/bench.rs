@@ -1,0 +1,274 @@
+//! Batches with names, to measure kernels with, and what a kernel takes for one: its time beside the
+//! floor, and the bytes that it fetches.
+
+use crate::evaluate::{cache_bytes, floor_us, time_resident};
+use crate::export::{ExportError, compile_source};
+use crate::tune::TuneError;
+use crate::workload::{Workload, WorkloadError, WorkloadRow};
+use serde::Serialize;
+use spanforge_device::{Argument, Basis, Compiler, Device, Image, Launch, TimeOptions, median};
+use spanforge_emulator::counters::SECTOR_BYTES;
+use spanforge_kernels::configuration::AttentionShape;
+use spanforge_kernels::decoder::UploadOptions;
+use spanforge_kernels::render::READ_THREADS;
+use spanforge_kernels::{Decoder, KernelSpec, render_read};
+use spanforge_spans::{Dtype, KvLayout, SpanSet};
+
+/// The cases that are measured where none are named: both models of Declarative Attention and short
+/// spans as a self-selecting model has them, small batches and large; mixes of long and short rows
+/// that other libraries are measured with; and the same tokens in longer and longer spans.
+pub const CASES: [&str; 19] = [
+    "da-gemma4/1",
+    "da-gemma4/16",
+    "da-gemma4/64",
+    "da-qwen3.6/1",
+    "da-qwen3.6/16",
+    "da-qwen3.6/64",
+    "ssas-llama2/1",
+    "ssas-llama2/16",
+    "ssas-llama2/128",
+    "1x64K+7x4K",
+    "1x64K+15x4K",
+    "1x64K+31x4K",
+    "1x128K+31x4K",
+    "2x32K+30x4K",
+    "1x16K+15x64",
+    "32x128+32x4K",
+    "64x2K/16",
+    "64x2K/128",
+    "64x2K/1K",
+];
+
+/// The model whose attention a mix has where nothing else is said: Llama-3-8B.
+pub const MIX_ATTENTION: AttentionShape = AttentionShape {
+    dtype: Dtype::Bf16,
+    query_heads: 32,
+    kv_heads: 8,
+    head_dim: 128,
+    page_size: 16,
+    layout: KvLayout::Nhd,
+};
+
+/// The most tokens of one row of a mix, and rows of one.
+const LARGEST: u32 = 1 << 20;
+
+/// A name that means no batch.
+#[derive(Debug, thiserror::Error)]
+pub enum CaseError {
+    /// Something like a mix that is none.
+    #[error(
+        "case `{name}`: `{term}` is not ROWSxTOKENS or ROWSxTOKENS/SPAN, such as 31x4K or 64x2K/128 (K is 1024), with {LARGEST} of each at most"
+    )]
+    Term {
+        /// The case.
+        name: String,
+        /// Its part at fault.
+        term: String,
+    },
+    /// A batch size that is none.
+    #[error("case `{name}`: `{batch}` is not a number of rows from 1 to 4096")]
+    Batch {
+        /// The case.
+        name: String,
+        /// What stands where the batch size should.
+        batch: String,
+    },
+    /// No such workload.
+    #[error(transparent)]
+    Workload(#[from] WorkloadError),
+}
+
+/// The batch of a case.
+///
+/// A *mix* is a sum of `ROWSxTOKENS`, rows that attend to all of their so many tokens, and
+/// `ROWSxTOKENS/SPAN`, rows that attend to so many tokens in spans of `SPAN`, with as many between
+/// spans; its attention is [`MIX_ATTENTION`]. Everything else is a workload, with `/BATCH` behind it
+/// (16 where it is missing), drawn by `seed`.
+///
+/// # Errors
+/// A name that is neither.
+pub fn case(name: &str, seed: u64) -> Result<Workload, CaseError> {
+    let is_mix = name.starts_with(|c: char| c.is_ascii_digit()) && name.contains('x');
+    if is_mix {
+        let mut rows = Vec::new();
+        for term in name.split('+') {
+            let of_term = terms(term)
+                .ok_or_else(|| CaseError::Term { name: name.to_owned(), term: term.to_owned() })?;
+            rows.extend(of_term);
+        }
+        return Ok(Workload { name: name.to_owned(), attention: MIX_ATTENTION, rows });
+    }
+    let (workload, batch) = match name.rsplit_once('/') {
+        Some((workload, batch)) if !batch.is_empty() && !batch.contains('.') => {
+            let rows = batch.parse().ok().filter(|rows| (1..=4096).contains(rows));
+            let fault = || CaseError::Batch { name: name.to_owned(), batch: batch.to_owned() };
+            (workload, rows.ok_or_else(fault)?)
+        }
+        _ => (name, 16),
+    };
+    Ok(Workload { name: name.to_owned(), ..Workload::named(workload, batch, seed)? })
+}
+
+/// The rows of one term of a mix.
+fn terms(term: &str) -> Option<Vec<WorkloadRow>> {
+    let number = |text: &str| {
+        let (digits, factor) = text.strip_suffix('K').map_or((text, 1), |digits| (digits, 1024));
+        let number: u32 = digits.parse().ok()?;
+        number.checked_mul(factor).filter(|number| (1..=LARGEST).contains(number))
+    };
+    let (rows, tokens) = term.split_once('x')?;
+    let rows: u32 = rows.parse().ok().filter(|rows| (1..=4096).contains(rows))?;
+    let (tokens, span) = match tokens.split_once('/') {
+        Some((tokens, span)) => (number(tokens)?, number(span)?),
+        None => (number(tokens)?, LARGEST),
+    };
+    let spans = (0..tokens.div_ceil(span)).map(|i| {
+        let length = span.min(tokens - i * span);
+        (2 * i * span, 2 * i * span + length)
+    });
+    let spans = SpanSet::from_pairs(spans).ok()?;
+    Some(vec![WorkloadRow { kv_len: spans.end(), spans }; rows as usize])
+}
+
+/// The same requests, attending to everything.
+pub fn dense(workload: &Workload) -> Workload {
+    let row = |row: &WorkloadRow| WorkloadRow { spans: SpanSet::full(row.kv_len), ..row.clone() };
+    Workload { rows: workload.rows.iter().map(row).collect(), ..workload.clone() }
+}
+
+/// What one kernel takes for one batch.
+#[derive(Clone, Debug, Serialize)]
+pub struct CaseTime {
+    /// Whether the time is predicted or measured.
+    pub basis: Basis,
+    /// The median, in microseconds.
+    pub time_us: f64,
+    /// What it is the median of.
+    pub samples_us: Vec<f64>,
+    /// The time that no kernel can beat; see [`floor_us`].
+    pub floor_us: f64,
+    /// Bytes that no kernel can do without.
+    pub floor_bytes: u64,
+    /// Bytes of the K and V rows of the selected tokens.
+    pub selected_kv_bytes: u64,
+    /// Bytes of K and V that were fetched, in sectors, over [`Self::selected_kv_bytes`]; an emulated
+    /// device counts them over the whole grid, a GPU does not.
+    pub bytes_ratio: Option<f64>,
+}
+
+/// Runs a kernel's decode step for a batch once, and times it.
+///
+/// # Errors
+/// A batch that cannot be timed, and what the device finds.
+pub fn time(
+    device: &dyn Device,
+    image: &Image,
+    spec: KernelSpec,
+    workload: &Workload,
+    seed: u64,
+) -> Result<CaseTime, TuneError> {
+    let problem = workload.problem(seed, cache_bytes(device.properties().basis))?;
+    let decoder = Decoder::load(device, image, spec)?;
+    let resident = decoder.upload(&problem, UploadOptions::default())?;
+    // A GPU has to have run what is timed; an emulated device counts here, and samples there.
+    let reports = decoder.run(&resident)?;
+    let counters: Option<Vec<_>> = reports.iter().map(|report| report.counters.as_ref()).collect();
+    let fetched = counters.map(|all| {
+        let buffers = all.iter().flat_map(|counters| &counters.buffers);
+        let of_kv = buffers.filter(|traffic| ["k", "v"].contains(&traffic.name.as_str()));
+        SECTOR_BYTES * of_kv.map(|traffic| traffic.read_sectors).sum::<u64>()
+    });
+    let timing = time_resident(&decoder, &resident, &problem)?;
+    let selected_kv_bytes = problem.selected_kv_bytes();
+    Ok(CaseTime {
+        basis: timing.basis,
+        time_us: timing.median_us(),
+        floor_us: floor_us(&problem, device.properties()),
+        floor_bytes: problem.floor_bytes(),
+        selected_kv_bytes,
+        bytes_ratio: fetched
+            .filter(|_| selected_kv_bytes > 0)
+            .map(|fetched| fetched as f64 / selected_kv_bytes as f64),
+        samples_us: timing.samples_us,
+    })
+}
+
+/// What is read to find out how fast reading is, on a GPU: several times its L2, and far more than a
+/// launch takes.
+const MEASURED_READ_BYTES: usize = 4 << 30;
+/// The same on an emulated device, which keeps it in the host's memory.
+const PREDICTED_READ_BYTES: usize = 256 << 20;
+/// Blocks per multiprocessor of the kernel that reads.
+const READ_BLOCKS: u32 = 4;
+
+/// Bytes a second at which a kernel that does nothing else reads memory: what is left of the data
+/// sheet's, measured or predicted as all times of the device are.
+///
+/// # Errors
+/// What the device finds.
+pub fn read_bandwidth(device: &dyn Device, compiler: &Compiler) -> Result<f64, TuneError> {
+    let properties = device.properties();
+    let bytes = match properties.basis {
+        Basis::Measured => MEASURED_READ_BYTES,
+        Basis::Predicted => PREDICTED_READ_BYTES,
+    };
+    let rendered = render_read().map_err(ExportError::from)?;
+    let image = compile_source(compiler, rendered.name, rendered.text, &properties.architecture)?;
+    let module = device.load(&image)?;
+    let from = device.allocate("read", bytes)?;
+    let sink = device.allocate("sink", 4)?;
+    let vectors = i32::try_from(bytes / 16).unwrap_or(i32::MAX);
+    let launch = Launch {
+        module,
+        kernel: "spanforge_read".to_owned(),
+        grid: [READ_BLOCKS * properties.multiprocessors, 1, 1],
+        block: [READ_THREADS, 1, 1],
+        shared_bytes: 0,
+        arguments: vec![from.at(0), sink.at(0), Argument::I32(vectors)],
+    };
+    let launches = std::slice::from_ref(&launch);
+    let timed = device.launch(&launch).and_then(|_| device.time(launches, &TimeOptions::default()));
+    device.free(from)?;
+    device.free(sink)?;
+    device.unload(module)?;
+    let us = median(&timed?.samples_us).unwrap_or(f64::INFINITY);
+    Ok(16.0 * f64::from(vectors) / (1e-6 * us))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lengths(name: &str) -> Vec<(u32, u64, usize)> {
+        let workload = case(name, 0).unwrap();
+        let row = |row: &WorkloadRow| (row.kv_len, row.spans.len_tokens(), row.spans.spans().len());
+        workload.rows.iter().map(row).collect()
+    }
+
+    #[test]
+    fn a_mix_has_the_rows_that_it_says() {
+        assert_eq!(lengths("1x2K+2x64"), [(2048, 2048, 1), (64, 64, 1), (64, 64, 1)]);
+        // The last span is shorter, and as many tokens lie between spans.
+        assert_eq!(lengths("1x100/32"), [(196, 100, 4)]);
+        let all = dense(&case("1x100/32+1x5", 0).unwrap());
+        assert_eq!(all.rows.iter().map(|r| r.spans.len_tokens()).collect::<Vec<_>>(), [196, 5]);
+    }
+
+    #[test]
+    fn every_named_case_is_one() {
+        for name in CASES {
+            let workload = case(name, 0).unwrap();
+            assert!(workload.attention.kernel_shape().is_ok() && !workload.rows.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_no_case_is_said_to_be_none() {
+        for name in ["1x", "0x4K", "1x0", "1x4K/0", "1x4K+", "5000x1", "1x2048K", "1xK", "9x9x9"] {
+            let error = case(name, 0).unwrap_err().to_string();
+            assert!(error.contains("ROWSxTOKENS"), "{name}: {error}");
+        }
+        assert!(case("da-gemma4/0", 0).unwrap_err().to_string().contains("number of rows"));
+        assert!(case("nothing", 0).unwrap_err().to_string().contains("da-gemma4"));
+    }
+}
