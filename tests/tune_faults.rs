@@ -132,7 +132,7 @@ fn work() {
 
 fn replaced(source: &str, from: &str, to: &str) -> String {
     assert!(source.contains(from), "no {from:?} in the source");
-    source.replacen(from, to, 1)
+    source.replace(from, to)
 }
 
 /// Misbehaves when the check of a planted candidate begins.

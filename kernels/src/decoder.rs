@@ -89,6 +89,11 @@ impl<'d> Decoder<'d> {
         self.launcher.blocks()
     }
 
+    /// How evenly the blocks of a decode launch share the work; see [`Launcher::imbalance`].
+    pub fn imbalance(&self, tokens: u64, kv_heads: u32) -> f64 {
+        self.launcher.imbalance(tokens, kv_heads)
+    }
+
     /// The loaded code.
     pub fn module(&self) -> ModuleId {
         self.launcher.module()

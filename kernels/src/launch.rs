@@ -48,6 +48,15 @@ impl Launcher {
         self.blocks
     }
 
+    /// How evenly the blocks share the work of so many selected tokens: tokens of the block with most,
+    /// over the mean of all. `Shares` of `cuda/plan.cuh` cuts like this.
+    pub fn imbalance(&self, tokens: u64, kv_heads: u32) -> f64 {
+        let (work, blocks) = (tokens.saturating_mul(kv_heads.into()), u64::from(self.blocks));
+        let smallest = u64::from(self.spec.configuration.smallest_share);
+        let largest = work.div_ceil(blocks.max(1)).max(smallest).min(work);
+        if work == 0 { 1.0 } else { largest as f64 * blocks as f64 / work as f64 }
+    }
+
     /// Scratch memory for launches of at most that many rows. Only the arrivals depend on them: the
     /// partial states belong to the blocks, at most two of each.
     pub fn workspace_bytes(&self, rows: usize, kv_heads: u32) -> WorkspaceBytes {

@@ -103,8 +103,9 @@ fn an_off_by_one_is_shown_in_the_source_that_was_edited() {
         ran.prints(&format!("differs from what the configuration renders in 1 line: {place}"));
     // A span that is not there is read where addresses are made, inlined at the edited line.
     let ran = ran.prints(&format!("inlined at {place}"));
-    let edited = format!("   *{line:>5} |             {wrong}");
-    let marked = "| while (a.span_tokens[span + 1] <= index) ++span;";
+    let ran = ran.prints("out-of-bounds");
+    let ran = ran.prints(" |         while (a.span_tokens[span + 1] <= index) ++span;");
+    let ran = ran.prints(&format!("  >*{line:>5} |             {wrong}"));
     ran.prints("rows of").prints("reproduce it with: spanforge check mine.cu --seed");
     let report = spanforge(here.path(), ["check", source, "--device", "emulated:h200", "--json"]);
     let report = report.expect(1).json();

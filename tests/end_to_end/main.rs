@@ -3,6 +3,7 @@
 
 mod artifact;
 mod bad_input;
+mod bench;
 mod calibrate;
 mod check;
 mod cluster;

@@ -154,6 +154,8 @@ pub struct CaseTime {
     /// Bytes of K and V that were fetched, in sectors, over [`Self::selected_kv_bytes`]; an emulated
     /// device counts them over the whole grid, a GPU does not.
     pub bytes_ratio: Option<f64>,
+    /// Selected tokens of the block that has most, over the mean of all blocks.
+    pub imbalance: f64,
 }
 
 /// Runs a kernel's decode step for a batch once, and times it.
@@ -180,6 +182,7 @@ pub fn time(
     });
     let timing = time_resident(&decoder, &resident, &problem)?;
     let selected_kv_bytes = problem.selected_kv_bytes();
+    let tokens = workload.selected_tokens();
     Ok(CaseTime {
         basis: timing.basis,
         time_us: timing.median_us(),
@@ -189,6 +192,7 @@ pub fn time(
         bytes_ratio: fetched
             .filter(|_| selected_kv_bytes > 0)
             .map(|fetched| fetched as f64 / selected_kv_bytes as f64),
+        imbalance: decoder.imbalance(tokens, problem.attention.kv_heads),
         samples_us: timing.samples_us,
     })
 }
@@ -238,6 +242,8 @@ pub fn read_bandwidth(device: &dyn Device, compiler: &Compiler) -> Result<f64, T
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spanforge_device::ModuleId;
+    use spanforge_kernels::{Launcher, Limits, SearchSpace};
 
     fn lengths(name: &str) -> Vec<(u32, u64, usize)> {
         let workload = case(name, 0).unwrap();
@@ -259,6 +265,28 @@ mod tests {
         for name in CASES {
             let workload = case(name, 0).unwrap();
             assert!(workload.attention.kernel_shape().is_ok() && !workload.rows.is_empty());
+        }
+    }
+
+    /// Rows that read everything beside rows that read little are shared out within 5 %, one of them
+    /// alone too; only where there is next to nothing to do are blocks left without work.
+    #[test]
+    fn batches_with_long_and_short_rows_are_shared_evenly() {
+        let properties = spanforge_device::open("emulated:h200").unwrap().properties().clone();
+        for name in ["da-gemma4", "da-qwen3.6"] {
+            for batch in [16, 32, 64, 128] {
+                for seed in 0..4 {
+                    let workload = case(&format!("{name}/{batch}"), seed).unwrap();
+                    let shape = workload.attention.kernel_shape().unwrap();
+                    let space = SearchSpace::new(shape, Limits::of(&properties));
+                    let configuration = space.default_configuration().unwrap();
+                    let spec = KernelSpec { shape, configuration };
+                    let launcher = Launcher::new(ModuleId(0), spec, &properties);
+                    let heads = workload.attention.kv_heads;
+                    let imbalance = launcher.imbalance(workload.selected_tokens(), heads);
+                    assert!((1.0..1.05).contains(&imbalance), "{}: {imbalance}", workload.name);
+                }
+            }
         }
     }
 

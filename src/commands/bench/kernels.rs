@@ -37,6 +37,9 @@ pub struct Arguments {
     /// Seed of batches and tensors
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Print the cases with all their rows, for other tools to time, instead of timing them
+    #[arg(long, conflicts_with_all = ["results", "config", "artifact"])]
+    list: bool,
     /// Append the report to bench.jsonl in this folder
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
@@ -83,10 +86,6 @@ struct Report {
 }
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
-    // Checks have no part in what is counted and predicted.
-    let options = EmulatedOptions { checks: false, ..EmulatedOptions::default() };
-    let device = open_with(&arguments.device.name(), options)?;
-    let compiler = Compiler::new(&notice::settings())?;
     let names: Vec<&str> = match &arguments.case[..] {
         [] => CASES.to_vec(),
         names => names.iter().map(String::as_str).collect(),
@@ -97,6 +96,21 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         Ok(workload)
     });
     let cases: Vec<Workload> = cases.collect::<Result<_>>()?;
+    if arguments.list {
+        match arguments.json {
+            true => write_json(out, &cases)?,
+            false => {
+                for case in &cases {
+                    writeln!(out, "{:16} {}", case.name, case.describe())?;
+                }
+            }
+        }
+        return Ok(Outcome::Done);
+    }
+    // Checks have no part in what is counted and predicted.
+    let options = EmulatedOptions { checks: false, ..EmulatedOptions::default() };
+    let device = open_with(&arguments.device.name(), options)?;
+    let compiler = Compiler::new(&notice::settings())?;
     let mut kernels = Kernels::new(arguments, device.as_ref(), &compiler)?;
     let properties = device.properties();
     let read = read_bandwidth(device.as_ref(), &compiler)?;
@@ -248,11 +262,13 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
         "of reading",
         "x dense",
         "bytes",
+        "shares",
         "kernel",
     ];
-    let mut table = Table::new(&heading, &[2, 3, 4, 5, 6, 7, 8, 9]);
+    let mut table = Table::new(&heading, &[2, 3, 4, 5, 6, 7, 8, 9, 10]);
     for row in &report.rows {
-        let CaseTime { time_us, floor_us, selected_kv_bytes, bytes_ratio, .. } = &row.time;
+        let CaseTime { time_us, floor_us, selected_kv_bytes, bytes_ratio, imbalance, .. } =
+            &row.time;
         table.row([
             row.case.clone(),
             row.attention.to_owned(),
@@ -264,6 +280,7 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
             format!("{:.0} %", 100.0 * row.share_of_read_bandwidth),
             format!("{:.2}", row.speedup),
             bytes_ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.4}")),
+            format!("{imbalance:.2}"),
             row.kernel.clone(),
         ]);
     }
@@ -272,7 +289,8 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
         out,
         "\n{word} on {}; GB/s: K and V bytes of selected tokens; of reading: of the {:.0} GB/s that a \
          kernel reads\nwhich does nothing else, {word} too (data sheet {:.0}); x dense: faster than dense \
-         by the same rules; bytes: K and V\nfetched over selected, {}",
+         by the same kernels; bytes: K and V\nfetched over selected, {}; shares: tokens of the \
+         block with most over the mean",
         report.device,
         report.read_gb_per_second,
         report.dram_gb_per_second,
