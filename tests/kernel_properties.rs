@@ -24,7 +24,16 @@ fn compiler() -> Compiler {
 }
 
 fn assert_correct(compiler: &Compiler, spec: KernelSpec, seeds: std::ops::Range<u64>) {
-    let device = spanforge_device::open(DEVICE).unwrap();
+    assert_correct_on(DEVICE, compiler, spec, seeds);
+}
+
+fn assert_correct_on(
+    device: &str,
+    compiler: &Compiler,
+    spec: KernelSpec,
+    seeds: std::ops::Range<u64>,
+) {
+    let device = spanforge_device::open(device).unwrap();
     let image = compile(compiler, &spec, "sm_90a").unwrap_or_else(|e| panic!("{spec}: {e}"));
     let decoder = Decoder::load(device.as_ref(), &image, spec).unwrap();
     for report in check_seeds(&decoder, seeds).unwrap() {
@@ -49,6 +58,44 @@ fn default_configurations_match_the_oracle() {
             let shape = KernelShape { dtype, head_dim, group_size };
             let configuration = space(shape).default_configuration().unwrap();
             assert_correct(&compiler, KernelSpec { shape, configuration }, 0..16);
+        }
+    }
+}
+
+/// Tensor cores align the terms of a sum and cut them off, on Hopper otherwise than on Ampere.
+#[test]
+fn tensor_cores_of_either_architecture_add_well_enough() {
+    let compiler = compiler();
+    for mma in ["hopper", "ampere"] {
+        for (dtype, head_dim, group_size) in
+            [(Dtype::F16, 64, 4), (Dtype::Bf16, 128, 8), (Dtype::F16, 512, 8)]
+        {
+            let shape = KernelShape { dtype, head_dim, group_size };
+            let configuration = space(shape).default_configuration().unwrap();
+            let device = format!("{DEVICE},mma={mma}");
+            assert_correct_on(&device, &compiler, KernelSpec { shape, configuration }, 0..16);
+        }
+    }
+}
+
+/// Neither kind of cores runs out of registers, on either architecture that is supported by name.
+#[test]
+fn default_configurations_spill_nothing() {
+    let compiler = compiler();
+    for (name, architecture) in [("emulated:a100", "sm_80"), (DEVICE, "sm_90a")] {
+        let limits = Limits::of(spanforge_device::open(name).unwrap().properties());
+        for head_dim in HEAD_DIMS {
+            for group_size in [1, 3, 4, 6, 8, 16] {
+                let shape = KernelShape { dtype: Dtype::Bf16, head_dim, group_size };
+                let space = SearchSpace::new(shape, limits);
+                let configuration = space.default_configuration().unwrap();
+                let spec = KernelSpec { shape, configuration };
+                let image = compile(&compiler, &spec, architecture).unwrap();
+                for (kernel, resources) in &image.resources {
+                    let spilled = (resources.spill_store_bytes, resources.spill_load_bytes);
+                    assert_eq!(spilled, (0, 0), "{kernel} of {spec} on {architecture}");
+                }
+            }
         }
     }
 }

@@ -26,6 +26,7 @@ struct FragmentState {
     using L = Layout<C>;
     static constexpr int FRAGMENTS = L::FRAGMENTS;
     static constexpr int DEPTH = C::HEAD_DIM / 16;  // products along the head dimension
+    static constexpr int RUN = DEPTH < 8 ? DEPTH : 8;
     // Weights are up to 2^HEADROOM, so that f16 has those of 2^-36 of the largest and more.
     static constexpr float HEADROOM = 12.f;
 
@@ -121,23 +122,27 @@ struct FragmentState {
             float logit[C::UNROLL][FRAGMENTS][4] = {};
             unsigned at[4];
             rows_at(k, lane % 16, lane / 16, first, at);
+            // Unrolled whole only for queries in registers: what is loaded ahead takes registers too.
+#pragma unroll C::QUERY_SHARED ? 1 : DEPTH / RUN
+            for (int run = 0; run < DEPTH; run += RUN)
 #pragma unroll
-            for (int d = 0; d < DEPTH; d += 2) {
-                unsigned of_q[FRAGMENTS][4];
+                for (int i = 0; i < RUN; i += 2) {
+                    unsigned of_q[FRAGMENTS][4];
 #pragma unroll
-                for (int f = 0; f < FRAGMENTS; ++f) queries_at(f, d, lane, of_q[f]);
+                    for (int f = 0; f < FRAGMENTS; ++f) queries_at(f, run + i, lane, of_q[f]);
 #pragma unroll
-                for (int u = 0; u < C::UNROLL; ++u)
+                    for (int u = 0; u < C::UNROLL; ++u)
 #pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        unsigned of_k[4];
-                        load_matrices(of_k, at[(d + half) % 4] + step_offset(u, d + half));
+                        for (int half = 0; half < 2; ++half) {
+                            unsigned of_k[4];
+                            const unsigned offset = step_offset(u, run + i + half);
+                            load_matrices(of_k, at[(i + half) % 4] + offset);
 #pragma unroll
-                        for (int f = 0; f < FRAGMENTS; ++f)
-                            C::Element::multiply_add(logit[u][f], of_k, of_q[f][2 * half],
-                                                     of_q[f][2 * half + 1]);
-                    }
-            }
+                            for (int f = 0; f < FRAGMENTS; ++f)
+                                C::Element::multiply_add(logit[u][f], of_k, of_q[f][2 * half],
+                                                         of_q[f][2 * half + 1]);
+                        }
+                }
             weigh(logit, count - first, lane);
             unsigned weight[C::UNROLL][FRAGMENTS][2], rest[C::UNROLL][FRAGMENTS][2];
 #pragma unroll
