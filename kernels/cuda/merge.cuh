@@ -38,6 +38,9 @@ __device__ __forceinline__ void write_output(const DecodeArguments& a, long long
     if (element == 0) a.lse[head] = natural_lse(state.m, state.l);
 }
 
+// Partial states that a thread loads before it merges them.
+constexpr int LOADED_AHEAD = 8;
+
 // Merges the partial states that the blocks of one row and KV head left, in the order of blocks,
 // with all threads of this block. Does nothing for a row that one block has finished.
 template <class C>
@@ -53,14 +56,23 @@ __device__ __forceinline__ void merge_row(const DecodeArguments& a, const Shares
     for (int i = threadIdx.x; i < C::GROUP * C::HEAD_DIM / 4; i += blockDim.x) {
         const int h = i / (C::HEAD_DIM / 4);
         Quad sum = {minus_infinity(), 0.f, make_float4(0.f, 0.f, 0.f, 0.f)};
-        for (int block = first; block <= last; ++block) {
-            const int slot = partial_slot(block, block == first);
-            // Written by other blocks of the same launch where the last arriver merges, so these
-            // loads may not go through the read-only path or a stale L1 line.
-            const float2 ml = __ldcg(a.partial_ml + slot * C::GROUP + h);
-            const float4* acc = reinterpret_cast<const float4*>(a.partial_acc) +
-                                static_cast<long long>(slot) * (C::GROUP * C::HEAD_DIM / 4) + i;
-            merge_into(sum, ml.x, ml.y, __ldcg(acc));
+        // Several are under way together: one after the other each would wait for memory.
+        for (int next = first; next <= last; next += LOADED_AHEAD) {
+            float2 ml[LOADED_AHEAD];
+            float4 acc[LOADED_AHEAD];
+#pragma unroll
+            for (int j = 0; j < LOADED_AHEAD; ++j) {
+                const int block = min(next + j, last);  // no branch comes between the loads
+                const int slot = partial_slot(block, block == first);
+                // Written by other blocks of the same launch where the last arriver merges, so these
+                // loads may not go through the read-only path or a stale L1 line.
+                ml[j] = __ldcg(a.partial_ml + slot * C::GROUP + h);
+                acc[j] = __ldcg(reinterpret_cast<const float4*>(a.partial_acc) +
+                                static_cast<long long>(slot) * (C::GROUP * C::HEAD_DIM / 4) + i);
+            }
+#pragma unroll
+            for (int j = 0; j < LOADED_AHEAD; ++j)
+                if (next + j <= last) merge_into(sum, ml[j].x, ml[j].y, acc[j]);
         }
         write_output<C>(a, first_head + h, i % (C::HEAD_DIM / 4) * 4, sum);
     }

@@ -30,8 +30,7 @@ const READS_RING: &[&str] = &[
     READS_OFFSETS[0],
     READS_OFFSETS[1],
 ];
-const READS_PARTIALS: &[&str] =
-    &["const float2 ml = __ldcg", "merge_into(sum, ml.x, ml.y, __ldcg(acc));"];
+const READS_PARTIALS: &[&str] = &["ml[j] = __ldcg", "acc[j] = __ldcg"];
 
 pub(super) const MUTANTS: &[Mutant] = &[
     // TokenCursor
@@ -461,8 +460,22 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "last-partial-left-out",
         Bound,
         &[PLAIN, PADDED],
-        "for (int block = first; block <= last; ++block) {",
-        "for (int block = first; block < last; ++block) {",
+        "if (next + j <= last) merge_into(sum, ml[j].x, ml[j].y, acc[j]);",
+        "if (next + j < last) merge_into(sum, ml[j].x, ml[j].y, acc[j]);",
+    ),
+    Mutant::new(
+        "partials-beyond-eight-left-out",
+        Bound,
+        &[PADDED],
+        "for (int next = first; next <= last; next += LOADED_AHEAD) {",
+        "for (int next = first; next == first; next += LOADED_AHEAD) {",
+    ),
+    Mutant::new(
+        "partials-of-a-round-overlap",
+        Overlap,
+        &[PADDED],
+        "for (int next = first; next <= last; next += LOADED_AHEAD) {",
+        "for (int next = first; next <= last; next += LOADED_AHEAD - 1) {",
     ),
     Mutant::new(
         "slot-of-last-block",
@@ -483,8 +496,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "partials-through-constant-path",
         Fence,
         LAST,
-        "const float2 ml = __ldcg(a.partial_ml + slot * C::GROUP + h);",
-        "const float2 ml = __ldg(a.partial_ml + slot * C::GROUP + h);",
+        "ml[j] = __ldcg(a.partial_ml + slot * C::GROUP + h);",
+        "ml[j] = __ldg(a.partial_ml + slot * C::GROUP + h);",
     ),
     // finish_piece
     Mutant::new(
