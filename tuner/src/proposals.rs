@@ -15,9 +15,6 @@ pub(crate) struct Proposals<'a> {
     /// Proposals that it has not been told of; `None` for the default, which is not its own.
     asked: VecDeque<Option<Point>>,
     begun: bool,
-    /// What became of the default, and its point, each once it is known.
-    default_candidate: Option<Candidate>,
-    default_point: Option<Point>,
 }
 
 impl<'a> Proposals<'a> {
@@ -27,15 +24,7 @@ impl<'a> Proposals<'a> {
         strategy: Box<dyn Strategy>,
     ) -> Self {
         let default = KernelSpec { shape: space.space.shape(), configuration: default };
-        Self {
-            space,
-            default,
-            strategy,
-            asked: VecDeque::new(),
-            begun: false,
-            default_candidate: None,
-            default_point: None,
-        }
+        Self { space, default, strategy, asked: VecDeque::new(), begun: false }
     }
 
     pub(crate) fn default(&self) -> &KernelSpec {
@@ -51,11 +40,8 @@ impl<'a> Proposals<'a> {
         loop {
             let point = self.strategy.propose(&self.space)?;
             match self.space.space.at(&point) {
-                // It was first; a strategy that comes to it learns what became of it.
-                Some(configuration) if configuration == self.default.configuration => {
-                    self.default_point = Some(point);
-                    self.tell_default();
-                }
+                // It was first, and what became of it is told in any case.
+                Some(configuration) if configuration == self.default.configuration => {}
                 Some(configuration) => {
                     self.asked.push_back(Some(point));
                     return Some(KernelSpec { configuration, ..self.default });
@@ -69,18 +55,13 @@ impl<'a> Proposals<'a> {
     pub(crate) fn tell(&mut self, candidate: &Candidate) {
         match self.asked.pop_front() {
             Some(Some(point)) => self.observe(&point, candidate),
+            // A default is a good guess, so its neighbours are worth a look.
             Some(None) => {
-                self.default_candidate = Some(candidate.clone());
-                self.tell_default();
+                if let Some(point) = self.space.space.point_of(&self.default.configuration) {
+                    self.observe(&point, candidate);
+                }
             }
             None => {}
-        }
-    }
-
-    fn tell_default(&mut self) {
-        if let (Some(point), Some(candidate)) = (&self.default_point, &self.default_candidate) {
-            let (point, candidate) = (point.clone(), candidate.clone());
-            self.observe(&point, &candidate);
         }
     }
 
@@ -219,9 +200,8 @@ mod tests {
                 let candidate: Candidate = under_way.pop_front().expect("four");
                 proposals.tell(&candidate);
                 candidates.push(candidate);
-                // All but the default, and that once the strategy has come to it.
-                let expected = candidates.len() - usize::from(index < 10);
-                assert_eq!(told.lock().expect("one thread").len(), expected, "{index}");
+                // The default too, though the strategy comes to it itself only later.
+                assert_eq!(told.lock().expect("one thread").len(), candidates.len(), "{index}");
             }
         }
         assert_eq!(candidates[0].spec.configuration, default);
