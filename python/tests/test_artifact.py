@@ -54,6 +54,17 @@ class Loading(Folder):
                 64,
                 33_024,
             ),
+            (
+                KernelShape("bf16", 256, 6),
+                {
+                    **{"core": "mma", "stages": 2, "token_warps": 2, "heads_per_warp": 6, "unroll": 1},
+                    **{"query": "shared", "l2_prefetch": 128, "min_blocks": 2},
+                    **{"blocks_per_multiprocessor": 3, "merge": "last-arriver"},
+                },
+                "bf16-d256-g6-mma-staged-t32-s2-w2-h6-v16-u1-qs-p128-b2-x3-m128-last",
+                64,
+                70_144,
+            ),
         ]:
             made = spec(shape, **changes)
             c = made.configuration

@@ -113,8 +113,9 @@ class KernelSpec:
 
     def __str__(self) -> str:
         c = self.configuration
+        core = "mma-" if c.core == "mma" else ""
         return (
-            f"{self.shape}{'-mma' if c.core == 'mma' else ''}-{c.load_path}-t{c.tile_tokens}-s{c.stages}-w{c.token_warps}"
+            f"{self.shape}-{core}{c.load_path}-t{c.tile_tokens}-s{c.stages}-w{c.token_warps}"
             f"-h{c.heads_per_warp}-v{c.vector_bytes}-u{c.unroll}-q{c.query[:1]}-p{c.l2_prefetch}"
             f"-b{c.min_blocks}-x{c.blocks_per_multiprocessor}-m{c.smallest_share}"
             f"-{c.merge.split('-')[0]}"
