@@ -4,10 +4,10 @@ use crate::{folder, skip, spanforge};
 use fs_err as fs;
 use std::path::Path;
 
-/// Renders the default configuration with one place changed.
 /// A configuration with CUDA cores, which the edits are of.
 const ID: &str = "f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second";
 
+/// Renders it with one place changed.
 fn edited(folder: &Path, from: &str, to: &str) -> &'static str {
     let rendered = spanforge(folder, ["render", "--config", ID]).expect(0).out;
     assert_eq!(rendered.matches(from).count(), 1, "the place to edit occurs once: {from}");
