@@ -32,7 +32,11 @@ fn workload(tokens: u32) -> Workload {
             page_size: 16,
             layout: KvLayout::Nhd,
         },
-        rows: vec![WorkloadRow { kv_len: tokens, spans: SpanSet::full(tokens) }],
+        rows: vec![WorkloadRow {
+            kv_len: tokens,
+            spans: SpanSet::full(tokens),
+            same_request: false,
+        }],
     }
 }
 

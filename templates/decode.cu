@@ -7,6 +7,7 @@ struct Configuration {
     using Element = spanforge::${ element }$;
     static constexpr int HEAD_DIM = ${ head_dim }$;
     static constexpr int GROUP = ${ group_size }$;
+    static constexpr int QUERY_ROWS = ${ query_rows }$;
     static constexpr bool TENSOR_CORES = ${ tensor_cores }$;
     static constexpr bool STAGED = ${ staged }$;
     static constexpr int TILE = ${ tile_tokens }$;

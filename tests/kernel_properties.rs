@@ -4,10 +4,11 @@
 
 use proptest::prelude::*;
 use spanforge_device::{Buffer, Compiler, Settings};
-use spanforge_kernels::abi::PlanBuffers;
+use spanforge_kernels::abi::{OverlayBuffers, PlanBuffers};
 use spanforge_kernels::configuration::{Configuration, HEAD_DIMS};
 use spanforge_kernels::decoder::UploadOptions;
 use spanforge_kernels::launch::Launcher;
+use spanforge_kernels::launch::query_tiles;
 use spanforge_kernels::{Decoder, KernelShape, KernelSpec, Limits, SearchSpace};
 use spanforge_spans::{Dtype, SpanBatch, SpanSet};
 use spanforge_tuner::Workload;
@@ -211,11 +212,14 @@ proptest! {
         let plan = PlanBuffers {
             span_ptr: upload("span_ptr", batch.span_ptr()),
             spans: upload("spans", &pairs),
-            row_tokens: device.allocate("row_tokens", 4 * (batch.rows() + 1)).unwrap(),
+            overlay: None,
+            set_tokens: device.allocate("set_tokens", 4 * (batch.rows() + 1)).unwrap(),
             span_tokens: device.allocate("span_tokens", 4 * (batch.spans().len() + 1)).unwrap(),
         };
         let launcher = Launcher::new(module, spec, device.properties());
-        device.launch(&launcher.plan(&plan, batch.rows() as i32)).unwrap();
+        for launch in launcher.plan(&plan, batch.rows() as i32, 1) {
+            device.launch(&launch).unwrap();
+        }
 
         let mut sum = 0;
         let mut by_span = vec![0];
@@ -223,9 +227,92 @@ proptest! {
             sum += end - start;
             by_span.push(sum);
         }
-        let by_row: Vec<i32> = batch.span_ptr().iter().map(|p| by_span[*p as usize]).collect();
+        let by_set: Vec<i32> = batch.span_ptr().iter().map(|p| by_span[*p as usize]).collect();
         prop_assert_eq!(download(plan.span_tokens), by_span);
-        prop_assert_eq!(download(plan.row_tokens), by_row);
+        prop_assert_eq!(download(plan.set_tokens), by_set);
+    }
+
+    /// What the device lays over each other is what each row selects, token by token: no token in two
+    /// spans of a tile, each span with exactly the rows that select it, and none beyond the room.
+    #[test]
+    fn query_tiles_select_what_their_rows_do(
+        batch in any_batch(),
+        heads in 1..=3usize,
+        requests in proptest::collection::vec(0..3i32, 120),
+        query_rows in prop_oneof![Just(2u32), Just(4), Just(16), Just(32)],
+    ) {
+        let rows = batch.rows() / heads;
+        let kept = batch.sets().take(rows * heads).collect::<Vec<_>>();
+        let batch = SpanBatch::from_sets(&kept).unwrap();
+        let mut requests = requests[..rows].to_vec();
+        requests.sort_unstable();
+        let tile_ptr = query_tiles(&requests, query_rows);
+        let id = format!("f16-d64-g1-mma-r{query_rows}-staged-t32-s2-w1-h8-v16-u1-qr-p0-b1-x1-m128-second");
+        let mut spec: KernelSpec = id.parse().unwrap();
+        spec.configuration.heads_per_warp = query_rows.min(8);
+        let device = spanforge_device::open(DEVICE).unwrap();
+        let image = compile(&compiler(), &spec, "sm_90a").unwrap();
+        let module = device.load(&image).unwrap();
+        let upload = |name: &str, values: &[i32]| {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let buffer = device.allocate(name, bytes.len().max(4)).unwrap();
+            device.upload(buffer, 0, &bytes).unwrap();
+            buffer
+        };
+        let download = |buffer: Buffer, count: usize| -> Vec<i32> {
+            let mut bytes = vec![0; 4 * count];
+            device.download(buffer, 0, &mut bytes).unwrap();
+            bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+        };
+        let (tiles, room) = (tile_ptr.len() - 1, 2 * batch.spans().len());
+        let overlay = OverlayBuffers {
+            tile_ptr: upload("tile_ptr", &tile_ptr),
+            tile_span_ptr: device.allocate("tile_span_ptr", 4 * (tiles * heads + 1)).unwrap(),
+            tile_spans: device.allocate("tile_spans", (8 * room).max(4)).unwrap(),
+            span_rows: device.allocate("span_rows", (4 * room).max(4)).unwrap(),
+        };
+        let plan = PlanBuffers {
+            span_ptr: upload("span_ptr", batch.span_ptr()),
+            spans: upload("spans", batch.spans().as_flattened()),
+            overlay: Some(overlay),
+            set_tokens: device.allocate("set_tokens", 4 * (tiles * heads + 1)).unwrap(),
+            span_tokens: device.allocate("span_tokens", 4 * (room + 1)).unwrap(),
+        };
+        let launcher = Launcher::new(module, spec, device.properties());
+        for launch in launcher.plan(&plan, tiles as i32, heads as i32) {
+            device.launch(&launch).unwrap();
+        }
+
+        let ptr = download(overlay.tile_span_ptr, tiles * heads + 1);
+        let spans = download(overlay.tile_spans, 2 * room);
+        let span_rows = download(overlay.span_rows, room);
+        prop_assert_eq!(ptr[tiles * heads] as usize, room);
+        for (set, bounds) in ptr.windows(2).enumerate() {
+            let (tile, head) = (set / heads, set % heads);
+            let (first, end) = (tile_ptr[tile] as usize, tile_ptr[tile + 1] as usize);
+            let mut selected = vec![Vec::new(); end - first];
+            let mut last = 0;
+            for span in bounds[0] as usize..bounds[1] as usize {
+                let (start, stop) = (spans[2 * span], spans[2 * span + 1]);
+                if start == stop {
+                    prop_assert_eq!(span_rows[span], 0);
+                    continue;
+                }
+                prop_assert!(last <= start && start < stop);
+                last = stop;
+                let bits = span_rows[span] as u32;
+                prop_assert!(end - first == 32 || bits >> (end - first) == u32::MAX >> (end - first));
+                for (row, selected) in selected.iter_mut().enumerate() {
+                    if bits >> row & 1 == 1 {
+                        selected.push((start as u32, stop as u32));
+                    }
+                }
+            }
+            for (row, selected) in selected.into_iter().enumerate() {
+                let expected = batch.row((first + row) * heads + head);
+                prop_assert_eq!(SpanSet::from_pairs(selected).unwrap(), expected);
+            }
+        }
     }
 }
 
@@ -242,7 +329,9 @@ proptest! {
     ) {
         let dtype = if bf16 { Dtype::Bf16 } else { Dtype::F16 };
         let shape = KernelShape { dtype, head_dim: HEAD_DIMS[head_dim], group_size };
-        let space = space(shape);
+        // One row at a time, or several.
+        let rows = if seed % 3 == 0 { 1 } else { 16 };
+        let space = SearchSpace::for_rows(shape, space(shape).limits(), rows);
         let point = strategy("random", seed).unwrap().propose(&space).unwrap();
         let configuration = space.at(&point).unwrap();
         let first = seed >> 1;

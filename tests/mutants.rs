@@ -60,6 +60,7 @@ fn the_table_is_as_large_and_as_mixed_as_promised() {
         "layout",
         "memory",
         "merge",
+        "overlay",
         "piece",
         "plan",
         "softmax",

@@ -109,6 +109,7 @@ mod tests {
             l2_bytes: 0,
             dram_bytes_per_second: 0.0,
             float32_per_second: 0.0,
+            tensor_per_second: 0.0,
         }
     }
 

@@ -50,6 +50,10 @@ pub struct DeviceProperties {
     pub dram_bytes_per_second: f64,
     /// Peak f32 rate of the CUDA cores, in operations per second (a fused multiply-add is two).
     pub float32_per_second: f64,
+    /// Peak rate of the tensor cores for 16-bit elements, in operations per second; 0 where it is not
+    /// known.
+    #[serde(default)]
+    pub tensor_per_second: f64,
 }
 
 /// An allocation of device memory; freed by [`Device::free`] or with the device.

@@ -123,6 +123,7 @@ impl EmulatedDevice {
             dram_bytes_per_second: profile.dram_bandwidth.value,
             // A fused multiply-add per lane and cycle; the clock is in MHz.
             float32_per_second: 2.0 * lanes * profile.boost_clock.value * 1e6,
+            tensor_per_second: profile.tensor_f16_flops.value,
         };
         let state = State {
             memory: emulator::Memory::new(),

@@ -2,13 +2,13 @@
 //
 // For each row r (one query token of one request) and query head h:
 //   out[r, h] = sum over selected tokens t of softmax_t(q[r, h] . k[t] * scale) * v[t]
-// A block takes its share of the plan's line of work, piece by piece; a piece is a run of selected
-// tokens of one row for one KV head, so all query heads of that KV head's group use each K and V
-// row that is read, and nothing else is read.
+// A block takes its share of the plan's line of work, piece by piece; a piece is a run of tokens that
+// rows of one query tile select, for one KV head, so all query heads of that KV head's group, of all
+// rows of the tile, use each K and V row that is read, and nothing else is read.
 //
-// Warps form a grid: HEAD_WARPS of them share tokens and split the group's query heads, TOKEN_WARPS
-// of them split the tokens. Where the group is not a multiple of HEADS_PER_WARP the last of the
-// HEAD_WARPS computes with heads of zeros and writes nothing for them. Each warp keeps a softmax
+// Warps form a grid: HEAD_WARPS of them share tokens and split the tile's columns (its rows' query
+// heads), TOKEN_WARPS of them split the tokens. Where the columns are not a multiple of HEADS_PER_WARP
+// the last of the HEAD_WARPS computes with heads of zeros and writes nothing for them. Each warp keeps a softmax
 // state of its own, on CUDA cores (`lanes.cuh`) or tensor cores (`fragments.cuh`); at the end of a
 // piece the states are merged, in a fixed order, within the warp and over warps through shared
 // memory. Nothing depends on timing, so results repeat bit for bit.
@@ -20,6 +20,7 @@
 #include "fragments.cuh"
 #include "lanes.cuh"
 #include "merge.cuh"
+#include "overlay.cuh"
 #include "tiles.cuh"
 
 namespace spanforge {
@@ -43,22 +44,25 @@ __device__ __forceinline__ void decode(const DecodeArguments& a) {
     const int head_warp = warp % L::HEAD_WARPS;
     const int token_warp = warp / L::HEAD_WARPS;
 
-    write_empty_rows<C>(a);
-    const Shares shares(a.row_tokens, a.rows, a.kv_heads, gridDim.x, a.smallest_share);
+    write_empty_sets<C>(a);
+    const int sets = a.tiles * a.span_heads;
+    const Shares shares(a.set_tokens, sets, a.kv_heads / a.span_heads, gridDim.x, a.smallest_share);
     const long long stop = min(shares.work, (blockIdx.x + 1) * shares.share);
     typename Core<C, C::TENSOR_CORES>::State state;
     for (long long at = blockIdx.x * shares.share; at < stop;) {
         Piece piece;
-        piece.head = static_cast<int>(at / shares.tokens);
-        piece.begin = static_cast<int>(at - static_cast<long long>(piece.head) * shares.tokens);
-        piece.row = last_at_most(a.row_tokens, 0, a.rows, piece.begin);
-        const int row_end = a.row_tokens[piece.row + 1];
-        piece.end = static_cast<int>(min(static_cast<long long>(row_end), piece.begin + (stop - at)));
-        piece.first = piece.begin == a.row_tokens[piece.row];
-        piece.last = piece.end == row_end;
+        const int repeat = static_cast<int>(at / shares.tokens);
+        piece.begin = static_cast<int>(at - static_cast<long long>(repeat) * shares.tokens);
+        piece.set = last_at_most(a.set_tokens, 0, sets, piece.begin);
+        piece.tile = piece.set / a.span_heads;
+        piece.head = repeat + piece.set - piece.tile * a.span_heads;
+        const int set_end = a.set_tokens[piece.set + 1];
+        piece.end = static_cast<int>(min(static_cast<long long>(set_end), piece.begin + (stop - at)));
+        piece.first = piece.begin == a.set_tokens[piece.set];
+        piece.last = piece.end == set_end;
 
         state.begin(a, piece, shared, head_warp, lane);
-        if constexpr (C::STAGED) attend_staged<C>(a, piece, state, shared, token_warp, lane);
+        if constexpr (C::STAGED) attend_staged<C>(a, piece, state, shared, token_warp, head_warp, lane);
         else attend_direct<C>(a, piece, state, token_warp, lane);
         state.merge_over_lanes();
         state.store(shared, token_warp, head_warp, lane);

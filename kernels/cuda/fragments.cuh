@@ -32,16 +32,16 @@ struct FragmentState {
 
     unsigned query[C::QUERY_SHARED ? 1 : FRAGMENTS][C::QUERY_SHARED ? 1 : DEPTH][2];
     unsigned shared_query;
-    float scale;
+    float scale, soft_cap;
     float m[FRAGMENTS][2], l[FRAGMENTS][2], acc[FRAGMENTS][DEPTH][4];
 
     // Reads the queries of `piece`.
     __device__ __forceinline__ void begin(const DecodeArguments& a, const Piece& piece, char* shared,
                                           int head_warp, int lane) {
         scale = a.scale * LOG2_E;
-        const long long first_head =
-            (static_cast<long long>(piece.row) * a.kv_heads + piece.head) * C::GROUP;
-        const char* q = static_cast<const char*>(a.q) + first_head * L::ROW_BYTES;
+        soft_cap = a.soft_cap;
+        const char* q = static_cast<const char*>(a.q);
+        const Columns<C> columns(a, piece.tile, piece.head);
         if constexpr (C::QUERY_SHARED) {
             constexpr int ROWS = 8 * FRAGMENTS;  // per head warp, padding included
             char* queries = shared + L::QUERY_AT;
@@ -50,9 +50,10 @@ struct FragmentState {
                 const int chunk = i % L::COPIES;
                 const int h = row % ROWS;
                 uint4 part = {0, 0, 0, 0};
-                if (is_head(row / ROWS, h))
-                    part = *reinterpret_cast<const uint4*>(
-                        q + (row / ROWS * L::HEADS + h) * L::ROW_BYTES + chunk * 16);
+                const int c = row / ROWS * L::HEADS + h;
+                if (is_head(row / ROWS, h) && columns.has_row(c))
+                    part = *reinterpret_cast<const uint4*>(q + columns.place(c) * L::ROW_BYTES +
+                                                           chunk * 16);
                 *reinterpret_cast<uint4*>(queries + L::place(row, chunk)) = part;
             }
             // The barriers of the ring come before any warp multiplies by them.
@@ -61,11 +62,13 @@ struct FragmentState {
 #pragma unroll
             for (int f = 0; f < FRAGMENTS; ++f) {
                 const int h = 8 * f + lane / 4;
-                const char* of_head = q + (head_warp * L::HEADS + h) * L::ROW_BYTES;
+                const int c = head_warp * L::HEADS + h;
+                const bool is_query = is_head(head_warp, h) && columns.has_row(c);
+                const char* of_head = q + columns.place(c) * L::ROW_BYTES;
 #pragma unroll
                 for (int d = 0; d < 2 * DEPTH; ++d)
                     query[f][d / 2][d % 2] =
-                        is_head(head_warp, h)
+                        is_query
                             ? *reinterpret_cast<const unsigned*>(of_head + d * 16 + lane % 4 * 4)
                             : 0;
             }
@@ -81,7 +84,7 @@ struct FragmentState {
             }
     }
 
-    // Whether head `h` of a head warp's fragments is one of the group's.
+    // Whether head `h` of a head warp's fragments is one of the tile's columns.
     static __device__ __forceinline__ bool is_head(int head_warp, int h) {
         return h < L::HEADS && exists<C>(head_warp, h);
     }
@@ -114,8 +117,10 @@ struct FragmentState {
         return u * 16 * L::ROW_BYTES + d / 4 * 128;
     }
 
-    // Takes in the warp's part of a tile of `count` tokens: K rows at `tile`, V rows behind them.
-    __device__ __forceinline__ void tile(const char* tile, int count, int token_warp, int lane) {
+    // Takes in the warp's part of a tile of `count` tokens: K rows at `tile`, V rows behind them. Where
+    // there are several query rows, `rows` says which of them select each token.
+    __device__ __forceinline__ void tile(const char* tile, const unsigned* rows, int count,
+                                         int token_warp, int head_warp, int lane) {
         const unsigned k = shared_address(tile);
 #pragma unroll 1
         for (int first = token_warp * L::STEP; first < count; first += L::TOKEN_WARPS * L::STEP) {
@@ -143,7 +148,9 @@ struct FragmentState {
                                                          of_q[f][2 * half + 1]);
                         }
                 }
-            weigh(logit, count - first, lane);
+            if constexpr (C::QUERY_ROWS > 1) select(logit, rows + first, head_warp, lane);
+            else select(logit, count - first, lane);
+            weigh(logit);
             unsigned weight[C::UNROLL][FRAGMENTS][2], rest[C::UNROLL][FRAGMENTS][2];
 #pragma unroll
             for (int u = 0; u < C::UNROLL; ++u)
@@ -175,21 +182,65 @@ struct FragmentState {
         }
     }
 
-    // Turns logits into weights 2^(logit * scale - m + HEADROOM), rescaling what was accumulated under
-    // a smaller m; `count` of the tokens exist.
-    __device__ __forceinline__ void weigh(float (&logit)[C::UNROLL][FRAGMENTS][4], int count,
-                                          int lane) {
+    using Logits = float[C::UNROLL][FRAGMENTS][4];
+
+    // Scales logits, and makes -inf of those whose token does not exist: all but `count`.
+    __device__ __forceinline__ void select(Logits& logit, int count, int lane) const {
+        scale_all(logit);
+#pragma unroll
+        for (int i = 0; i < 2 * C::UNROLL; ++i)
+            if (8 * i + lane / 4 >= count)
+#pragma unroll
+                for (int f = 0; f < FRAGMENTS; ++f)
+#pragma unroll
+                    for (int j = 0; j < 2; ++j)
+                        logit[i / 2][f][i % 2 * 2 + j] = minus_infinity();
+    }
+
+    // The same, for those whose row does not select the token. Most steps lie in spans that all rows
+    // of the tile select.
+    __device__ __forceinline__ void select(Logits& logit, const unsigned* rows, int head_warp,
+                                           int lane) const {
+        scale_all(logit);
+        unsigned of_token[2 * C::UNROLL], by_all = ~0u;
+#pragma unroll
+        for (int i = 0; i < 2 * C::UNROLL; ++i) by_all &= of_token[i] = rows[8 * i + lane / 4];
+        if (__all_sync(~0u, by_all == ~0u)) return;
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; ++f)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const int row =
+                    Columns<C>::row(head_warp * L::HEADS + 8 * f + lane % 4 * 2 + j);
+#pragma unroll
+                for (int i = 0; i < 2 * C::UNROLL; ++i)
+                    if (!(of_token[i] >> row & 1)) logit[i / 2][f][i % 2 * 2 + j] = minus_infinity();
+            }
+    }
+
+    __device__ __forceinline__ void scale_all(Logits& logit) const {
+#pragma unroll
+        for (int u = 0; u < C::UNROLL; ++u)
+#pragma unroll
+            for (int f = 0; f < FRAGMENTS; ++f)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    logit[u][f][i] *= scale;
+                    if (soft_cap != 0.f) logit[u][f][i] = soft_capped(logit[u][f][i], soft_cap);
+                }
+    }
+
+    // Turns logits into weights 2^(logit - m + HEADROOM), rescaling what was accumulated under a
+    // smaller m.
+    __device__ __forceinline__ void weigh(Logits& logit) {
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; ++f)
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 float most = m[f][j];
 #pragma unroll
-                for (int i = 0; i < 2 * C::UNROLL; ++i) {
-                    float& one = logit[i / 2][f][i % 2 * 2 + j];
-                    one = 8 * i + lane / 4 < count ? one * scale : minus_infinity();
-                    most = fmaxf(most, one);
-                }
+                for (int i = 0; i < 2 * C::UNROLL; ++i)
+                    most = fmaxf(most, logit[i / 2][f][i % 2 * 2 + j]);
 #pragma unroll
                 for (int step = 4; step < 32; step *= 2)
                     most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
@@ -225,14 +276,14 @@ struct FragmentState {
     // Writes the warp's state to shared memory, as `LaneState` does.
     __device__ __forceinline__ void store(char* shared, int token_warp, int head_warp, int lane) const {
         float* states = reinterpret_cast<float*>(shared);
-        float2* maxima = reinterpret_cast<float2*>(states + L::TOKEN_WARPS * C::GROUP * L::STATE);
+        float2* maxima = reinterpret_cast<float2*>(states + L::TOKEN_WARPS * L::COLUMNS * L::STATE);
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; ++f)
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 const int h = 8 * f + lane % 4 * 2 + j;
                 if (!is_head(head_warp, h)) continue;
-                const int head = token_warp * C::GROUP + head_warp * L::HEADS + h;
+                const int head = token_warp * L::COLUMNS + head_warp * L::HEADS + h;
                 float* of_head = states + head * L::STATE + lane / 4;
 #pragma unroll
                 for (int d = 0; d < DEPTH; ++d) {

@@ -18,6 +18,7 @@ struct LaneState {
     using Chunk = typename L::Chunk;
     float query[C::QUERY_SHARED ? 1 : L::HEADS][C::QUERY_SHARED ? 1 : L::PER_LANE];
     const float* shared_query;
+    float soft_cap;
     float m[L::HEADS], l[L::HEADS], acc[L::HEADS][L::PER_LANE];
 
     // Reads the queries of `piece`, times the scale, in base 2.
@@ -25,8 +26,8 @@ struct LaneState {
                                           int head_warp, int lane) {
         const int lane_in_row = lane % L::LANES;
         const float scale = a.scale * LOG2_E;
-        const long long first_head =
-            (static_cast<long long>(piece.row) * a.kv_heads + piece.head) * C::GROUP;
+        soft_cap = a.soft_cap;
+        const long long first_head = Columns<C>(a, piece.tile, piece.head).place(0);
         const unsigned* q = static_cast<const unsigned*>(a.q) + first_head * (C::HEAD_DIM / 2);
         if constexpr (C::QUERY_SHARED) {
             float* queries = reinterpret_cast<float*>(shared + L::QUERY_AT);
@@ -106,6 +107,12 @@ struct LaneState {
 #pragma unroll
                 for (int h = 0; h < L::HEADS; ++h)
                     logit[u][h] += __shfl_xor_sync(~0u, logit[u][h], step);
+        if (soft_cap != 0.f)
+#pragma unroll
+            for (int u = 0; u < C::UNROLL; ++u)
+#pragma unroll
+                for (int h = 0; h < L::HEADS; ++h)
+                    logit[u][h] = soft_capped(logit[u][h], soft_cap);
 #pragma unroll
         for (int h = 0; h < L::HEADS; ++h) {
             float largest = m[h];
@@ -197,8 +204,8 @@ struct LaneState {
     // Writes the warp's state to shared memory: acc, then (m, l), by token warp and query head.
     __device__ __forceinline__ void store(char* shared, int token_warp, int head_warp, int lane) const {
         float* states = reinterpret_cast<float*>(shared);
-        float2* ml = reinterpret_cast<float2*>(states + L::TOKEN_WARPS * C::GROUP * L::STATE);
-        const int first_head = token_warp * C::GROUP + head_warp * L::HEADS;
+        float2* ml = reinterpret_cast<float2*>(states + L::TOKEN_WARPS * L::COLUMNS * L::STATE);
+        const int first_head = token_warp * L::COLUMNS + head_warp * L::HEADS;
 #pragma unroll
         for (int h = 0; h < L::HEADS; ++h) {
             if (!exists<C>(head_warp, h)) continue;
@@ -225,7 +232,7 @@ __device__ __forceinline__ void attend_direct(const DecodeArguments& a, const Pi
     using L = Layout<C>;
     using Chunk = typename L::Chunk;
     const int first = piece.begin + token_warp * 32;
-    TokenCursor cursor(a, piece, first + lane);
+    TokenCursor cursor(a, piece, piece.tile, first + lane);
     for (int base = first; base < piece.end; base += L::TOKEN_WARPS * 32) {
         const long long mine = base + lane < piece.end ? cursor.offset(base + lane) : -1;
 #pragma unroll 1

@@ -6,25 +6,32 @@
 
 namespace spanforge {
 
+// A *query tile* is up to QUERY_ROWS rows of one request, one after the other, whose queries are
+// computed together; with QUERY_ROWS of 1 tiles are rows. Each tile has `span_heads` sets of spans: one
+// for all KV heads, or one for each.
 struct DecodeArguments {
     const void* q;           // [rows, kv_heads * GROUP, HEAD_DIM]
     const char* k;           // pages, addressed by the strides below
     const char* v;
     const int* page_table;   // [requests, max_pages]
     const int* row_request;  // [rows]
-    const int* span_ptr;     // [rows + 1]
-    const int2* spans;       // [span_ptr[rows]], canonical
-    const int* row_tokens;   // the plan
+    const int* tile_ptr;     // [tiles + 1]: first rows; not read where QUERY_ROWS is 1
+    const int* span_ptr;     // [tiles * span_heads + 1]
+    const int2* spans;       // [span_ptr[tiles * span_heads]], canonical
+    const unsigned* span_rows;  // rows of its tile that select a span; not read where QUERY_ROWS is 1
+    const int* set_tokens;   // the plan
     const int* span_tokens;
+    const float* sinks;      // [kv_heads * GROUP], or null
     void* out;               // as q
     float* lse;              // [rows, kv_heads * GROUP]
-    float* partial_acc;      // [2 * blocks, GROUP, HEAD_DIM]
-    float2* partial_ml;      // [2 * blocks, GROUP]: m (base 2) and l
-    int* arrivals;           // [rows, kv_heads], zero before and after a launch
-    int rows, kv_heads, page_size, max_pages;
+    float* partial_acc;      // [2 * blocks, COLUMNS, HEAD_DIM]
+    float2* partial_ml;      // [2 * blocks, COLUMNS]: m (base 2) and l
+    int* arrivals;           // [tiles, kv_heads], zero before and after a launch
+    int tiles, kv_heads, span_heads, page_size, max_pages;
     int page_stride, token_stride, head_stride;  // of K and V, in elements
     int smallest_share;
     float scale;
+    float soft_cap;          // 0 for none
 };
 
 // What follows from a configuration `C` (see the rendered file that ends with the kernels).
@@ -38,7 +45,8 @@ struct Layout {
     static constexpr int PER_LANE = CHUNKS * VECTOR;                  // elements per lane
     static constexpr int ROWS_PER_WARP = 32 / LANES;
     static constexpr int HEADS = C::HEADS_PER_WARP;
-    static constexpr int HEAD_WARPS = (C::GROUP + HEADS - 1) / HEADS;
+    static constexpr int COLUMNS = C::QUERY_ROWS * C::GROUP;          // query heads of a tile's rows
+    static constexpr int HEAD_WARPS = (COLUMNS + HEADS - 1) / HEADS;
     static constexpr int TOKEN_WARPS = C::TOKEN_WARPS;
     static constexpr int THREADS = 32 * HEAD_WARPS * TOKEN_WARPS;
     static constexpr int FRAGMENTS = (HEADS + 7) / 8;                 // eights of heads per warp
@@ -56,14 +64,17 @@ struct Layout {
     // Floats from one head's accumulator to the next: those of tensor cores are stored by columns,
     // which four floats of padding keep on different banks.
     static constexpr int STATE = C::HEAD_DIM + (C::TENSOR_CORES ? 4 : 0);
-    static constexpr int STATES = TOKEN_WARPS * C::GROUP * (STATE + 2) * 4;
+    static constexpr int STATES = TOKEN_WARPS * COLUMNS * (STATE + 2) * 4;
     static constexpr int QUERY_AT = ((RING > STATES ? RING : STATES) + 15) / 16 * 16;
     static constexpr int QUERY_BYTES =                                // 16 bits, or f32
         HEAD_WARPS * (C::TENSOR_CORES ? FRAGMENTS * 8 * ROW_BYTES : HEADS * C::HEAD_DIM * 4);
     static constexpr int QUERY = C::QUERY_SHARED ? QUERY_BYTES : 0;
     static constexpr int OFFSETS_AT = QUERY_AT + QUERY;
     static constexpr int OFFSETS = C::STAGED ? 2 * C::TILE * 8 : 0;   // two tiles of addresses
-    static constexpr int SHARED_BYTES = OFFSETS_AT + OFFSETS;
+    // Which rows select the tokens of the tiles that are located and not used up.
+    static constexpr int ROWS_AT = OFFSETS_AT + OFFSETS;
+    static constexpr int ROWS = C::QUERY_ROWS > 1 ? (C::STAGES + 1) * C::TILE * 4 : 0;
+    static constexpr int SHARED_BYTES = ROWS_AT + ROWS;
 
     // Where a lane's elements lie among a head's queries in shared memory, the first lane's as the
     // others follow: fours of all lanes side by side, so that a warp reads them without conflicts.
@@ -78,15 +89,50 @@ struct Layout {
     }
 
     static_assert(C::STAGED || !C::TENSOR_CORES, "tensor cores take tiles from shared memory");
+    static_assert(C::QUERY_ROWS == 1 || C::TENSOR_CORES, "CUDA cores take one row at a time");
+    static_assert(C::QUERY_ROWS <= 32, "a word has a bit for each row of a query tile");
     static_assert(C::STAGED || HEAD_WARPS == 1, "warps share K and V rows in shared memory only");
     static_assert(C::HEAD_DIM % VECTOR == 0 && VECTORS % LANES == 0, "rows are whole vectors");
     static_assert(SHARED_BYTES == C::SHARED_BYTES, "the host computes the same size");
 };
 
-// Whether query head `h` of a head warp is one of the group's, not padding.
+// Whether query head `h` of a head warp is one of the tile's columns, not padding.
 template <class C>
 __device__ __forceinline__ bool exists(int head_warp, int h) {
-    return C::GROUP % C::HEADS_PER_WARP == 0 || head_warp * C::HEADS_PER_WARP + h < C::GROUP;
+    constexpr int COLUMNS = Layout<C>::COLUMNS;
+    return COLUMNS % C::HEADS_PER_WARP == 0 || head_warp * C::HEADS_PER_WARP + h < COLUMNS;
 }
+
+// The columns of a query tile, for one KV head: its rows' query heads, row after row.
+template <class C>
+struct Columns {
+    int first_row, rows, kv_heads, head;
+
+    __device__ __forceinline__ Columns(const DecodeArguments& a, int tile, int head)
+        : first_row(tile), rows(1), kv_heads(a.kv_heads), head(head) {
+        if constexpr (C::QUERY_ROWS > 1) {
+            first_row = a.tile_ptr[tile];
+            rows = a.tile_ptr[tile + 1] - first_row;
+        }
+    }
+
+    // Row of the tile that column `c` belongs to.
+    static __device__ __forceinline__ int row(int c) { return C::QUERY_ROWS > 1 ? c / C::GROUP : 0; }
+
+    // Whether the tile has that row: the last tile of a request may have fewer than others.
+    __device__ __forceinline__ bool has_row(int c) const {
+        return C::QUERY_ROWS == 1 || row(c) < rows;
+    }
+
+    // Which of the model's query heads it is.
+    __device__ __forceinline__ int query_head(int c) const {
+        return head * C::GROUP + c - row(c) * C::GROUP;
+    }
+
+    // Its place in [rows, query_heads].
+    __device__ __forceinline__ long long place(int c) const {
+        return static_cast<long long>(first_row + row(c)) * (kv_heads * C::GROUP) + query_head(c);
+    }
+};
 
 }  // namespace spanforge

@@ -6,6 +6,9 @@
 
 namespace spanforge {
 
+// Threads of a block of the merge kernel.
+constexpr int MERGE_THREADS = 128;
+
 // Four consecutive elements of a head's merged state.
 struct Quad {
     float m, l;
@@ -27,10 +30,15 @@ __device__ __forceinline__ void merge_into(Quad& sum, float m, float l, float4 a
     sum.acc.w = sum.acc.w * mine + acc.w * theirs;
 }
 
-// Writes four elements of the final output of one query head, and its LSE with the first four.
+// Writes four elements of the final output of one column, and its LSE with the first four. An attention
+// sink is a token whose logit is given and whose value is zero.
 template <class C>
-__device__ __forceinline__ void write_output(const DecodeArguments& a, long long head, int element,
-                                             const Quad& state) {
+__device__ __forceinline__ void write_output(const DecodeArguments& a, const Columns<C>& columns,
+                                             int c, int element, Quad state) {
+    if (!columns.has_row(c)) return;
+    if (a.sinks != nullptr)
+        merge_into(state, a.sinks[columns.query_head(c)] * LOG2_E, 1.f, make_float4(0.f, 0.f, 0.f, 0.f));
+    const long long head = columns.place(c);
     const float scale = normaliser(state.l);
     const uint2 packed = make_uint2(C::Element::narrow(state.acc.x * scale, state.acc.y * scale),
                                     C::Element::narrow(state.acc.z * scale, state.acc.w * scale));
@@ -41,20 +49,24 @@ __device__ __forceinline__ void write_output(const DecodeArguments& a, long long
 // Partial states that a thread loads before it merges them.
 constexpr int LOADED_AHEAD = 8;
 
-// Merges the partial states that the blocks of one row and KV head left, in the order of blocks,
-// with all threads of this block. Does nothing for a row that one block has finished.
+// Merges the partial states that blocks left of one tile and KV head, in the order of blocks, four
+// elements at a time: those numbered `thread` and every `threads` further. Does nothing for a tile that
+// one block has finished.
 template <class C>
-__device__ __forceinline__ void merge_row(const DecodeArguments& a, const Shares& shares, int row,
-                                          int head) {
-    const long long begin = static_cast<long long>(head) * shares.tokens + a.row_tokens[row];
-    const long long end = static_cast<long long>(head) * shares.tokens + a.row_tokens[row + 1];
+__device__ __forceinline__ void merge_tile(const DecodeArguments& a, const Shares& shares, int tile,
+                                           int head, int thread, int threads) {
+    const int set = a.span_heads == 1 ? tile : tile * a.span_heads + head;
+    const long long line = a.span_heads == 1 ? static_cast<long long>(head) * shares.tokens : 0;
+    const long long begin = line + a.set_tokens[set];
+    const long long end = line + a.set_tokens[set + 1];
     if (begin == end) return;
     const int first = static_cast<int>(begin / shares.share);
     const int last = static_cast<int>((end - 1) / shares.share);
     if (first == last) return;
-    const long long first_head = (static_cast<long long>(row) * a.kv_heads + head) * C::GROUP;
-    for (int i = threadIdx.x; i < C::GROUP * C::HEAD_DIM / 4; i += blockDim.x) {
-        const int h = i / (C::HEAD_DIM / 4);
+    constexpr int COLUMNS = Layout<C>::COLUMNS;
+    const Columns<C> columns(a, tile, head);
+    for (int i = thread; i < COLUMNS * C::HEAD_DIM / 4; i += threads) {
+        const int c = i / (C::HEAD_DIM / 4);
         Quad sum = {minus_infinity(), 0.f, make_float4(0.f, 0.f, 0.f, 0.f)};
         // Several are under way together: one after the other each would wait for memory.
         for (int next = first; next <= last; next += LOADED_AHEAD) {
@@ -66,64 +78,65 @@ __device__ __forceinline__ void merge_row(const DecodeArguments& a, const Shares
                 const int slot = partial_slot(block, block == first);
                 // Written by other blocks of the same launch where the last arriver merges, so these
                 // loads may not go through the read-only path or a stale L1 line.
-                ml[j] = __ldcg(a.partial_ml + slot * C::GROUP + h);
+                ml[j] = __ldcg(a.partial_ml + slot * COLUMNS + c);
                 acc[j] = __ldcg(reinterpret_cast<const float4*>(a.partial_acc) +
-                                static_cast<long long>(slot) * (C::GROUP * C::HEAD_DIM / 4) + i);
+                                static_cast<long long>(slot) * (COLUMNS * C::HEAD_DIM / 4) + i);
             }
 #pragma unroll
             for (int j = 0; j < LOADED_AHEAD; ++j)
                 if (next + j <= last) merge_into(sum, ml[j].x, ml[j].y, acc[j]);
         }
-        write_output<C>(a, first_head + h, i % (C::HEAD_DIM / 4) * 4, sum);
+        write_output<C>(a, columns, c, i % (C::HEAD_DIM / 4) * 4, sum);
     }
 }
 
-// Merges the token warps' states from shared memory in warp order, and writes the row's output or,
-// where other blocks have a part in the row, its partial state.
+// Merges the token warps' states from shared memory in warp order, and writes the tile's output or,
+// where other blocks have a part in it, its partial state.
 template <class C>
 __device__ __forceinline__ void finish_piece(const DecodeArguments& a, const Piece& piece,
                                              const char* shared) {
     using L = Layout<C>;
     const float4* states = reinterpret_cast<const float4*>(shared);
     const float2* ml = reinterpret_cast<const float2*>(
-        shared + L::TOKEN_WARPS * C::GROUP * L::STATE * 4);
-    const long long first_head =
-        (static_cast<long long>(piece.row) * a.kv_heads + piece.head) * C::GROUP;
+        shared + L::TOKEN_WARPS * L::COLUMNS * L::STATE * 4);
+    const Columns<C> columns(a, piece.tile, piece.head);
     const int slot = partial_slot(blockIdx.x, piece.first);
-    for (int i = threadIdx.x; i < C::GROUP * C::HEAD_DIM / 4; i += L::THREADS) {
-        const int h = i / (C::HEAD_DIM / 4);
-        const int at = h * (L::STATE / 4) + i % (C::HEAD_DIM / 4);
-        Quad sum = {ml[h].x, ml[h].y, states[at]};
+    for (int i = threadIdx.x; i < L::COLUMNS * C::HEAD_DIM / 4; i += L::THREADS) {
+        const int c = i / (C::HEAD_DIM / 4);
+        const int at = c * (L::STATE / 4) + i % (C::HEAD_DIM / 4);
+        Quad sum = {ml[c].x, ml[c].y, states[at]};
 #pragma unroll
         for (int w = 1; w < L::TOKEN_WARPS; ++w) {
-            const float2 other = ml[w * C::GROUP + h];
-            merge_into(sum, other.x, other.y, states[w * (C::GROUP * L::STATE / 4) + at]);
+            const float2 other = ml[w * L::COLUMNS + c];
+            merge_into(sum, other.x, other.y, states[w * (L::COLUMNS * L::STATE / 4) + at]);
         }
         if (piece.first && piece.last) {
-            write_output<C>(a, first_head + h, i % (C::HEAD_DIM / 4) * 4, sum);
+            write_output<C>(a, columns, c, i % (C::HEAD_DIM / 4) * 4, sum);
         } else {
             float4* acc = reinterpret_cast<float4*>(a.partial_acc) +
-                          static_cast<long long>(slot) * (C::GROUP * C::HEAD_DIM / 4);
+                          static_cast<long long>(slot) * (L::COLUMNS * C::HEAD_DIM / 4);
             acc[i] = sum.acc;
-            if (i % (C::HEAD_DIM / 4) == 0) a.partial_ml[slot * C::GROUP + h] = make_float2(sum.m, sum.l);
+            if (i % (C::HEAD_DIM / 4) == 0) a.partial_ml[slot * L::COLUMNS + c] = make_float2(sum.m, sum.l);
         }
     }
 }
 
-// Rows without a selected token: +0 and -inf, spread over the blocks.
+// Sets without a selected token: +0 and -inf, spread over the blocks.
 template <class C>
-__device__ __forceinline__ void write_empty_rows(const DecodeArguments& a) {
+__device__ __forceinline__ void write_empty_sets(const DecodeArguments& a) {
     const Quad empty = {minus_infinity(), 0.f, make_float4(0.f, 0.f, 0.f, 0.f)};
-    const int heads = a.kv_heads * C::GROUP;
-    for (int row = blockIdx.x; row < a.rows; row += gridDim.x) {
-        if (a.row_tokens[row] != a.row_tokens[row + 1]) continue;
-        for (int i = threadIdx.x; i < heads * (C::HEAD_DIM / 4); i += blockDim.x)
-            write_output<C>(a, static_cast<long long>(row) * heads + i / (C::HEAD_DIM / 4),
-                            i % (C::HEAD_DIM / 4) * 4, empty);
+    for (int set = blockIdx.x; set < a.tiles * a.span_heads; set += gridDim.x) {
+        if (a.set_tokens[set] != a.set_tokens[set + 1]) continue;
+        const int tile = set / a.span_heads;
+        for (int head = set % a.span_heads; head < a.kv_heads; head += a.span_heads) {
+            const Columns<C> columns(a, tile, head);
+            for (int i = threadIdx.x; i < Layout<C>::COLUMNS * C::HEAD_DIM / 4; i += blockDim.x)
+                write_output<C>(a, columns, i / (C::HEAD_DIM / 4), i % (C::HEAD_DIM / 4) * 4, empty);
+        }
     }
 }
 
-// The last block to arrive at a row that several share merges it. Which block that is depends on
+// The last block to arrive at a tile that several share merges it. Which block that is depends on
 // timing; what it computes does not.
 template <class C>
 __device__ __forceinline__ void arrive_and_merge(const DecodeArguments& a, const Shares& shares,
@@ -132,19 +145,20 @@ __device__ __forceinline__ void arrive_and_merge(const DecodeArguments& a, const
     __shared__ int is_last;
     __threadfence();  // this thread's part of the partial state is visible to every block
     __syncthreads();  // and so is every other thread's of this block
-    const long long line = static_cast<long long>(piece.head) * shares.tokens;
+    const long long line =
+        a.span_heads == 1 ? static_cast<long long>(piece.head) * shares.tokens : 0;
     const int sharing =
-        static_cast<int>((line + a.row_tokens[piece.row + 1] - 1) / shares.share -
-                         (line + a.row_tokens[piece.row]) / shares.share) + 1;
+        static_cast<int>((line + a.set_tokens[piece.set + 1] - 1) / shares.share -
+                         (line + a.set_tokens[piece.set]) / shares.share) + 1;
     if (threadIdx.x == 0) {
-        int* arrivals = a.arrivals + piece.row * a.kv_heads + piece.head;
+        int* arrivals = a.arrivals + piece.tile * a.kv_heads + piece.head;
         const int before = atomicAdd(arrivals, 1);
         is_last = before == sharing - 1;
         if (is_last) *arrivals = 0;  // ready for the next launch
         __threadfence();  // what the other blocks made visible before they arrived is seen from here
     }
     __syncthreads();  // is_last is written
-    if (is_last) merge_row<C>(a, shares, piece.row, piece.head);
+    if (is_last) merge_tile<C>(a, shares, piece.tile, piece.head, threadIdx.x, blockDim.x);
     __syncthreads();  // is_last is read before the next piece writes it
 }
 

@@ -6,11 +6,11 @@
 
 namespace spanforge {
 
-// Tokens [begin, end) of the plan's line that belong to one row, for one KV head.
+// Tokens [begin, end) of the plan's line that belong to one set of spans, for one KV head.
 struct Piece {
-    int row, head;
-    int begin, end;      // in selected tokens of all rows
-    bool first, last;    // whether it holds the row's first and last selected token
+    int set, tile, head;
+    int begin, end;      // in selected tokens of all sets
+    bool first, last;    // whether it holds the set's first and last selected token
 };
 
 // Where the K and V rows of selected tokens lie. Each thread follows tokens in rising order and
@@ -21,11 +21,13 @@ struct TokenCursor {
     int span;
     long long head_offset;
 
-    __device__ __forceinline__ TokenCursor(const DecodeArguments& a, const Piece& piece, int first)
-        : a(a), pages(a.page_table + static_cast<long long>(a.row_request[piece.row]) * a.max_pages),
+    // `row` is one of the piece's query tile.
+    __device__ __forceinline__ TokenCursor(const DecodeArguments& a, const Piece& piece, int row,
+                                           int first)
+        : a(a), pages(a.page_table + static_cast<long long>(a.row_request[row]) * a.max_pages),
           head_offset(static_cast<long long>(piece.head) * a.head_stride) {
-        const int low = a.span_ptr[piece.row];
-        const int high = a.span_ptr[piece.row + 1];
+        const int low = a.span_ptr[piece.set];
+        const int high = a.span_ptr[piece.set + 1];
         span = last_at_most(a.span_tokens, low, high, min(first, piece.end - 1));
     }
 
@@ -38,6 +40,9 @@ struct TokenCursor {
         return 2 * (pages[page] * static_cast<long long>(a.page_stride) +
                     slot * static_cast<long long>(a.token_stride) + head_offset);
     }
+
+    // Which rows of the query tile select the token that `offset` was called for last.
+    __device__ __forceinline__ unsigned rows() const { return a.span_rows[span]; }
 };
 
 }  // namespace spanforge

@@ -1,11 +1,13 @@
 // The plan: who computes what, worked out on the device from the spans alone.
 //
-// Rows are laid end to end by their selected tokens, once per KV head (heads outermost), and this
-// line of `kv_heads * selected tokens` is cut into equal shares, one per block. A block finds its
-// rows and spans by searching two prefix sums:
-//   row_tokens[r]   selected tokens before row r            (rows + 1 entries)
-//   span_tokens[s]  selected tokens before span s           (spans + 1 entries)
+// Sets of spans are laid end to end by their selected tokens, once per KV head that they serve (heads
+// outermost), and this line is cut into equal shares, one per block. A block finds its sets and spans by
+// searching two prefix sums:
+//   set_tokens[s]   selected tokens before set s            (sets + 1 entries)
+//   span_tokens[i]  selected tokens before span i           (spans + 1 entries)
 // Nothing else is stored, nothing goes through the host, and every size is known before the launch.
+// There is a set for each row, or for each query tile of several rows (`overlay.cuh`), or for each KV
+// head of those.
 #pragma once
 
 namespace spanforge {
@@ -14,12 +16,12 @@ constexpr int PLAN_THREADS = 256;
 
 // Prefix sums over the lengths of canonical spans, by one block.
 __device__ __forceinline__ void plan_spans(const int* __restrict__ span_ptr,
-                                           const int2* __restrict__ spans, int* row_tokens,
-                                           int* span_tokens, int rows) {
+                                           const int2* __restrict__ spans, int* set_tokens,
+                                           int* span_tokens, int sets) {
     __shared__ int warp_sums[PLAN_THREADS / 32];
     const int lane = threadIdx.x % 32;
     const int warp = threadIdx.x / 32;
-    const int count = span_ptr[rows];
+    const int count = span_ptr[sets];
     int carry = 0;
     for (int base = 0; base < count; base += PLAN_THREADS) {
         const int index = base + static_cast<int>(threadIdx.x);
@@ -44,27 +46,27 @@ __device__ __forceinline__ void plan_spans(const int* __restrict__ span_ptr,
         __syncthreads();  // every sum is read before the next round overwrites it
     }
     if (threadIdx.x == 0) span_tokens[count] = carry;
-    __syncthreads();  // span_tokens is complete, for this block, before rows are read from it
-    for (int row = threadIdx.x; row <= rows; row += PLAN_THREADS)
-        row_tokens[row] = span_tokens[span_ptr[row]];
+    __syncthreads();  // span_tokens is complete, for this block, before sets are read from it
+    for (int set = threadIdx.x; set <= sets; set += PLAN_THREADS)
+        set_tokens[set] = span_tokens[span_ptr[set]];
 }
 
 // How the line of work is cut.
 struct Shares {
-    int tokens;       // selected tokens of all rows
-    long long work;   // tokens * kv_heads
+    int tokens;       // selected tokens of all sets
+    long long work;   // tokens, times the KV heads that each set serves
     long long share;  // tokens per block
 
-    __device__ __forceinline__ Shares(const int* row_tokens, int rows, int kv_heads, int blocks,
+    __device__ __forceinline__ Shares(const int* set_tokens, int sets, int heads_per_set, int blocks,
                                       int smallest_share)
-        : tokens(row_tokens[rows]), work(static_cast<long long>(row_tokens[rows]) * kv_heads) {
+        : tokens(set_tokens[sets]), work(static_cast<long long>(set_tokens[sets]) * heads_per_set) {
         share = (work + blocks - 1) / blocks;
         if (share < smallest_share) share = smallest_share;
     }
 };
 
-// A row that several blocks share leaves one partial state per block, in a slot that follows from
-// the block alone: slot 2b + 1 for the row that begins in block b and goes on, slot 2b for one that
+// A set that several blocks share leaves one partial state per block, in a slot that follows from
+// the block alone: slot 2b + 1 for the set that begins in block b and goes on, slot 2b for one that
 // goes on from the block before. A block has at most one of each.
 __device__ __forceinline__ int partial_slot(int block, bool begins_here) {
     return 2 * block + (begins_here ? 1 : 0);

@@ -18,10 +18,24 @@ __device__ __forceinline__ float exp2_approximate(float x) {
     return y;
 }
 
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ __forceinline__ float log2_approximate(float x) {
     float y;
     asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+// A logit that goes to `cap` and minus `cap` (not 0) as it grows: cap * tanh(logit / cap). Of the
+// logit times log2(e), and so is what comes out. 1 - 2 / (e^2x + 1) has an error that is small beside
+// 1, which is all that a difference of logits sees of it.
+__device__ __forceinline__ float soft_capped(float logit, float cap) {
+    const float most = cap * LOG2_E;
+    return most - 2.f * most * reciprocal_approximate(exp2_approximate(logit * (2.f / cap)) + 1.f);
 }
 
 // What is subtracted from logits whose largest is `m`: `m` itself, but 0 while every logit is

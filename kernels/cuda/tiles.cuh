@@ -12,24 +12,30 @@ namespace spanforge {
 // The tokens of a piece, through a ring of tiles in shared memory.
 template <class C, class State>
 __device__ __forceinline__ void attend_staged(const DecodeArguments& a, const Piece& piece,
-                                              State& state, char* shared, int token_warp, int lane) {
+                                              State& state, char* shared, int token_warp,
+                                              int head_warp, int lane) {
     using L = Layout<C>;
     long long* offsets = reinterpret_cast<long long*>(shared + L::OFFSETS_AT);
+    unsigned* rows = reinterpret_cast<unsigned*>(shared + L::ROWS_AT);
     const unsigned ring = shared_address(shared);
     const int tiles = (piece.end - piece.begin + C::TILE - 1) / C::TILE;
     const int tid = threadIdx.x;
-    TokenCursor cursor(a, piece, piece.begin + tid);
+    const int first_query_row = Columns<C>(a, piece.tile, piece.head).first_row;
+    TokenCursor cursor(a, piece, first_query_row, piece.begin + tid);
     // Each warp copies whole rows, each lane the same 16 bytes of them.
     const int first_row = tid / 32 * L::WARP_ROWS + lane / L::COPIES;
     const int chunk = lane % L::COPIES;
     const char* k_chunk = a.k + chunk * 16;
     const char* v_chunk = a.v + chunk * 16;
 
-    // Addresses of tile `t`, for whoever copies it after the next barrier.
+    // Addresses of tile `t`, for whoever copies it after the next barrier, and the rows that select its
+    // tokens: none where there is no token.
     const auto locate = [&](int t) {
         const int index = piece.begin + t * C::TILE + tid;
         if (tid < C::TILE)
             offsets[t % 2 * C::TILE + tid] = index < piece.end ? cursor.offset(index) : 0;
+        if (C::QUERY_ROWS > 1 && tid < C::TILE)
+            rows[t % (C::STAGES + 1) * C::TILE + tid] = index < piece.end ? cursor.rows() : 0;
     };
     // Starts the copies of tile `t`; a group is committed even where there is no such tile, so that
     // counting groups counts tiles.
@@ -68,7 +74,9 @@ __device__ __forceinline__ void attend_staged(const DecodeArguments& a, const Pi
         locate(t + C::STAGES);
         const char* k = shared + t % C::STAGES * 2 * L::TILE_BYTES;
         const int count = min(C::TILE, piece.end - piece.begin - t * C::TILE);
-        state.tile(k, count, token_warp, lane);
+        if constexpr (C::TENSOR_CORES)
+            state.tile(k, rows + t % (C::STAGES + 1) * C::TILE, count, token_warp, head_warp, lane);
+        else state.tile(k, count, token_warp, lane);
     }
     __syncthreads();  // everybody has finished with the tiles: states may take their place
 }

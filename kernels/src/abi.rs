@@ -6,23 +6,29 @@ use serde::{Deserialize, Serialize};
 use spanforge_device::{Argument, Buffer};
 
 /// Raised whenever an argument is added, removed or given another meaning.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Threads of a block of the plan kernel; it is launched with one block.
 pub const PLAN_THREADS: u32 = 256;
 
-/// Threads of a block of the merge kernel; it is launched with one block per row and KV head.
+/// Threads of a block of the overlay kernel; it is launched with one warp per set and one more.
+pub const OVERLAY_THREADS: u32 = 128;
+
+/// Threads of a block of the merge kernel; it is launched with a grid of query tiles times KV heads by
+/// as many blocks as share the elements of each.
 pub const MERGE_THREADS: u32 = 128;
 
 /// The exported kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kernel {
+    /// The spans of query tiles, from those of their rows.
+    Overlay,
     /// Prefix sums over the spans.
     Plan,
     /// Attention over each block's share of the selected tokens.
     Decode,
-    /// Merging the states of rows that several blocks shared.
+    /// Merging the states of tiles that several blocks shared.
     Merge,
 }
 
@@ -48,11 +54,12 @@ impl ArgumentKind {
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 3] = [Self::Plan, Self::Decode, Self::Merge];
+    pub const ALL: [Self; 4] = [Self::Overlay, Self::Plan, Self::Decode, Self::Merge];
 
     /// The name it is exported under.
     pub fn symbol(self) -> &'static str {
         match self {
+            Self::Overlay => "spanforge_overlay",
             Self::Plan => "spanforge_plan",
             Self::Decode => "spanforge_decode",
             Self::Merge => "spanforge_merge",
@@ -63,12 +70,22 @@ impl Kernel {
     pub fn arguments(self) -> &'static [(&'static str, ArgumentKind)] {
         use ArgumentKind::{I32, Pointer};
         match self {
+            Self::Overlay => &[
+                ("tile_ptr", Pointer),
+                ("span_ptr", Pointer),
+                ("spans", Pointer),
+                ("tile_span_ptr", Pointer),
+                ("tile_spans", Pointer),
+                ("span_rows", Pointer),
+                ("tiles", I32),
+                ("span_heads", I32),
+            ],
             Self::Plan => &[
                 ("span_ptr", Pointer),
                 ("spans", Pointer),
-                ("row_tokens", Pointer),
+                ("set_tokens", Pointer),
                 ("span_tokens", Pointer),
-                ("rows", I32),
+                ("sets", I32),
             ],
             Self::Decode => &[
                 ("q", Pointer),
@@ -76,17 +93,21 @@ impl Kernel {
                 ("v", Pointer),
                 ("page_table", Pointer),
                 ("row_request", Pointer),
+                ("tile_ptr", Pointer),
                 ("span_ptr", Pointer),
                 ("spans", Pointer),
-                ("row_tokens", Pointer),
+                ("span_rows", Pointer),
+                ("set_tokens", Pointer),
                 ("span_tokens", Pointer),
+                ("sinks", Pointer),
                 ("out", Pointer),
                 ("lse", Pointer),
                 ("partial_acc", Pointer),
                 ("partial_ml", Pointer),
                 ("arrivals", Pointer),
-                ("rows", I32),
+                ("tiles", I32),
                 ("kv_heads", I32),
+                ("span_heads", I32),
                 ("page_size", I32),
                 ("max_pages", I32),
                 ("page_stride", I32),
@@ -94,15 +115,19 @@ impl Kernel {
                 ("head_stride", I32),
                 ("smallest_share", I32),
                 ("scale_bits", I32),
+                ("soft_cap_bits", I32),
             ],
             Self::Merge => &[
-                ("row_tokens", Pointer),
+                ("tile_ptr", Pointer),
+                ("set_tokens", Pointer),
+                ("sinks", Pointer),
                 ("out", Pointer),
                 ("lse", Pointer),
                 ("partial_acc", Pointer),
                 ("partial_ml", Pointer),
-                ("rows", I32),
+                ("tiles", I32),
                 ("kv_heads", I32),
+                ("span_heads", I32),
                 ("blocks", I32),
                 ("smallest_share", I32),
             ],
@@ -123,43 +148,78 @@ pub struct Operands {
     pub page_table: Buffer,
     /// `[rows]` i32.
     pub row_request: Buffer,
+    /// `[query_heads]` f32: a logit for each query head that its softmax has besides those of tokens.
+    pub sinks: Option<Buffer>,
     /// `[rows, query_heads, head_dim]`.
     pub out: Buffer,
     /// `[rows, query_heads]` f32.
     pub lse: Buffer,
 }
 
-/// Spans and the plan made of them.
+/// Spans and the plan made of them. A *set* is that of a row, or of a query tile of several rows, or of
+/// one KV head of it where those have spans of their own.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanBuffers {
-    /// `[rows + 1]` i32.
+    /// `[rows * span_heads + 1]` i32.
     pub span_ptr: Buffer,
     /// `[spans, 2]` i32, canonical.
     pub spans: Buffer,
-    /// `[rows + 1]` i32, written by the plan kernel.
-    pub row_tokens: Buffer,
-    /// `[spans + 1]` i32, written by the plan kernel.
+    /// Where query tiles have several rows.
+    pub overlay: Option<OverlayBuffers>,
+    /// `[sets + 1]` i32, written by the plan kernel.
+    pub set_tokens: Buffer,
+    /// `[spans + 1]` i32, written by the plan kernel; `[2 * spans + 1]` with an overlay.
     pub span_tokens: Buffer,
+}
+
+/// The spans of query tiles of several rows. All but the first are written by the overlay kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct OverlayBuffers {
+    /// `[tiles + 1]` i32: the first row of each tile (see [`query_tiles`](crate::launch::query_tiles)).
+    pub tile_ptr: Buffer,
+    /// `[tiles * span_heads + 1]` i32.
+    pub tile_span_ptr: Buffer,
+    /// `[2 * spans, 2]` i32.
+    pub tile_spans: Buffer,
+    /// `[2 * spans]` u32: a bit for each row of the tile, set where it selects the span.
+    pub span_rows: Buffer,
+}
+
+impl PlanBuffers {
+    /// Offsets and spans that are planned: those of the overlay where there is one.
+    fn planned(&self) -> [Buffer; 2] {
+        match &self.overlay {
+            Some(overlay) => [overlay.tile_span_ptr, overlay.tile_spans],
+            None => [self.span_ptr, self.spans],
+        }
+    }
+}
+
+/// The address of a buffer that need not be there: null where it is not.
+fn optional(buffer: Option<Buffer>) -> Argument {
+    buffer.map_or(Argument::Pointer(0), |buffer| buffer.at(0))
 }
 
 /// Scratch memory that launches of one decoder share.
 #[derive(Clone, Copy, Debug)]
 pub struct Workspace {
-    /// `[2 * blocks, group_size, head_dim]` f32.
+    /// `[2 * blocks, columns, head_dim]` f32.
     pub partial_acc: Buffer,
-    /// `[2 * blocks, group_size, 2]` f32.
+    /// `[2 * blocks, columns, 2]` f32.
     pub partial_ml: Buffer,
-    /// `[rows, kv_heads]` i32, zero before a launch and after it.
+    /// `[tiles, kv_heads]` i32, zero before a launch and after it.
     pub arrivals: Buffer,
 }
 
 /// The integers of a launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scalars {
-    /// Rows.
-    pub rows: i32,
+    /// Query tiles: rows, where those have one each.
+    pub tiles: i32,
     /// KV heads.
     pub kv_heads: i32,
+    /// Sets of spans of each row: 1, or as many as KV heads.
+    pub span_heads: i32,
     /// Tokens per page.
     pub page_size: i32,
     /// Entries of a request's row of the page table.
@@ -174,16 +234,38 @@ pub struct Scalars {
     pub smallest_share: i32,
     /// Factor of q . k.
     pub scale: f32,
+    /// What logits are capped at, smoothly; 0 where they are not.
+    pub soft_cap: f32,
+}
+
+/// Arguments of [`Kernel::Overlay`] for `tiles` query tiles of rows with `span_heads` sets each.
+pub fn overlay_arguments(
+    plan: &PlanBuffers,
+    overlay: &OverlayBuffers,
+    tiles: i32,
+    span_heads: i32,
+) -> Vec<Argument> {
+    vec![
+        overlay.tile_ptr.at(0),
+        plan.span_ptr.at(0),
+        plan.spans.at(0),
+        overlay.tile_span_ptr.at(0),
+        overlay.tile_spans.at(0),
+        overlay.span_rows.at(0),
+        Argument::I32(tiles),
+        Argument::I32(span_heads),
+    ]
 }
 
 /// Arguments of [`Kernel::Plan`].
-pub fn plan_arguments(plan: &PlanBuffers, rows: i32) -> Vec<Argument> {
+pub fn plan_arguments(plan: &PlanBuffers, sets: i32) -> Vec<Argument> {
+    let [span_ptr, spans] = plan.planned();
     vec![
-        plan.span_ptr.at(0),
-        plan.spans.at(0),
-        plan.row_tokens.at(0),
+        span_ptr.at(0),
+        spans.at(0),
+        plan.set_tokens.at(0),
         plan.span_tokens.at(0),
-        Argument::I32(rows),
+        Argument::I32(sets),
     ]
 }
 
@@ -194,30 +276,35 @@ pub fn decode_arguments(
     workspace: &Workspace,
     scalars: &Scalars,
 ) -> Vec<Argument> {
+    let [span_ptr, spans] = plan.planned();
     let mut arguments: Vec<Argument> = [
-        operands.q,
-        operands.k,
-        operands.v,
-        operands.page_table,
-        operands.row_request,
-        plan.span_ptr,
-        plan.spans,
-        plan.row_tokens,
-        plan.span_tokens,
-        operands.out,
-        operands.lse,
-        workspace.partial_acc,
-        workspace.partial_ml,
-        workspace.arrivals,
+        Some(operands.q),
+        Some(operands.k),
+        Some(operands.v),
+        Some(operands.page_table),
+        Some(operands.row_request),
+        plan.overlay.map(|overlay| overlay.tile_ptr),
+        Some(span_ptr),
+        Some(spans),
+        plan.overlay.map(|overlay| overlay.span_rows),
+        Some(plan.set_tokens),
+        Some(plan.span_tokens),
+        operands.sinks,
+        Some(operands.out),
+        Some(operands.lse),
+        Some(workspace.partial_acc),
+        Some(workspace.partial_ml),
+        Some(workspace.arrivals),
     ]
-    .iter()
-    .map(|buffer| buffer.at(0))
+    .into_iter()
+    .map(optional)
     .collect();
     let s = scalars;
     arguments.extend(
         [
-            s.rows,
+            s.tiles,
             s.kv_heads,
+            s.span_heads,
             s.page_size,
             s.max_pages,
             s.page_stride,
@@ -225,6 +312,7 @@ pub fn decode_arguments(
             s.head_stride,
             s.smallest_share,
             s.scale.to_bits().cast_signed(),
+            s.soft_cap.to_bits().cast_signed(),
         ]
         .map(Argument::I32),
     );
@@ -239,13 +327,20 @@ pub fn merge_arguments(
     scalars: &Scalars,
     blocks: i32,
 ) -> Vec<Argument> {
-    let mut arguments: Vec<Argument> =
-        [plan.row_tokens, operands.out, operands.lse, workspace.partial_acc, workspace.partial_ml]
-            .iter()
-            .map(|buffer| buffer.at(0))
-            .collect();
-    arguments.extend(
-        [scalars.rows, scalars.kv_heads, blocks, scalars.smallest_share].map(Argument::I32),
-    );
+    let mut arguments: Vec<Argument> = [
+        plan.overlay.map(|overlay| overlay.tile_ptr),
+        Some(plan.set_tokens),
+        operands.sinks,
+        Some(operands.out),
+        Some(operands.lse),
+        Some(workspace.partial_acc),
+        Some(workspace.partial_ml),
+    ]
+    .into_iter()
+    .map(optional)
+    .collect();
+    let s = scalars;
+    arguments
+        .extend([s.tiles, s.kv_heads, s.span_heads, blocks, s.smallest_share].map(Argument::I32));
     arguments
 }

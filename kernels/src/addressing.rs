@@ -3,12 +3,14 @@
 
 use crate::configuration::AttentionShape;
 use crate::problem::ProblemError;
-use spanforge_spans::{KvLayout, SpanBatch};
+use spanforge_spans::{BatchError, KvLayout, SpanBatch};
+use std::borrow::Cow;
 
 /// The integers of a launch, on the host.
 #[derive(Clone, Copy, Debug)]
 pub struct Addressing<'a> {
-    /// Per row the selected tokens, in logical positions.
+    /// Per row the selected tokens, in logical positions: one set, or one for each KV head, as sets
+    /// `[rows, kv_heads]`.
     pub spans: &'a SpanBatch,
     /// `[rows]`: request of each row.
     pub row_request: &'a [i32],
@@ -24,6 +26,19 @@ pub struct Addressing<'a> {
 }
 
 impl Addressing<'_> {
+    /// Sets of spans of each row: 1, or as many as KV heads.
+    ///
+    /// # Errors
+    /// [`BatchError::RowCount`] where there are neither as many sets as rows nor as many for each KV head.
+    pub fn span_heads(&self, kv_heads: u32) -> Result<u32, ProblemError> {
+        let (rows, sets) = (self.row_request.len(), self.spans.rows());
+        match sets {
+            _ if sets == rows => Ok(1),
+            _ if Some(sets) == rows.checked_mul(kv_heads as usize) => Ok(kv_heads),
+            _ => Err(BatchError::RowCount { expected: sets, found: rows }.into()),
+        }
+    }
+
     /// Checks that rows name requests, that no span ends past its request's KV length, that KV
     /// lengths fit the page table, that the entries which selected tokens need name pages, and that
     /// every count fits the kernels' 32-bit integers. The spans must be canonical for the count of
@@ -42,6 +57,8 @@ impl Addressing<'_> {
             ("page table entries per request", self.max_pages as u64),
             ("tokens per page", u64::from(page_size)),
             ("selected tokens of all rows", self.spans.total_selected_tokens()),
+            // Query tiles have room for twice as many.
+            ("twice the spans", 2 * self.spans.spans().len() as u64),
         ] {
             if found > limit {
                 return Err(ProblemError::TooLarge { what, found, limit });
@@ -56,7 +73,14 @@ impl Addressing<'_> {
                 shape: "[requests, max_pages]".to_owned(),
             });
         }
-        self.spans.validate_against(self.row_request, self.kv_len)?;
+        let span_heads = self.span_heads(attention.kv_heads)? as usize;
+        let set_request: Cow<'_, [i32]> = match span_heads {
+            1 => self.row_request.into(),
+            _ => {
+                self.row_request.iter().flat_map(|r| std::iter::repeat_n(*r, span_heads)).collect()
+            }
+        };
+        self.spans.validate_against(&set_request, self.kv_len)?;
         let room = self.max_pages as u64 * u64::from(page_size);
         for (request, &kv_len) in self.kv_len.iter().enumerate() {
             if u64::from(kv_len.max(0).cast_unsigned()) > room {
@@ -69,15 +93,20 @@ impl Addressing<'_> {
                 });
             }
         }
-        self.check_pages(page_size)
+        self.check_pages(page_size, &set_request, span_heads)
     }
 
-    fn check_pages(&self, page_size: u32) -> Result<(), ProblemError> {
-        for (row, &request) in self.row_request.iter().enumerate() {
+    fn check_pages(
+        &self,
+        page_size: u32,
+        set_request: &[i32],
+        span_heads: usize,
+    ) -> Result<(), ProblemError> {
+        for (set, &request) in set_request.iter().enumerate() {
             // Rows name requests and spans end before `max_pages` pages do: checked above.
             let request = request as usize;
             let table = &self.page_table[request * self.max_pages..][..self.max_pages];
-            for &[start, end] in self.spans.row_raw(row).iter().filter(|[start, end]| start < end) {
+            for &[start, end] in self.spans.row_raw(set).iter().filter(|[start, end]| start < end) {
                 let first = (start.cast_unsigned() / page_size) as usize;
                 let last = ((end.cast_unsigned() - 1) / page_size) as usize;
                 let entries = &table[first..=last];
@@ -87,7 +116,7 @@ impl Addressing<'_> {
                         request,
                         entry: first + at,
                         page: entries[at],
-                        row,
+                        row: set / span_heads,
                         last: i64::try_from(self.pages).map_or(i64::MAX, |pages| pages - 1),
                     });
                 }

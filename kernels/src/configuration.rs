@@ -118,6 +118,9 @@ pub struct Configuration {
     /// What multiplies.
     #[serde(default)]
     pub core: Core,
+    /// Rows of a request whose queries are computed together: the most that a query tile has.
+    #[serde(default = "one")]
+    pub query_rows: u32,
     /// Way of K and V into the block.
     pub load_path: LoadPath,
     /// Tokens per tile of the ring; for direct loads the 32 tokens whose addresses a warp finds at
@@ -127,7 +130,8 @@ pub struct Configuration {
     pub stages: u32,
     /// Warps that split a piece's tokens.
     pub token_warps: u32,
-    /// Query heads per warp; a group with more is split over several warps.
+    /// Columns (query heads of a query tile's rows) per warp; a tile with more is split over several
+    /// warps.
     pub heads_per_warp: u32,
     /// Bytes that one load instruction of a lane moves; 16 for tensor cores.
     pub vector_bytes: u32,
@@ -148,10 +152,19 @@ pub struct Configuration {
     pub merge: Merge,
 }
 
+fn one() -> u32 {
+    1
+}
+
 impl Configuration {
-    /// Warps that split the group's query heads.
+    /// Query heads of all rows of a query tile that share a KV head.
+    pub fn columns(&self, shape: &KernelShape) -> u32 {
+        self.query_rows * shape.group_size
+    }
+
+    /// Warps that split a query tile's columns.
     pub fn head_warps(&self, shape: &KernelShape) -> u32 {
-        shape.group_size.div_ceil(self.heads_per_warp)
+        self.columns(shape).div_ceil(self.heads_per_warp)
     }
 
     /// Threads per block.
@@ -183,7 +196,7 @@ impl Configuration {
         at_once * self.unroll
     }
 
-    /// Eights of query heads that a warp of tensor cores multiplies by.
+    /// Eights of columns that a warp of tensor cores multiplies by.
     pub fn fragments(&self) -> u32 {
         self.heads_per_warp.div_ceil(8)
     }
@@ -193,20 +206,21 @@ impl Configuration {
     pub fn shared_bytes(&self, shape: &KernelShape) -> u64 {
         let [stages, tile, token_warps, heads] =
             [self.stages, self.tile_tokens, self.token_warps, self.heads_per_warp].map(u64::from);
-        let [group_size, head_dim] = [shape.group_size, shape.head_dim].map(u64::from);
+        let [columns, head_dim] = [self.columns(shape), shape.head_dim].map(u64::from);
         let staged = self.load_path == LoadPath::Staged;
         let ring = if staged { stages * 2 * tile * u64::from(shape.row_bytes()) } else { 0 };
         let (padding, queries) = match self.core {
             Core::Fma => (0, heads * head_dim * 4),
             Core::Mma => (4, u64::from(self.fragments() * 8 * shape.row_bytes())),
         };
-        let states = token_warps * group_size * (head_dim + padding + 2) * 4;
+        let states = token_warps * columns * (head_dim + padding + 2) * 4;
         let query = match self.query {
             QueryHome::Registers => 0,
             QueryHome::Shared => u64::from(self.head_warps(shape)) * queries,
         };
         let offsets = if staged { 2 * tile * 8 } else { 0 };
-        ring.max(states).next_multiple_of(16) + query + offsets
+        let rows = if self.query_rows > 1 { (stages + 1) * tile * 4 } else { 0 };
+        ring.max(states).next_multiple_of(16) + query + offsets + rows
     }
 }
 
@@ -272,12 +286,16 @@ impl AttentionShape {
 impl fmt::Display for KernelSpec {
     /// The identifier, such as
     /// `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`, with `mma-` before
-    /// `staged` for tensor cores.
+    /// `staged` for tensor cores, and `r4-` before it for query tiles of four rows.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let c = &self.configuration;
         let core = match c.core {
             Core::Fma => "",
             Core::Mma => "mma-",
+        };
+        let rows = match c.query_rows {
+            1 => String::new(),
+            rows => format!("r{rows}-"),
         };
         let load = match c.load_path {
             LoadPath::Staged => "staged",
@@ -293,7 +311,7 @@ impl fmt::Display for KernelSpec {
         };
         write!(
             f,
-            "{}-{core}{load}-t{}-s{}-w{}-h{}-v{}-u{}-{query}-p{}-b{}-x{}-m{}-{merge}",
+            "{}-{core}{rows}{load}-t{}-s{}-w{}-h{}-v{}-u{}-{query}-p{}-b{}-x{}-m{}-{merge}",
             self.shape,
             c.tile_tokens,
             c.stages,
@@ -329,6 +347,15 @@ impl FromStr for KernelSpec {
         if core == Core::Mma {
             parts.remove(3);
         }
+        let rows = parts.get(3).and_then(|part| part.strip_prefix('r')).map(str::parse);
+        let query_rows = match rows {
+            Some(Ok(rows)) => rows,
+            Some(Err(_)) => return Err(error(format!("`{}` is not `r` and a number", parts[3]))),
+            None => 1,
+        };
+        if rows.is_some() {
+            parts.remove(3);
+        }
         if parts.len() != 16 {
             return Err(error(format!("it has {} parts where there are 16", parts.len())));
         }
@@ -348,6 +375,7 @@ impl FromStr for KernelSpec {
         shape.check().map_err(|e| error(e.to_string()))?;
         let configuration = Configuration {
             core,
+            query_rows,
             load_path: if choice(3, ["staged", "direct"])? {
                 LoadPath::Staged
             } else {

@@ -1,9 +1,9 @@
 //! A compiled decode kernel on a device, and whole problems put there, run and read back. What a
 //! model calls step by step is the runtime's `SpanAttention`.
 
-use crate::abi::{Operands, PlanBuffers, Scalars, Workspace};
+use crate::abi::{Operands, OverlayBuffers, PlanBuffers, Scalars, Workspace};
 use crate::configuration::KernelSpec;
-use crate::launch::Launcher;
+use crate::launch::{Launcher, query_tiles};
 use crate::problem::{DecodeProblem, ProblemError};
 use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport, ModuleId};
 
@@ -49,6 +49,10 @@ pub struct Resident<'d> {
     plan: PlanBuffers,
     workspace: Workspace,
     scalars: Scalars,
+    /// `[rows]`: request of each row.
+    row_request: Vec<i32>,
+    /// Canonical spans of all rows.
+    spans: usize,
     outputs: usize,
     heads: usize,
 }
@@ -130,6 +134,8 @@ impl<'d> Decoder<'d> {
                 plan,
                 workspace,
                 scalars,
+                row_request: problem.row_request.clone(),
+                spans: problem.spans.canonicalise().spans().len(),
                 outputs: problem.q.len(),
                 heads: problem.rows() * problem.attention.query_heads as usize,
             }),
@@ -168,20 +174,28 @@ impl<'d> Decoder<'d> {
             v: pages_ahead(builder.input("v", &problem.v, |e| e.to_le_bytes())?),
             page_table: builder.input("page_table", &page_table, |e| e.to_le_bytes())?,
             row_request: builder.input("row_request", &problem.row_request, |e| e.to_le_bytes())?,
+            sinks: match problem.sinks.is_empty() {
+                true => None,
+                false => Some(builder.input("sinks", &problem.sinks, |e| e.to_le_bytes())?),
+            },
             out: builder.scratch("out", 2 * problem.q.len())?,
             lse: builder.scratch("lse", 4 * rows * a.query_heads as usize)?,
         };
-        let plan = PlanBuffers {
+        let span_heads = problem.span_heads();
+        let pairs = spans.spans().as_flattened();
+        let inputs = PlanInputs {
             span_ptr: builder.input("span_ptr", spans.span_ptr(), |e| e.to_le_bytes())?,
-            spans: builder.input("spans", spans.spans().as_flattened(), |e| e.to_le_bytes())?,
-            row_tokens: builder.scratch("row_tokens", 4 * (rows + 1))?,
-            span_tokens: builder.scratch("span_tokens", 4 * (spans.spans().len() + 1))?,
+            spans: builder.input("spans", pairs, |e| e.to_le_bytes())?,
+            row_request: &problem.row_request,
+            count: spans.spans().len(),
+            span_heads: span_heads as usize,
         };
-        let workspace = self.workspace(rows, a.kv_heads, builder)?;
+        let (plan, workspace, tiles) = self.scratch(inputs, a.kv_heads, builder)?;
         // `check` has established that all of these fit.
         let scalars = Scalars {
-            rows: rows as i32,
+            tiles: tiles as i32,
             kv_heads: a.kv_heads as i32,
+            span_heads: span_heads as i32,
             page_size: a.page_size as i32,
             max_pages: problem.max_pages as i32,
             page_stride: strides.page as i32,
@@ -189,42 +203,75 @@ impl<'d> Decoder<'d> {
             head_stride: strides.head as i32,
             smallest_share: self.spec().configuration.smallest_share as i32,
             scale: problem.scale,
+            soft_cap: problem.soft_cap,
         };
         Ok((operands, plan, workspace, scalars))
     }
 
-    fn workspace(
+    /// The memory that is this kernel's own: its plan and its workspace. Tells the query tiles too.
+    fn scratch(
         &self,
-        rows: usize,
+        inputs: PlanInputs<'_>,
         kv_heads: u32,
         builder: &mut Builder<'d>,
-    ) -> Result<Workspace, DeviceError> {
-        let scratch = self.launcher.workspace_bytes(rows, kv_heads);
-        let [partial_acc, partial_ml, arrivals] = WORKSPACE;
-        Ok(Workspace {
-            partial_acc: builder.scratch(partial_acc, scratch.partial_acc)?,
-            partial_ml: builder.scratch(partial_ml, scratch.partial_ml)?,
-            arrivals: builder.input(arrivals, &vec![0u8; scratch.arrivals], |b| [*b])?,
-        })
+    ) -> Result<(PlanBuffers, Workspace, usize), DeviceError> {
+        let query_rows = self.spec().configuration.query_rows;
+        let tile_ptr = query_tiles(inputs.row_request, query_rows);
+        let tiles = tile_ptr.len() - 1;
+        let sets = tiles * inputs.span_heads;
+        let count = if query_rows > 1 { 2 * inputs.count } else { inputs.count };
+        let [tile_ptr_name, tile_span_ptr, tile_spans, span_rows, ..] = SCRATCH;
+        let overlay = match query_rows {
+            1 => None,
+            _ => Some(OverlayBuffers {
+                tile_ptr: builder.input(tile_ptr_name, &tile_ptr, |e| e.to_le_bytes())?,
+                tile_span_ptr: builder.scratch(tile_span_ptr, 4 * (sets + 1))?,
+                tile_spans: builder.scratch(tile_spans, 8 * count)?,
+                span_rows: builder.scratch(span_rows, 4 * count)?,
+            }),
+        };
+        let [.., set_tokens, span_tokens, partial_acc, partial_ml, arrivals] = SCRATCH;
+        let plan = PlanBuffers {
+            span_ptr: inputs.span_ptr,
+            spans: inputs.spans,
+            overlay,
+            set_tokens: builder.scratch(set_tokens, 4 * (sets + 1))?,
+            span_tokens: builder.scratch(span_tokens, 4 * (count + 1))?,
+        };
+        let bytes = self.launcher.workspace_bytes(tiles, kv_heads);
+        let workspace = Workspace {
+            partial_acc: builder.scratch(partial_acc, bytes.partial_acc)?,
+            partial_ml: builder.scratch(partial_ml, bytes.partial_ml)?,
+            arrivals: builder.input(arrivals, &vec![0u8; bytes.arrivals], |b| [*b])?,
+        };
+        Ok((plan, workspace, tiles))
     }
 
     /// Takes over a problem that another decoder of the same shape has uploaded, as several decoders
-    /// take turns at one: what is read stays where it is, the workspace is made anew.
+    /// take turns at one: what is read stays where it is, plan and workspace are made anew.
     ///
     /// # Errors
-    /// A device without memory for the workspace.
+    /// A device without memory for them.
     pub fn adopt(&self, resident: &mut Resident<'d>) -> Result<(), DecoderError> {
-        let is_workspace = |(name, _): &(String, Buffer)| WORKSPACE.contains(&name.as_str());
-        for (_, buffer) in resident.allocations.extract_if(.., |a| is_workspace(a)) {
+        let is_scratch = |(name, _): &(String, Buffer)| SCRATCH.contains(&name.as_str());
+        for (_, buffer) in resident.allocations.extract_if(.., |a| is_scratch(a)) {
             self.device.free(buffer)?;
         }
         let options =
             UploadOptions { guard_bytes: resident.guard_bytes, ..UploadOptions::default() };
         let mut builder = Builder { device: self.device, options, allocations: Vec::new() };
-        let rows = resident.scalars.rows as usize;
-        let made = self.workspace(rows, resident.scalars.kv_heads as u32, &mut builder);
+        let inputs = PlanInputs {
+            span_ptr: resident.plan.span_ptr,
+            spans: resident.plan.spans,
+            row_request: &resident.row_request,
+            count: resident.spans,
+            span_heads: resident.scalars.span_heads as usize,
+        };
+        let made = self.scratch(inputs, resident.scalars.kv_heads as u32, &mut builder);
         resident.allocations.append(&mut builder.allocations);
-        resident.workspace = made?;
+        let tiles;
+        (resident.plan, resident.workspace, tiles) = made?;
+        resident.scalars.tiles = tiles as i32;
         resident.scalars.smallest_share = self.spec().configuration.smallest_share as i32;
         Ok(())
     }
@@ -232,10 +279,10 @@ impl<'d> Decoder<'d> {
     /// The launches of one decode step, the plan first. None for a problem without rows.
     pub fn launches(&self, resident: &Resident<'_>) -> Vec<Launch> {
         let r = resident;
-        if r.scalars.rows == 0 {
+        if r.scalars.tiles == 0 {
             return Vec::new();
         }
-        let mut launches = vec![self.launcher.plan(&r.plan, r.scalars.rows)];
+        let mut launches = self.launcher.plan(&r.plan, r.scalars.tiles, r.scalars.span_heads);
         launches.extend(self.launcher.attention(&r.operands, &r.plan, &r.workspace, &r.scalars));
         launches
     }
@@ -313,8 +360,30 @@ impl Drop for Resident<'_> {
     }
 }
 
-/// Names of the buffers that a kernel keeps its partial states in.
-const WORKSPACE: [&str; 3] = ["partial_acc", "partial_ml", "arrivals"];
+/// Names of the buffers that each kernel has for itself.
+const SCRATCH: [&str; 9] = [
+    "tile_ptr",
+    "tile_span_ptr",
+    "tile_spans",
+    "span_rows",
+    "set_tokens",
+    "span_tokens",
+    "partial_acc",
+    "partial_ml",
+    "arrivals",
+];
+
+/// What a plan is made of.
+struct PlanInputs<'a> {
+    span_ptr: Buffer,
+    spans: Buffer,
+    /// `[rows]`.
+    row_request: &'a [i32],
+    /// Canonical spans.
+    count: usize,
+    /// Sets of each row.
+    span_heads: usize,
+}
 
 /// All bits set: NaN in every float type, and a negative integer.
 const POISON: u8 = 0xff;

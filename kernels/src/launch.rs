@@ -2,7 +2,8 @@
 //! memory, and how much scratch memory their blocks share.
 
 use crate::abi::{
-    self, Kernel, MERGE_THREADS, Operands, PLAN_THREADS, PlanBuffers, Scalars, Workspace,
+    self, Kernel, MERGE_THREADS, OVERLAY_THREADS, Operands, PLAN_THREADS, PlanBuffers, Scalars,
+    Workspace,
 };
 use crate::configuration::{KernelSpec, Merge};
 use spanforge_device::{Argument, DeviceProperties, Launch, ModuleId};
@@ -57,24 +58,35 @@ impl Launcher {
         if work == 0 { 1.0 } else { largest as f64 * blocks as f64 / work as f64 }
     }
 
-    /// Scratch memory for launches of at most that many rows. Only the arrivals depend on them: the
-    /// partial states belong to the blocks, at most two of each.
-    pub fn workspace_bytes(&self, rows: usize, kv_heads: u32) -> WorkspaceBytes {
-        let slots = 2 * self.blocks as usize * self.spec.shape.group_size as usize;
+    /// Scratch memory for launches of at most that many query tiles. Only the arrivals depend on them:
+    /// the partial states belong to the blocks, at most two of each.
+    pub fn workspace_bytes(&self, tiles: usize, kv_heads: u32) -> WorkspaceBytes {
+        let columns = self.spec.configuration.columns(&self.spec.shape);
+        let slots = 2 * self.blocks as usize * columns as usize;
         WorkspaceBytes {
             partial_acc: 4 * slots * self.spec.shape.head_dim as usize,
             partial_ml: 8 * slots,
-            arrivals: rows.saturating_mul(kv_heads as usize).saturating_mul(4),
+            arrivals: tiles.saturating_mul(kv_heads as usize).saturating_mul(4),
         }
     }
 
-    /// Works out the plan of `rows` rows (at least one) from their spans.
-    pub fn plan(&self, plan: &PlanBuffers, rows: i32) -> Launch {
-        self.launch(Kernel::Plan, 1, PLAN_THREADS, 0, abi::plan_arguments(plan, rows))
+    /// Works out the plan of `tiles` query tiles (at least one) from the spans of their rows, of which
+    /// each has `span_heads` sets. `plan` has an overlay where the kernel's tiles have several rows.
+    pub fn plan(&self, plan: &PlanBuffers, tiles: i32, span_heads: i32) -> Vec<Launch> {
+        let sets = tiles * span_heads;
+        let overlay = plan.overlay.map(|overlay| {
+            let warps = sets.cast_unsigned() + 1;
+            let grid = [warps.div_ceil(OVERLAY_THREADS / 32), 1];
+            let arguments = abi::overlay_arguments(plan, &overlay, tiles, span_heads);
+            self.launch(Kernel::Overlay, grid, OVERLAY_THREADS, 0, arguments)
+        });
+        let arguments = abi::plan_arguments(plan, sets);
+        let plan = self.launch(Kernel::Plan, [1, 1], PLAN_THREADS, 0, arguments);
+        overlay.into_iter().chain([plan]).collect()
     }
 
-    /// Attention of planned rows: the decode kernel, and the merge kernel where the configuration
-    /// has one. `scalars.rows` is at least one, and `scalars.rows * scalars.kv_heads` fits an i32.
+    /// Attention of what is planned: the decode kernel, and the merge kernel where the configuration
+    /// has one. `scalars.tiles` is at least one, and `scalars.tiles * scalars.kv_heads` fits an i32.
     pub fn attention(
         &self,
         operands: &Operands,
@@ -85,20 +97,26 @@ impl Launcher {
         let c = &self.spec.configuration;
         let mut launches = vec![self.launch(
             Kernel::Decode,
-            self.blocks,
+            [self.blocks, 1],
             c.threads(&self.spec.shape),
             c.shared_bytes(&self.spec.shape) as u32,
             abi::decode_arguments(operands, plan, workspace, scalars),
         )];
         if c.merge == Merge::SecondKernel {
             let blocks = self.blocks.cast_signed();
-            launches.push(self.launch(
-                Kernel::Merge,
-                (scalars.rows * scalars.kv_heads).cast_unsigned(),
-                MERGE_THREADS,
-                0,
-                abi::merge_arguments(operands, plan, workspace, scalars, blocks),
-            ));
+            launches.push(
+                self.launch(
+                    Kernel::Merge,
+                    [
+                        (scalars.tiles * scalars.kv_heads).cast_unsigned(),
+                        (c.columns(&self.spec.shape) * self.spec.shape.head_dim / 4)
+                            .div_ceil(MERGE_THREADS),
+                    ],
+                    MERGE_THREADS,
+                    0,
+                    abi::merge_arguments(operands, plan, workspace, scalars, blocks),
+                ),
+            );
         }
         launches
     }
@@ -106,7 +124,7 @@ impl Launcher {
     fn launch(
         &self,
         kernel: Kernel,
-        grid: u32,
+        grid: [u32; 2],
         threads: u32,
         shared_bytes: u32,
         arguments: Vec<Argument>,
@@ -114,10 +132,38 @@ impl Launcher {
         Launch {
             module: self.module,
             kernel: kernel.symbol().to_owned(),
-            grid: [grid, 1, 1],
+            grid: [grid[0], grid[1], 1],
             block: [threads, 1, 1],
             shared_bytes,
             arguments,
         }
+    }
+}
+
+/// The query tiles of rows of those requests, for kernels whose tiles have up to `query_rows` rows: the
+/// first row of each, and their number of rows last. Rows of one request that follow each other share
+/// tiles.
+pub fn query_tiles(row_request: &[i32], query_rows: u32) -> Vec<i32> {
+    let mut first_rows = Vec::new();
+    let mut first = 0;
+    for (row, request) in row_request.iter().enumerate() {
+        if row == 0 || row - first == query_rows as usize || *request != row_request[first] {
+            first = row;
+            first_rows.push(row as i32);
+        }
+    }
+    first_rows.push(row_request.len() as i32);
+    first_rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_one_request_share_tiles() {
+        assert_eq!(query_tiles(&[], 4), [0]);
+        assert_eq!(query_tiles(&[7, 7, 7, 7, 7, 2, 2, 7], 4), [0, 4, 5, 7, 8]);
+        assert_eq!(query_tiles(&[1, 1, 1], 1), [0, 1, 2, 3]);
     }
 }

@@ -4,7 +4,8 @@
 use crate::addressing::{Addressing, KvStrides};
 use crate::bucket::Bucket;
 use crate::configuration::{AttentionShape, KernelShape, ShapeError};
-use spanforge_spans::{BatchError, KvLayout, SpanBatch};
+use crate::launch::query_tiles;
+use spanforge_spans::{BatchError, KvLayout, SpanBatch, SpanSet};
 use std::collections::BTreeSet;
 
 /// Inputs of a decode launch. Elements are raw bits of the shape's dtype.
@@ -14,6 +15,8 @@ pub struct DecodeProblem {
     pub attention: AttentionShape,
     /// Factor of q . k before the softmax.
     pub scale: f32,
+    /// What logits are capped at, smoothly: `soft_cap * tanh(logit / soft_cap)`. 0 for no cap.
+    pub soft_cap: f32,
     /// Pages of the cache.
     pub pages: usize,
     /// Entries of each request's row of the page table.
@@ -25,8 +28,12 @@ pub struct DecodeProblem {
     pub page_table: Vec<i32>,
     /// `[rows]`: request of each row.
     pub row_request: Vec<i32>,
-    /// Per row the selected tokens, in logical positions.
+    /// Per row the selected tokens, in logical positions: one set, or one for each KV head, as sets
+    /// `[rows, kv_heads]`.
     pub spans: SpanBatch,
+    /// `[query_heads]`: a logit for each query head that its softmax has besides those of tokens, with a
+    /// value of zero. Empty for none.
+    pub sinks: Vec<f32>,
     /// `[rows, query_heads, head_dim]`.
     pub q: Vec<u16>,
     /// `[pages, page_size, kv_heads, head_dim]` (NHD) or `[pages, kv_heads, page_size, head_dim]`
@@ -105,6 +112,17 @@ pub enum ProblemError {
     /// A scale that is not a finite number.
     #[error("scale is {0}: it must be a finite number")]
     Scale(String),
+    /// A soft cap that is none.
+    #[error("soft_cap is {0}: it must be a finite number above 0, or 0 for no cap")]
+    SoftCap(String),
+    /// A sink that is no logit.
+    #[error("sinks[{head}] is {value}: it must be a finite number, or -inf for none")]
+    Sink {
+        /// Query head.
+        head: usize,
+        /// What it is.
+        value: String,
+    },
 }
 
 impl DecodeProblem {
@@ -151,6 +169,8 @@ impl DecodeProblem {
         if !self.scale.is_finite() {
             return Err(ProblemError::Scale(self.scale.to_string()));
         }
+        check_soft_cap(self.soft_cap)?;
+        check_sinks(&self.sinks)?;
         self.addressing().check(&self.attention)?;
         self.check_sizes()
     }
@@ -165,6 +185,7 @@ impl DecodeProblem {
         }
         let kv = (self.pages as u64).saturating_mul(page);
         let query = self.rows() as u64 * u64::from(a.query_heads) * u64::from(a.head_dim);
+        let sinks = if self.sinks.is_empty() { 0 } else { u64::from(a.query_heads) };
         let kv_shape = match a.layout {
             KvLayout::Nhd => "[pages, page_size, kv_heads, head_dim]",
             KvLayout::Hnd => "[pages, kv_heads, page_size, head_dim]",
@@ -173,6 +194,7 @@ impl DecodeProblem {
             ("q", self.q.len(), query, "[rows, query_heads, head_dim]"),
             ("k", self.k.len(), kv, kv_shape),
             ("v", self.v.len(), kv, kv_shape),
+            ("sinks", self.sinks.len(), sinks, "[query_heads], or none"),
         ] {
             if found as u64 != expected {
                 return Err(ProblemError::TensorSize {
@@ -186,45 +208,96 @@ impl DecodeProblem {
         Ok(())
     }
 
-    /// Per row the page table entries that its spans touch.
-    fn page_entries(&self) -> Vec<BTreeSet<usize>> {
+    /// Sets of spans of each row: 1, or as many as KV heads. 1 where [`check`](Self::check) fails.
+    pub fn span_heads(&self) -> u32 {
+        self.addressing().span_heads(self.attention.kv_heads).unwrap_or(1)
+    }
+
+    /// The page table entries that the spans of any KV head of each row touch, all rows together.
+    fn page_entries(&self) -> u64 {
         let page_size = self.attention.page_size;
-        self.spans
-            .sets()
-            .map(|set| {
-                set.iter()
-                    .filter(|span| !span.is_empty())
-                    .flat_map(|span| {
-                        (span.start() / page_size) as usize
-                            ..=((span.end() - 1) / page_size) as usize
-                    })
-                    .collect()
-            })
-            .collect()
+        let mut entries = 0;
+        let sets: Vec<SpanSet> = self.spans.sets().collect();
+        for of_row in sets.chunks(self.span_heads() as usize) {
+            let touched: BTreeSet<u32> = of_row
+                .iter()
+                .flat_map(SpanSet::iter)
+                .filter(|span| !span.is_empty())
+                .flat_map(|span| span.start() / page_size..=(span.end() - 1) / page_size)
+                .collect();
+            entries += touched.len() as u64;
+        }
+        entries
     }
 
     /// Bytes of the K and V rows of all selected tokens: what a kernel that reads nothing else and
-    /// nothing twice fetches.
+    /// nothing twice fetches. Rows count one by one, whatever they have in common.
     pub fn selected_kv_bytes(&self) -> u64 {
-        let a = &self.attention;
-        let row = u64::from(a.head_dim) * a.dtype.bytes() as u64;
-        2 * self.spans.canonicalise().total_selected_tokens() * u64::from(a.kv_heads) * row
+        self.kv_bytes(self.spans.canonicalise().total_selected_tokens())
     }
 
-    /// The floor of a launch in bytes (DESIGN, section 4): selected K and V, q and output with LSE,
-    /// span offsets, spans, and the page table entries that are needed.
+    /// Bytes of the K and V rows of all tokens that some row of a query tile selects, tile by tile: what
+    /// a kernel fetches whose tiles have up to `query_rows` rows. [`selected_kv_bytes`] for 1.
+    ///
+    /// [`selected_kv_bytes`]: Self::selected_kv_bytes
+    pub fn tile_kv_bytes(&self, query_rows: u32) -> u64 {
+        if query_rows == 1 {
+            return self.selected_kv_bytes();
+        }
+        let heads = self.span_heads() as usize;
+        let mut tokens = 0;
+        for tile in query_tiles(&self.row_request, query_rows).windows(2) {
+            for head in 0..heads {
+                let sets =
+                    (tile[0]..tile[1]).map(|row| self.spans.row(row as usize * heads + head));
+                tokens += sets.reduce(|a, b| a.union(&b)).map_or(0, |set| set.len_tokens());
+            }
+        }
+        self.kv_bytes(tokens)
+    }
+
+    /// Bytes of K and V of so many tokens of all sets.
+    fn kv_bytes(&self, tokens: u64) -> u64 {
+        let a = &self.attention;
+        let row = u64::from(a.head_dim) * a.dtype.bytes() as u64;
+        2 * tokens * u64::from(a.kv_heads / self.span_heads()) * row
+    }
+
+    /// The floor of a launch in bytes (DESIGN, section 4): selected K and V, once for all rows of a request
+    /// that follow each other, q and output with LSE, span offsets, spans, and the page table entries that
+    /// are needed.
     pub fn floor_bytes(&self) -> u64 {
         let a = &self.attention;
         let canonical = self.spans.canonicalise();
         let heads = self.rows() as u64 * u64::from(a.query_heads);
         let io = heads * (2 * u64::from(a.head_dim) * a.dtype.bytes() as u64 + 4);
-        let pages: u64 = self.page_entries().iter().map(|entries| entries.len() as u64).sum();
-        let meta = 4 * (self.rows() as u64 + 1) + 8 * canonical.spans().len() as u64 + 4 * pages;
-        self.selected_kv_bytes() + io + meta
+        let meta = 4 * (canonical.rows() as u64 + 1)
+            + 8 * canonical.spans().len() as u64
+            + 4 * self.page_entries()
+            + 4 * self.sinks.len() as u64;
+        self.tile_kv_bytes(u32::MAX) + io + meta
     }
 
     /// Floating-point operations of the two products (a multiply-add is two).
     pub fn flops(&self) -> f64 {
-        self.attention.flops(self.spans.canonicalise().total_selected_tokens())
+        let tokens = self.spans.canonicalise().total_selected_tokens();
+        self.attention.flops(tokens) / f64::from(self.span_heads())
+    }
+}
+
+/// Fails for a soft cap that is neither 0 nor a finite positive number.
+pub fn check_soft_cap(soft_cap: f32) -> Result<(), ProblemError> {
+    match soft_cap.is_finite() && soft_cap >= 0.0 {
+        true => Ok(()),
+        false => Err(ProblemError::SoftCap(soft_cap.to_string())),
+    }
+}
+
+/// Fails for sinks of which one is NaN or +inf.
+pub fn check_sinks(sinks: &[f32]) -> Result<(), ProblemError> {
+    let bad = sinks.iter().enumerate().find(|(_, sink)| sink.is_nan() || **sink == f32::INFINITY);
+    match bad {
+        None => Ok(()),
+        Some((head, value)) => Err(ProblemError::Sink { head, value: value.to_string() }),
     }
 }

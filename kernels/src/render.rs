@@ -19,11 +19,12 @@ const MODEL_TEMPLATE: &str = include_str!("../../templates/model.cu");
 
 const READ_TEMPLATE: &str = include_str!("../../templates/read.cu");
 
-const INCLUDES: [(&str, &str); 13] = [
+const INCLUDES: [(&str, &str); 14] = [
     ("element.cuh", include_str!("../cuda/element.cuh")),
     ("memory.cuh", include_str!("../cuda/memory.cuh")),
     ("softmax.cuh", include_str!("../cuda/softmax.cuh")),
     ("plan.cuh", include_str!("../cuda/plan.cuh")),
+    ("overlay.cuh", include_str!("../cuda/overlay.cuh")),
     ("layout.cuh", include_str!("../cuda/layout.cuh")),
     ("piece.cuh", include_str!("../cuda/piece.cuh")),
     ("lanes.cuh", include_str!("../cuda/lanes.cuh")),
@@ -175,10 +176,11 @@ pub fn spec_of(source: &str) -> Option<Result<KernelSpec, IdError>> {
 
 /// What templates can use. Only what the compiled code depends on is among them, so that
 /// configurations that differ in launch parameters alone share one compiled image.
-const VARIABLES: [&str; 16] = [
+const VARIABLES: [&str; 17] = [
     "element",
     "head_dim",
     "group_size",
+    "query_rows",
     "tensor_cores",
     "staged",
     "tile_tokens",
@@ -200,6 +202,7 @@ fn context(spec: &KernelSpec) -> Context {
     context.insert("element", element(shape.dtype));
     context.insert("head_dim", &shape.head_dim);
     context.insert("group_size", &shape.group_size);
+    context.insert("query_rows", &c.query_rows);
     context.insert("tensor_cores", &(c.core == Core::Mma));
     context.insert("staged", &(c.load_path == LoadPath::Staged));
     context.insert("tile_tokens", &c.tile_tokens);

@@ -73,7 +73,7 @@ pub struct Constraint {
 
 /// Every constraint, in the order in which they are checked; a point is counted against the first
 /// that it breaks.
-pub static CONSTRAINTS: [Constraint; 16] = [
+pub static CONSTRAINTS: [Constraint; 17] = [
     Constraint {
         name: "positive",
         reason: "every size and count is between 1 and 4096 (l2_prefetch may be 0)",
@@ -87,10 +87,15 @@ pub static CONSTRAINTS: [Constraint; 16] = [
         },
     },
     Constraint {
+        name: "query-rows",
+        reason: "CUDA cores take one row at a time, tensor cores up to 32: a bit of a word for each",
+        holds: |_, _, c| c.query_rows == 1 || (c.core == Core::Mma && c.query_rows <= 32),
+    },
+    Constraint {
         name: "fragments-filled",
-        reason: "no more eights of query heads are multiplied than the group has",
+        reason: "no more eights of columns are multiplied than a query tile has",
         holds: |s, _, c| {
-            c.core == Core::Fma || c.fragments() * c.head_warps(s) == s.group_size.div_ceil(8)
+            c.core == Core::Fma || c.fragments() * c.head_warps(s) == c.columns(s).div_ceil(8)
         },
     },
     Constraint {
@@ -105,10 +110,10 @@ pub static CONSTRAINTS: [Constraint; 16] = [
     },
     Constraint {
         name: "heads-balanced",
-        reason: "the warps of a group hold equally many query heads, or the last one fewer by less than one each",
+        reason: "the warps of a query tile hold equally many columns, or the last one fewer by less than one each",
         holds: |s, _, c| {
-            c.heads_per_warp <= s.group_size
-                && c.heads_per_warp == s.group_size.div_ceil(c.head_warps(s))
+            c.heads_per_warp <= c.columns(s)
+                && c.heads_per_warp == c.columns(s).div_ceil(c.head_warps(s))
         },
     },
     Constraint {
@@ -179,6 +184,7 @@ pub static CONSTRAINTS: [Constraint; 16] = [
 /// Whether every value is one that sizes can be computed from; [`CONSTRAINTS`] are narrower.
 pub(crate) fn within_bounds(c: &Configuration) -> bool {
     [
+        c.query_rows,
         c.tile_tokens,
         c.stages,
         c.token_warps,
@@ -239,19 +245,33 @@ pub struct SearchSpace {
 }
 
 impl SearchSpace {
-    /// The space for `shape` under `limits`.
+    /// The space for `shape` under `limits`, of kernels that compute one row at a time.
     pub fn new(shape: KernelShape, limits: Limits) -> Self {
+        Self::for_rows(shape, limits, 1)
+    }
+
+    /// The space for problems of which a request has up to `rows` rows: with query tiles of as many
+    /// and of fewer.
+    pub fn for_rows(shape: KernelShape, limits: Limits, rows: u32) -> Self {
+        let query_rows: Vec<u32> =
+            [1, 2, 4, 8, 16, 32].into_iter().filter(|tile| *tile < 2 * rows.max(1)).collect();
         let number = |name, values: &[u32]| Parameter { name, values: values.to_vec(), words: &[] };
         let word = |name, words: &'static [&'static str]| Parameter {
             name,
             values: (0..words.len() as u32).collect(),
             words,
         };
-        let heads: Vec<u32> = (1..=shape.group_size.min(16))
+        let mut heads: Vec<u32> = (1..=shape.group_size.min(16))
             .filter(|h| *h == shape.group_size.div_ceil(shape.group_size.div_ceil(*h)))
             .collect();
+        for columns in query_rows.iter().skip(1).map(|rows| rows * shape.group_size) {
+            heads.extend([8, 16, 24, 32].map(|h| columns.min(h)));
+        }
+        heads.sort_unstable();
+        heads.dedup();
         let parameters = vec![
             word("core", &["fma", "mma"]),
+            number("query_rows", &query_rows),
             word("load_path", &["staged", "direct"]),
             number("tile_tokens", &[16, 32, 64, 128]),
             number("stages", &[1, 2, 3, 4]),
@@ -274,6 +294,11 @@ impl SearchSpace {
         self.shape
     }
 
+    /// What the device can hold.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// The parameters in the order of a point's indices.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
@@ -285,12 +310,13 @@ impl SearchSpace {
         if point.len() != self.parameters.len() {
             return None;
         }
-        let mut values = [0; 14];
+        let mut values = [0; 15];
         for ((slot, parameter), &index) in values.iter_mut().zip(&self.parameters).zip(point) {
             *slot = *parameter.values.get(index)?;
         }
         let [
             core,
+            query_rows,
             load,
             tile_tokens,
             stages,
@@ -307,6 +333,7 @@ impl SearchSpace {
         ] = values;
         Some(Configuration {
             core: if core == 0 { Core::Fma } else { Core::Mma },
+            query_rows,
             load_path: if load == 0 { LoadPath::Staged } else { LoadPath::Direct },
             tile_tokens,
             stages,
@@ -329,6 +356,7 @@ impl SearchSpace {
         let c = configuration;
         let values = [
             u32::from(c.core == Core::Mma),
+            c.query_rows,
             u32::from(c.load_path == LoadPath::Direct),
             c.tile_tokens,
             c.stages,
@@ -396,11 +424,13 @@ impl SearchSpace {
         })
     }
 
-    /// The configuration to use where nothing has been tuned: tensor cores for groups of more than
-    /// three query heads, 16-byte loads, and as large a ring as the device has room for. `None` where
+    /// The configuration to use where nothing has been tuned: query tiles in a space that has them,
+    /// tensor cores for groups of more than three query heads, 16-byte loads, and as large a ring as the device has room for. `None` where
     /// no configuration fits the shape on this device.
     pub fn default_configuration(&self) -> Option<Configuration> {
-        let (preferred, rings): (_, &[(u32, u32)]) = if self.shape.group_size > 3 {
+        let (preferred, rings): (_, &[(u32, u32)]) = if self.most_query_rows() > 1 {
+            (self.query_tile_preference(), &[(2, 2), (1, 2)])
+        } else if self.shape.group_size > 3 {
             (self.tensor_core_preference(), &[(4, 2), (3, 2), (2, 2), (1, 2)])
         } else {
             (self.cuda_core_preference(), &[(2, 3), (1, 3), (2, 2), (1, 2)])
@@ -445,6 +475,7 @@ impl SearchSpace {
         let head_warps = self.shape.group_size.div_ceil(heads);
         Configuration {
             core: Core::Fma,
+            query_rows: 1,
             load_path: LoadPath::Staged,
             tile_tokens: if self.shape.head_dim <= 128 { 32 } else { 16 },
             stages: 3,
@@ -458,6 +489,37 @@ impl SearchSpace {
             blocks_per_multiprocessor: 2,
             smallest_share: 128,
             merge: Merge::SecondKernel,
+        }
+    }
+
+    fn most_query_rows(&self) -> u32 {
+        let of_rows = self.parameters.iter().find(|p| p.name == "query_rows");
+        of_rows.and_then(|p| p.values.last().copied()).unwrap_or(1)
+    }
+
+    /// Sixteen columns per warp and four such warps, fewer where heads are wide: the accumulators of more
+    /// do not fit the registers.
+    fn query_tile_preference(&self) -> Configuration {
+        let (heads_per_warp, columns) = match self.shape.head_dim {
+            ..=128 => (16, 64),
+            ..=256 => (8, 32),
+            _ => (8, 16),
+        };
+        let rows = self.most_query_rows();
+        let fits = |rows: &u32| rows * self.shape.group_size <= columns;
+        let query_rows = [32, 16, 8, 4, 2].into_iter().filter(|r| *r <= rows).find(fits);
+        let query_rows = query_rows.unwrap_or(2);
+        let columns = query_rows * self.shape.group_size;
+        let head_warps = columns.div_ceil(heads_per_warp);
+        Configuration {
+            core: Core::Mma,
+            query_rows,
+            tile_tokens: if self.shape.head_dim > 256 { 16 } else { 32 },
+            token_warps: if head_warps > 1 { 1 } else { 2 },
+            heads_per_warp: columns.div_ceil(head_warps),
+            unroll: 1,
+            query: QueryHome::Shared,
+            ..self.cuda_core_preference()
         }
     }
 

@@ -9,8 +9,10 @@
 //!
 //! # Semantics
 //! For row `r` and query head `h`: softmax over the selected tokens of `q . k * scale`, times v;
-//! LSE is the natural logarithm of the sum of the exponentials. An empty set gives +0 and an LSE
-//! of -inf, and so does a set whose logits are all -inf. Otherwise NaN and infinities of selected
+//! LSE is the natural logarithm of the sum of the exponentials. A soft cap turns logits into
+//! `cap * tanh(logit / cap)`; a sink is one more logit in the sums of its query head, whose value is
+//! zero, so the LSE has it in it. An empty set gives +0 and an LSE of -inf (of the sink, where there is
+//! one), and so does a set whose logits are all -inf. Otherwise NaN and infinities of selected
 //! tokens propagate as in IEEE arithmetic; a logit of NaN or +inf makes the head's output and LSE
 //! NaN, since every online softmax forms inf - inf. Keys and values outside the set are not read.
 //!

@@ -27,9 +27,11 @@ pub struct Output {
     /// `[rows, query_heads]`: bound on the error of a logit computed in f32: (8 + 2 sqrt(head_dim))
     /// roundoffs of `|scale| sum |q_i k_i|`, the largest over tokens that matter. The square root
     /// is the usual growth of rounding errors (Higham, Accuracy and Stability of Numerical
-    /// Algorithms, section 2.8); the 8 covers the scale, the base change and the exponential.
+    /// Algorithms, section 2.8); the 8 covers the scale, the base change and the exponential. With a soft
+    /// cap, 8 roundoffs of the cap too, which a hyperbolic tangent near 1 has; with a sink that matters,
+    /// 4 of it, for the base change and the exponential.
     pub logit_error: Vec<f64>,
-    /// `[rows]`: selected tokens.
+    /// `[rows]`: selected tokens, of the KV head that has most.
     pub tokens: Vec<u64>,
 }
 
@@ -74,9 +76,9 @@ pub fn attention_f64(problem: &Problem) -> Result<Output, ProblemError> {
     };
     let mut scratch = Scratch::new(problem);
     for row in 0..rows {
-        let selected = problem.selected(row)?;
-        output.tokens[row] = selected.len() as u64;
         for kv_head in 0..problem.kv_heads {
+            let selected = problem.selected(row, kv_head)?;
+            output.tokens[row] = output.tokens[row].max(selected.len() as u64);
             scratch.logits(problem, row, kv_head, &selected);
             scratch.accumulate(problem, row, kv_head, &selected, &mut output);
         }
@@ -123,7 +125,11 @@ impl Scratch {
             widen(&self.kv, &mut self.wide);
             for g in 0..group {
                 let (dot, size) = dot(&self.q[g * dim..][..dim], &self.wide);
-                self.logits[g * n + t] = dot * scale;
+                let logit = dot * scale;
+                self.logits[g * n + t] = match f64::from(p.soft_cap) {
+                    0.0 => logit,
+                    cap => cap * (logit / cap).tanh(),
+                };
                 self.sizes[g * n + t] = size * scale.abs();
             }
         }
@@ -143,7 +149,9 @@ impl Scratch {
         let mut live = Vec::with_capacity(group);
         for g in 0..group {
             let logits = &mut self.logits[g * n..][..n];
-            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sink =
+                p.sinks.get(kv_head * group + g).map_or(f64::NEG_INFINITY, |s| f64::from(*s));
+            let max = logits.iter().copied().fold(sink, f64::max);
             if max == f64::NEG_INFINITY && !logits.iter().any(|l| l.is_nan()) {
                 continue;
             }
@@ -151,9 +159,12 @@ impl Scratch {
             let size = logits.iter().zip(sizes).fold(0.0, |most: f64, (&logit, &size)| {
                 if logit >= max - NEGLIGIBLE_LOGIT_GAP { most.max(size) } else { most }
             });
+            let of_sink = if sink >= max - NEGLIGIBLE_LOGIT_GAP { 4.0 * sink.abs() } else { 0.0 };
+            let other = 8.0 * f64::from(p.soft_cap) + of_sink;
             output.logit_error[first_head + g] =
-                F32_ROUNDOFF * (8.0 + 2.0 * (dim as f64).sqrt()) * size;
-            let mut sum = 0.0;
+                F32_ROUNDOFF * ((8.0 + 2.0 * (dim as f64).sqrt()) * size + other);
+            // All that a sink does: its value is zero.
+            let mut sum = if sink == f64::NEG_INFINITY { 0.0 } else { (sink - max).exp() };
             for logit in logits.iter_mut() {
                 *logit = (*logit - max).exp();
                 sum += *logit;

@@ -77,7 +77,7 @@ pub enum ProblemError {
 /// One decode launch over paged keys and values. Elements are raw bits of `dtype`.
 ///
 /// Requests = `page_table.len() / max_pages`; pages = `k.len() / (page_size * kv_heads *
-/// head_dim)`; rows = `spans.rows()`. Page-table entries that no selected token needs may hold
+/// head_dim)`; rows = `row_request.len()`. Page-table entries that no selected token needs may hold
 /// anything.
 #[derive(Debug, Clone, Copy)]
 pub struct Problem<'a> {
@@ -97,6 +97,8 @@ pub struct Problem<'a> {
     pub max_pages: usize,
     /// Factor on q . k.
     pub scale: f32,
+    /// What logits are capped at: `soft_cap * tanh(logit / soft_cap)`. 0 for no cap.
+    pub soft_cap: f32,
     /// `[rows, query_heads, head_dim]`.
     pub q: &'a [u16],
     /// `[pages, page_size, kv_heads, head_dim]` (NHD) or `[pages, kv_heads, page_size, head_dim]`
@@ -108,14 +110,17 @@ pub struct Problem<'a> {
     pub page_table: &'a [i32],
     /// `[rows]`: the request of each row.
     pub row_request: &'a [i32],
-    /// The selected tokens of each row, in logical positions of its request.
+    /// The selected tokens of each row, in logical positions of its request: one set, or one for each
+    /// KV head, as sets `[rows, kv_heads]`.
     pub spans: &'a SpanBatch,
+    /// `[query_heads]`: a logit beside those of tokens, with a value of zero. Empty for none.
+    pub sinks: &'a [f32],
 }
 
 impl Problem<'_> {
     /// Rows of the launch.
     pub fn rows(&self) -> usize {
-        self.spans.rows()
+        self.row_request.len()
     }
 
     /// Query heads per KV head; 0 if there is no KV head.
@@ -162,7 +167,17 @@ impl Problem<'_> {
             self.q.len(),
             &[rows, self.query_heads, self.head_dim],
         )?;
-        length("row_request", "[rows]", self.row_request.len(), &[rows])?;
+        if self.spans.rows() != rows {
+            length(
+                "spans",
+                "[rows] or [rows, kv_heads] sets",
+                self.spans.rows(),
+                &[rows, self.kv_heads],
+            )?;
+        }
+        if !self.sinks.is_empty() {
+            length("sinks", "[query_heads]", self.sinks.len(), &[self.query_heads])?;
+        }
         length("v", "the shape of k", self.v.len(), &[self.k.len()])?;
         let multiple = |tensor, shape, found: usize, factors: &[usize]| {
             let unit = factors.iter().try_fold(1usize, |n, &f| n.checked_mul(f));
@@ -186,9 +201,16 @@ impl Problem<'_> {
         multiple("page_table", "[requests, max_pages]", self.page_table.len(), &[self.max_pages])
     }
 
-    /// Page and slot of each selected token of `row`, ascending by logical position.
-    pub(crate) fn selected(&self, row: usize) -> Result<Vec<(usize, usize)>, ProblemError> {
-        let set = self.spans.row(row);
+    /// Page and slot of each token that `row` selects for a KV head, ascending by logical position.
+    pub(crate) fn selected(
+        &self,
+        row: usize,
+        kv_head: usize,
+    ) -> Result<Vec<(usize, usize)>, ProblemError> {
+        let set = match self.spans.rows() == self.rows() {
+            true => self.spans.row(row),
+            false => self.spans.row(row * self.kv_heads + kv_head),
+        };
         let requests = self.page_table.len().checked_div(self.max_pages).unwrap_or(0);
         let request = self.row_request[row];
         let table = usize::try_from(request).ok().filter(|r| *r < requests);

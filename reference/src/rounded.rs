@@ -32,9 +32,9 @@ pub fn attention_rounded(
     let (mut q, mut kv) = (vec![0.0; dim], vec![0.0; dim]);
     let mut tile = Vec::new();
     for row in 0..rows {
-        let selected = problem.selected(row)?;
         for head in 0..heads {
             let kv_head = head / problem.group_size();
+            let selected = problem.selected(row, kv_head)?;
             problem.read_q(row, head, &mut q);
             let mut state = Online { max: f32::NEG_INFINITY, sum: 0.0, acc: vec![0.0; dim] };
             for tokens in selected.chunks(tile_tokens.max(1)) {
@@ -42,7 +42,11 @@ pub fn attention_rounded(
                 for &at in tokens {
                     problem.read_kv(problem.k, at, kv_head, &mut kv);
                     let dot: f32 = q.iter().zip(&kv).map(|(q, k)| q * k).sum();
-                    tile.push(dot * problem.scale);
+                    let logit = dot * problem.scale;
+                    tile.push(match problem.soft_cap {
+                        0.0 => logit,
+                        cap => cap * (logit / cap).tanh(),
+                    });
                 }
                 if !state.weigh(&mut tile) {
                     continue;
@@ -54,6 +58,9 @@ pub fn attention_rounded(
                         *acc += weight * v;
                     }
                 }
+            }
+            if let Some(&sink) = problem.sinks.get(head) {
+                state.weigh(&mut [sink]);
             }
             if state.max == f32::NEG_INFINITY {
                 continue;

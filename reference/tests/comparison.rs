@@ -25,6 +25,9 @@ fn answered(dtype: Dtype) -> (Output, RoundedOutput) {
         page_size: 7,
         rows: vec![(SpanSet::from(2..31), 0), (SpanSet::empty(), 1)],
         value_amplitude: 2.0,
+        soft_cap: 0.0,
+        sinks: false,
+        own_spans: false,
         seed: 7,
     });
     let oracle = attention_f64(&case.problem()).expect("valid");
@@ -167,6 +170,8 @@ fn cancelling_dot_products_are_judged_by_what_f32_can_do() {
         page_size: 2,
         max_pages: 1,
         scale: 1.0,
+        soft_cap: 0.0,
+        sinks: &[],
         q: &q,
         k: &k,
         v: &v,

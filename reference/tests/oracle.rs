@@ -13,18 +13,21 @@ use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
 fn naive(case: &Case) -> (Vec<f64>, Vec<f64>) {
     let (p, dtype) = (case.problem(), case.shape.dtype);
     let (mut out, mut lse) = (Vec::new(), Vec::new());
-    for (row, (set, request)) in case.shape.rows.iter().enumerate() {
+    for (row, (_, request)) in case.shape.rows.iter().enumerate() {
         for head in 0..p.query_heads {
+            let set = case.shape.set(row, head / case.shape.group);
             let at = (row * p.query_heads + head) * p.head_dim;
             let q = &case.q[at..at + p.head_dim];
-            let mut sum = 0.0;
+            let mut sum = case.sinks.get(head).map_or(0.0, |sink| f64::from(*sink).exp());
             let mut acc = vec![0.0; p.head_dim];
             for token in (0..KV_LEN).filter(|t| set.contains(*t)) {
                 let range = case.kv_range(*request, token, head / case.shape.group);
                 let dot: f64 = (q.iter().zip(&case.k[range.clone()]))
                     .map(|(a, b)| f64::from(value(dtype, *a)) * f64::from(value(dtype, *b)))
                     .sum();
-                let weight = (dot * f64::from(p.scale)).exp();
+                let cap = f64::from(case.shape.soft_cap);
+                let logit = dot * f64::from(p.scale);
+                let weight = if cap == 0.0 { logit } else { cap * (logit / cap).tanh() }.exp();
                 sum += weight;
                 for (acc, v) in acc.iter_mut().zip(&case.v[range]) {
                     *acc += weight * f64::from(value(dtype, *v));
@@ -117,11 +120,13 @@ proptest! {
         let mut cuts = cuts;
         cuts.extend([0, KV_LEN]);
         cuts.sort_unstable();
-        let parts: Vec<_> = cuts.windows(2).map(|w| {
+        let parts: Vec<_> = cuts.windows(2).enumerate().map(|(part, w)| {
+            // The sinks of one part are those of the whole.
+            let sinks = if part == 0 { &case.sinks[..] } else { &[] };
             let window = SpanSet::from(w[0]..w[1]);
             let sets: Vec<SpanSet> = case.spans.sets().map(|s| s.intersection(&window)).collect();
             let spans = SpanBatch::from_sets(&sets).expect("small");
-            attention_f64(&Problem { spans: &spans, ..case.problem() }).expect("valid")
+            attention_f64(&Problem { spans: &spans, sinks, ..case.problem() }).expect("valid")
         }).collect();
         let dim = whole.head_dim;
         for at in 0..whole.lse.len() {
@@ -177,12 +182,14 @@ impl Tiny {
             page_size: 2,
             max_pages: 2,
             scale: 1.0,
+            soft_cap: 0.0,
             q: &self.q,
             k: &self.k,
             v: &self.v,
             page_table: &[1, 0],
             row_request: &[0],
             spans: &self.spans,
+            sinks: &[],
         }
     }
 }
@@ -310,6 +317,9 @@ fn unselected_tokens_are_nan_in_these_cases() {
         page_size: 7,
         rows: vec![(set, 1)],
         value_amplitude: 2.0,
+        soft_cap: 0.0,
+        sinks: false,
+        own_spans: false,
         seed: 1,
     };
     let case = Case::new(shape);

@@ -7,10 +7,11 @@
 
 use crate::memory::{DeviceMemory, Mirror};
 use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport};
-use spanforge_kernels::abi::{Operands, PlanBuffers, Scalars, Workspace};
+use spanforge_kernels::abi::{Operands, OverlayBuffers, PlanBuffers, Scalars, Workspace};
 use spanforge_kernels::artifact::{Artifact, ArtifactError};
 use spanforge_kernels::configuration::{AttentionShape, KernelShape, KernelSpec};
-use spanforge_kernels::launch::WorkspaceBytes;
+use spanforge_kernels::launch::{WorkspaceBytes, query_tiles};
+use spanforge_kernels::problem::check_soft_cap;
 use spanforge_kernels::{Addressing, Bucket, KvStrides, Launcher, ProblemError};
 use spanforge_spans::SpanBatch;
 use std::borrow::Cow;
@@ -114,9 +115,11 @@ pub struct PageMap<'a> {
 /// One decode step, for all layers.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeStep<'a> {
-    /// Per row the selected tokens, in logical positions; any raw spans.
+    /// Per row the selected tokens, in logical positions; any raw spans. One set, or one for each KV
+    /// head, as sets `[rows, kv_heads]`.
     pub spans: &'a SpanBatch,
-    /// `[rows]`: request of each row.
+    /// `[rows]`: request of each row. Rows of one request that follow each other are read together by
+    /// kernels that take several rows.
     pub row_request: &'a [i32],
     /// Where tokens lie.
     pub pages: PageMap<'a>,
@@ -146,6 +149,11 @@ pub struct StepOperands {
     pub lse: Buffer,
     /// Factor of q . k before the softmax.
     pub scale: f32,
+    /// What logits are capped at, smoothly: `soft_cap * tanh(logit / soft_cap)`. 0 for no cap.
+    pub soft_cap: f32,
+    /// `[query_heads]` f32: a logit that the softmax of each query head has besides those of tokens, with
+    /// a value of zero.
+    pub sinks: Option<Buffer>,
 }
 
 /// What planning a step took.
@@ -153,8 +161,8 @@ pub struct StepOperands {
 pub struct PlanReport {
     /// Bytes copied to the device: 0 where the step is the one before.
     pub uploaded_bytes: usize,
-    /// The report of the plan kernel; `None` where the plan was reused.
-    pub launch: Option<LaunchReport>,
+    /// The reports of the kernels that plan; none where the plan was reused.
+    pub launches: Vec<LaunchReport>,
 }
 
 /// Span attention on one device, for one attention shape.
@@ -167,7 +175,8 @@ pub struct SpanAttention {
     spans: Mirror,
     row_request: Mirror,
     page_table: Mirror,
-    row_tokens: DeviceMemory,
+    overlay: Option<Overlay>,
+    set_tokens: DeviceMemory,
     span_tokens: DeviceMemory,
     partial_acc: DeviceMemory,
     partial_ml: DeviceMemory,
@@ -177,6 +186,14 @@ pub struct SpanAttention {
     /// Whether the plan on the device is that of the spans on the device.
     plan_current: bool,
     planned: Option<Planned>,
+}
+
+/// Memory for the spans of query tiles.
+struct Overlay {
+    tile_ptr: Mirror,
+    tile_span_ptr: DeviceMemory,
+    tile_spans: DeviceMemory,
+    span_rows: DeviceMemory,
 }
 
 /// The kernels that steps choose from.
@@ -232,6 +249,9 @@ impl Drop for Kernels {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Planned {
     rows: usize,
+    /// Query tiles of the kernel in use.
+    tiles: usize,
+    span_heads: u32,
     max_pages: usize,
     pages: usize,
     kv_len: Vec<i32>,
@@ -297,14 +317,26 @@ impl SpanAttention {
         let partial_acc = most(|need| need.partial_acc).unwrap_or(0);
         let partial_ml = most(|need| need.partial_ml).unwrap_or(0);
         let arrivals = most(|need| need.arrivals).unwrap_or(0);
+        let tiled = kernels.launchers.iter().any(|l| l.spec().configuration.query_rows > 1);
         let integers = |name, count| Mirror::allocate(&device, name, count);
         let bytes = |name, bytes| DeviceMemory::allocate(&device, name, bytes);
-        let span_ptr = integers("span_ptr", limits.rows + 1)?;
+        let sets = limits.rows * attention.kv_heads as usize;
+        let planned_spans = if tiled { 2 * limits.spans } else { limits.spans };
+        let overlay = match tiled {
+            false => None,
+            true => Some(Overlay {
+                tile_ptr: integers("tile_ptr", limits.rows + 1)?,
+                tile_span_ptr: bytes("tile_span_ptr", 4 * (sets + 1))?,
+                tile_spans: bytes("tile_spans", 8 * planned_spans)?,
+                span_rows: bytes("span_rows", 4 * planned_spans)?,
+            }),
+        };
+        let span_ptr = integers("span_ptr", sets + 1)?;
         let spans = integers("spans", 2 * limits.spans)?;
         let row_request = integers("row_request", limits.rows)?;
         let page_table = integers("page_table", limits.requests * limits.max_pages)?;
-        let row_tokens = bytes("row_tokens", 4 * (limits.rows + 1))?;
-        let span_tokens = bytes("span_tokens", 4 * (limits.spans + 1))?;
+        let set_tokens = bytes("set_tokens", 4 * (sets + 1))?;
+        let span_tokens = bytes("span_tokens", 4 * (planned_spans + 1))?;
         let partial_acc = bytes("partial_acc", partial_acc)?;
         let partial_ml = bytes("partial_ml", partial_ml)?;
         let arrivals = bytes("arrivals", arrivals)?;
@@ -317,7 +349,8 @@ impl SpanAttention {
             spans,
             row_request,
             page_table,
-            row_tokens,
+            overlay,
+            set_tokens,
             span_tokens,
             partial_acc,
             partial_ml,
@@ -352,8 +385,10 @@ impl SpanAttention {
             true => Cow::Borrowed(step.spans),
             false => Cow::Owned(step.spans.canonicalise()),
         };
-        let planned = Planned {
-            rows: spans.rows(),
+        let mut planned = Planned {
+            rows: step.row_request.len(),
+            tiles: last.as_ref().map_or(0, |last| last.tiles),
+            span_heads: self.addressing(step, &spans).span_heads(self.attention.kv_heads)?,
             max_pages: step.pages.max_pages,
             pages: step.pages.pages,
             kv_len: step.pages.kv_len.to_vec(),
@@ -366,35 +401,55 @@ impl SpanAttention {
             && self.page_table.held() == step.pages.page_table
         {
             self.planned = last;
-            return Ok(PlanReport { uploaded_bytes: 0, launch: None });
+            return Ok(PlanReport { uploaded_bytes: 0, launches: Vec::new() });
         }
         self.check_step(step, &spans)?;
 
         let changed = self.kernels.choose(&spans);
+        let query_rows = self.spec().configuration.query_rows;
+        let tiles = query_tiles(step.row_request, query_rows);
+        planned.tiles = tiles.len() - 1;
         self.plan_current &= same_spans && !changed;
         let mut uploaded_bytes = self.span_ptr.update(spans.span_ptr())?;
         uploaded_bytes += self.spans.update(pairs)?;
+        if let Some(overlay) = self.overlay.as_mut().filter(|_| query_rows > 1) {
+            self.plan_current &= overlay.tile_ptr.held() == tiles;
+            uploaded_bytes += overlay.tile_ptr.update(&tiles)?;
+        }
         uploaded_bytes += self.row_request.update(step.row_request)?;
         uploaded_bytes += self.page_table.update(step.pages.page_table)?;
         if !self.arrivals_clear {
             self.arrivals.upload(0, &vec![0; self.arrivals.buffer().bytes])?;
             self.arrivals_clear = true;
         }
-        let mut launch = None;
+        let mut launches = Vec::new();
         if !self.plan_current && planned.rows > 0 {
-            // The limits on rows are those of an i32.
-            let plan = self.kernels.current().plan(&self.plan_buffers(), planned.rows as i32);
-            launch = Some(self.device.launch(&plan)?);
+            // The limits on rows x KV heads are those of an i32.
+            let (tiles, span_heads) = (planned.tiles as i32, planned.span_heads.cast_signed());
+            for launch in self.kernels.current().plan(&self.plan_buffers(), tiles, span_heads) {
+                launches.push(self.device.launch(&launch)?);
+            }
             self.plan_current = true;
         }
         self.planned = Some(planned);
-        Ok(PlanReport { uploaded_bytes, launch })
+        Ok(PlanReport { uploaded_bytes, launches })
+    }
+
+    fn addressing<'a>(&self, step: &DecodeStep<'a>, spans: &'a SpanBatch) -> Addressing<'a> {
+        Addressing {
+            spans,
+            row_request: step.row_request,
+            kv_len: step.pages.kv_len,
+            page_table: step.pages.page_table,
+            max_pages: step.pages.max_pages,
+            pages: step.pages.pages,
+        }
     }
 
     fn check_step(&self, step: &DecodeStep<'_>, spans: &SpanBatch) -> Result<(), AttentionError> {
         let limits = &self.limits;
         for (what, found, limit) in [
-            ("rows", spans.rows(), limits.rows),
+            ("rows", step.row_request.len(), limits.rows),
             ("spans", spans.spans().len(), limits.spans),
             ("requests", step.pages.kv_len.len(), limits.requests),
             ("page table entries per request", step.pages.max_pages, limits.max_pages),
@@ -403,15 +458,7 @@ impl SpanAttention {
                 return Err(AttentionError::Limit { what, found, limit });
             }
         }
-        let addressing = Addressing {
-            spans,
-            row_request: step.row_request,
-            kv_len: step.pages.kv_len,
-            page_table: step.pages.page_table,
-            max_pages: step.pages.max_pages,
-            pages: step.pages.pages,
-        };
-        Ok(addressing.check(&self.attention)?)
+        Ok(self.addressing(step, spans).check(&self.attention)?)
     }
 
     /// The launches of one layer's attention for the planned step: none without rows. For timing,
@@ -423,9 +470,10 @@ impl SpanAttention {
             return Ok(Vec::new());
         }
         let a = &self.attention;
-        let StepOperands { q, kv, out, lse, scale } = *operands;
+        let StepOperands { q, kv, out, lse, scale, soft_cap, sinks } = *operands;
         let (page_table, row_request) = (self.page_table.buffer(), self.row_request.buffer());
-        let operands = Operands { q, k: kv.k, v: kv.v, page_table, row_request, out, lse };
+        let (k, v) = (kv.k, kv.v);
+        let operands = Operands { q, k, v, page_table, row_request, sinks, out, lse };
         let workspace = Workspace {
             partial_acc: self.partial_acc.buffer(),
             partial_ml: self.partial_ml.buffer(),
@@ -433,8 +481,9 @@ impl SpanAttention {
         };
         // All of these were checked to fit.
         let scalars = Scalars {
-            rows: planned.rows as i32,
+            tiles: planned.tiles as i32,
             kv_heads: a.kv_heads as i32,
+            span_heads: planned.span_heads as i32,
             page_size: a.page_size as i32,
             max_pages: planned.max_pages as i32,
             page_stride: kv.strides.page as i32,
@@ -442,6 +491,7 @@ impl SpanAttention {
             head_stride: kv.strides.head as i32,
             smallest_share: self.spec().configuration.smallest_share as i32,
             scale,
+            soft_cap,
         };
         Ok(self.kernels.current().attention(&operands, &self.plan_buffers(), &workspace, &scalars))
     }
@@ -469,7 +519,17 @@ impl SpanAttention {
         PlanBuffers {
             span_ptr: self.span_ptr.buffer(),
             spans: self.spans.buffer(),
-            row_tokens: self.row_tokens.buffer(),
+            // A kernel that takes one row at a time has no overlay, whatever others need.
+            overlay: match self.spec().configuration.query_rows {
+                1 => None,
+                _ => self.overlay.as_ref().map(|overlay| OverlayBuffers {
+                    tile_ptr: overlay.tile_ptr.buffer(),
+                    tile_span_ptr: overlay.tile_span_ptr.buffer(),
+                    tile_spans: overlay.tile_spans.buffer(),
+                    span_rows: overlay.span_rows.buffer(),
+                }),
+            },
+            set_tokens: self.set_tokens.buffer(),
             span_tokens: self.span_tokens.buffer(),
         }
     }
@@ -484,6 +544,7 @@ impl SpanAttention {
         if !operands.scale.is_finite() {
             return fault("scale", format!("{} is not a finite number", operands.scale));
         }
+        check_soft_cap(operands.soft_cap)?;
         let KvStrides { page, token, head } = operands.kv.strides;
         for (operand, stride) in
             [("page stride", page), ("token stride", token), ("head stride", head)]
@@ -504,7 +565,10 @@ impl SpanAttention {
             ("v", operands.kv.v, 16, kv.saturating_mul(2)),
             ("out", operands.out, 16, elements.saturating_mul(2)),
             ("lse", operands.lse, 4, heads.saturating_mul(4)),
-        ] {
+        ]
+        .into_iter()
+        .chain(operands.sinks.map(|sinks| ("sinks", sinks, 4, 4 * u64::from(a.query_heads))))
+        {
             if (buffer.bytes as u64) < bytes {
                 return fault(
                     operand,

@@ -57,6 +57,8 @@
 //!     out: out.buffer(),
 //!     lse: lse.buffer(),
 //!     scale: 1.0 / 512_f32.sqrt(),
+//!     soft_cap: 0.0,
+//!     sinks: None,
 //! })?;
 //! # Ok(())
 //! # }

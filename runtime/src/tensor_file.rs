@@ -162,6 +162,11 @@ impl TensorFile {
         self.header.metadata().as_ref()?.get(key).map(String::as_str)
     }
 
+    /// Whether there is a tensor of that name.
+    pub(crate) fn has(&self, tensor: &str) -> bool {
+        self.header.info(tensor).is_some()
+    }
+
     /// What the header says of a tensor; `expected` is for the message where there is none.
     pub(crate) fn info(
         &self,

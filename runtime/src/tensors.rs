@@ -6,11 +6,13 @@
 //! | `k`, `v` | `[pages, page_size, kv_heads, head_dim]` (NHD) or `[pages, kv_heads, page_size, head_dim]` (HND) | as `q` |
 //! | `page_table` | `[requests, max_pages]` | I32 |
 //! | `row_request` | `[rows]` | I32 |
-//! | `span_ptr` | `[rows + 1]` | I32 |
+//! | `span_ptr` | `[rows + 1]`, or `[rows * kv_heads + 1]` where each KV head has its own spans | I32 |
 //! | `spans` | `[n, 2]` | I32 |
 //! | `kv_len` | `[requests]` | I32 |
+//! | `sinks`, or absent | `[query_heads]` | F32 |
 //!
-//! Metadata: `layout`, "NHD" (default) or "HND"; `scale`, a number (default 1/sqrt(head_dim)).
+//! Metadata: `layout`, "NHD" (default) or "HND"; `scale`, a number (default 1/sqrt(head_dim));
+//! `soft_cap`, a number (default 0: none).
 //! Other metadata and other tensors are left alone. Results are `out`, as `q`, and `lse`
 //! `[rows, query_heads]` F32.
 
@@ -28,7 +30,9 @@ const KV: &str = "[pages, page_size, kv_heads, head_dim] (NHD) or \
                   [pages, kv_heads, page_size, head_dim] (HND), the dtype of q";
 const PAGE_TABLE: &str = "[requests, max_pages] I32";
 const ROW_REQUEST: &str = "[rows] I32";
-const SPAN_PTR: &str = "[rows + 1] I32";
+const SPAN_PTR: &str = "[rows + 1] I32, or [rows * kv_heads + 1]";
+const SINKS_TENSOR: &str = "sinks";
+const SINKS: &str = "[query_heads] F32, or absent";
 const SPANS: &str = "[n, 2] I32";
 const KV_LEN: &str = "[requests] I32";
 
@@ -102,8 +106,12 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
         return Err(wrong_shape(&file, "row_request", &found, expected));
     }
     let found = shape::<1>(&file, "span_ptr", SPAN_PTR)?;
-    if rows.checked_add(1) != Some(found[0]) {
-        let expected = format!("[rows + 1]: q has {rows} rows");
+    let for_heads = rows.saturating_mul(attention.kv_heads as usize);
+    if [rows, for_heads].iter().all(|sets| sets.checked_add(1) != Some(found[0])) {
+        let expected = format!(
+            "[rows + 1], or [rows * kv_heads + 1] where each KV head has its own spans: q has {rows} rows and k has {} KV heads",
+            attention.kv_heads
+        );
         return Err(wrong_shape(&file, "span_ptr", &found, expected));
     }
     let found = shape::<2>(&file, "spans", SPANS)?;
@@ -115,7 +123,27 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
         let expected = format!("[{requests}]: page_table has {requests} requests");
         return Err(wrong_shape(&file, "kv_len", &found, expected));
     }
-    let scale = scale(&file, attention.head_dim)?;
+    let mut sinks = Vec::new();
+    if file.has(SINKS_TENSOR) {
+        let found = file.info(SINKS_TENSOR, SINKS)?.dtype;
+        if found != FileDtype::F32 {
+            return Err(TensorFileError::Dtype {
+                path: path.to_owned(),
+                tensor: SINKS_TENSOR.into(),
+                found: found.to_string(),
+                expected: "F32".into(),
+            });
+        }
+        let found = shape::<1>(&file, SINKS_TENSOR, SINKS)?;
+        if found[0] != query_heads {
+            let expected = format!("[{query_heads}]: q has {query_heads} query heads");
+            return Err(wrong_shape(&file, SINKS_TENSOR, &found, expected));
+        }
+        sinks = file.read(SINKS_TENSOR, SINKS, f32::from_le_bytes)?;
+    }
+    let default_scale = (1.0 / f64::from(attention.head_dim).sqrt()) as f32;
+    let scale = number(&file, "scale", "a finite number, such as 0.125")?.unwrap_or(default_scale);
+    let soft_cap = number(&file, "soft_cap", "a finite number, such as 50")?.unwrap_or(0.0);
     attention.kernel_shape().map_err(|e| at_fault(e.into()))?;
 
     let integers = i32::from_le_bytes;
@@ -127,12 +155,14 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
     let problem = DecodeProblem {
         attention,
         scale,
+        soft_cap,
         pages: k[0],
         max_pages,
         kv_len: file.read("kv_len", KV_LEN, integers)?,
         page_table: file.read("page_table", PAGE_TABLE, integers)?,
         row_request: file.read("row_request", ROW_REQUEST, integers)?,
         spans: SpanBatch::from_raw(span_ptr, spans).map_err(|e| at_fault(e.into()))?,
+        sinks,
         q: file.read("q", Q, u16::from_le_bytes)?,
         k: file.read("k", KV, u16::from_le_bytes)?,
         v: file.read("v", KV, u16::from_le_bytes)?,
@@ -183,17 +213,19 @@ fn layout(file: &TensorFile) -> Result<KvLayout, TensorFileError> {
     })
 }
 
-fn scale(file: &TensorFile, head_dim: u32) -> Result<f32, TensorFileError> {
-    let Some(text) = file.metadata("scale") else {
-        return Ok((1.0 / f64::from(head_dim).sqrt()) as f32);
-    };
-    text.trim().parse().ok().filter(|scale: &f32| scale.is_finite()).ok_or_else(|| {
-        TensorFileError::Metadata {
-            path: file.path().to_owned(),
-            key: "scale",
-            found: text.to_owned(),
-            expected: "a finite number, such as 0.125",
-        }
+/// A number of the file's metadata, if it is there.
+fn number(
+    file: &TensorFile,
+    key: &'static str,
+    expected: &'static str,
+) -> Result<Option<f32>, TensorFileError> {
+    let Some(text) = file.metadata(key) else { return Ok(None) };
+    let number = text.trim().parse().ok().filter(|number: &f32| number.is_finite());
+    number.map(Some).ok_or_else(|| TensorFileError::Metadata {
+        path: file.path().to_owned(),
+        key,
+        found: text.to_owned(),
+        expected,
     })
 }
 
@@ -239,27 +271,28 @@ pub fn write_problem(path: &Path, problem: &DecodeProblem) -> Result<(), TensorF
         KvLayout::Hnd => vec![problem.pages, kv_heads, page_size, head_dim],
     };
     let dtype = file_dtype(a.dtype);
-    let metadata = HashMap::from([
+    let mut metadata = HashMap::from([
         ("layout".to_owned(), a.layout.name().to_owned()),
         // The shortest text that reads back as the same f32.
         ("scale".to_owned(), problem.scale.to_string()),
     ]);
-    let spans = &problem.spans;
-    StagedFile::create(path)?.write_tensors(
-        Some(metadata),
-        &[
-            (
-                "page_table",
-                vec![problem.requests(), problem.max_pages],
-                Elements::I32(&problem.page_table),
-            ),
-            ("kv_len", vec![problem.requests()], Elements::I32(&problem.kv_len)),
-            ("row_request", vec![problem.rows()], Elements::I32(&problem.row_request)),
-            ("span_ptr", vec![problem.rows() + 1], Elements::I32(spans.span_ptr())),
-            ("spans", vec![spans.spans().len(), 2], Elements::I32(spans.spans().as_flattened())),
-            ("q", vec![problem.rows(), query_heads, head_dim], Elements::Bits16(dtype, &problem.q)),
-            ("k", pages.clone(), Elements::Bits16(dtype, &problem.k)),
-            ("v", pages, Elements::Bits16(dtype, &problem.v)),
-        ],
-    )
+    if problem.soft_cap > 0.0 {
+        metadata.insert("soft_cap".to_owned(), problem.soft_cap.to_string());
+    }
+    let (spans, rows) = (&problem.spans, problem.rows());
+    let table = vec![problem.requests(), problem.max_pages];
+    let mut tensors = vec![
+        ("page_table", table, Elements::I32(&problem.page_table)),
+        ("kv_len", vec![problem.requests()], Elements::I32(&problem.kv_len)),
+        ("row_request", vec![rows], Elements::I32(&problem.row_request)),
+        ("span_ptr", vec![spans.rows() + 1], Elements::I32(spans.span_ptr())),
+        ("spans", vec![spans.spans().len(), 2], Elements::I32(spans.spans().as_flattened())),
+        ("q", vec![rows, query_heads, head_dim], Elements::Bits16(dtype, &problem.q)),
+        ("k", pages.clone(), Elements::Bits16(dtype, &problem.k)),
+        ("v", pages, Elements::Bits16(dtype, &problem.v)),
+    ];
+    if !problem.sinks.is_empty() {
+        tensors.push((SINKS_TENSOR, vec![query_heads], Elements::F32(&problem.sinks)));
+    }
+    StagedFile::create(path)?.write_tensors(Some(metadata), &tensors)
 }

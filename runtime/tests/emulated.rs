@@ -125,7 +125,7 @@ impl Layer {
 
     fn operands(&self, kv: PagedKv, scale: f32) -> StepOperands {
         let [q, out, lse] = [&self.q, &self.out, &self.lse].map(|m| m.buffer());
-        StepOperands { q, kv, out, lse, scale }
+        StepOperands { q, kv, out, lse, scale, soft_cap: 0.0, sinks: None }
     }
 
     fn output(&self, elements: usize, heads: usize) -> DecodeOutput {
@@ -209,11 +209,13 @@ fn decode_steps(merge: Merge) {
         let pages = cache.pages().page_map();
         let plan =
             attention.plan(&DecodeStep { spans: &spans, row_request: &[0, 1], pages }).unwrap();
-        assert!(plan.launch.is_some(), "step {step} has other spans");
+        assert!(plan.launches.len() == 1, "step {step} has other spans");
         for (layer, [k, v]) in host.iter().enumerate() {
             let problem = DecodeProblem {
                 attention: GQA,
                 scale,
+                soft_cap: 0.0,
+                sinks: Vec::new(),
                 pages: pages.pages,
                 max_pages: pages.max_pages,
                 kv_len: pages.kv_len.to_vec(),
@@ -237,7 +239,7 @@ fn decode_steps(merge: Merge) {
         }
         let again =
             attention.plan(&DecodeStep { spans: &spans, row_request: &[0, 1], pages }).unwrap();
-        assert_eq!((again.uploaded_bytes, again.launch), (0, None));
+        assert_eq!((again.uploaded_bytes, again.launches.len()), (0, 0));
     }
 }
 

@@ -76,6 +76,8 @@ fn operands() -> StepOperands {
         out: at(4 << 24),
         lse: at(5 << 24),
         scale: 0.125,
+        soft_cap: 0.0,
+        sinks: None,
     }
 }
 
@@ -85,7 +87,7 @@ fn a_step_that_is_the_one_before_costs_nothing() {
     let mut attention = attention(&device);
     let spans = batch(&[&[[0, 4], [20, 40]], &[[1, 2]]]);
     let first = attention.plan(&step(&spans, &[0, 1], &[64, 20])).unwrap();
-    assert!(first.launch.is_some());
+    assert!(first.launches.len() == 1);
     // span_ptr 3, spans 6, row_request 2 and page_table 8 integers.
     assert_eq!(first.uploaded_bytes, 4 * (3 + 6 + 2 + 8));
     assert_eq!(integers(&device, "spans", 6), [0, 4, 20, 40, 1, 2]);
@@ -94,7 +96,7 @@ fn a_step_that_is_the_one_before_costs_nothing() {
     // The same set, written in another way.
     let raw = batch(&[&[[25, 40], [2, 4], [0, 3], [20, 30]], &[[1, 2], [1, 1]]]);
     let again = attention.plan(&step(&raw, &[0, 1], &[64, 20])).unwrap();
-    assert_eq!((again.uploaded_bytes, again.launch), (0, None));
+    assert_eq!((again.uploaded_bytes, again.launches.len()), (0, 0));
     assert!(device.state().uploads.is_empty());
     assert_eq!(device.state().launches.len(), 1);
     attention.run(&operands()).unwrap();
@@ -112,7 +114,7 @@ fn an_appended_token_copies_what_it_changed() {
 
     let grown = batch(&[&[[0, 4], [20, 41]], &[[1, 2]]]);
     let report = attention.plan(&step(&grown, &[0, 1], &[41, 20])).unwrap();
-    assert!(report.launch.is_some());
+    assert!(report.launches.len() == 1);
     assert_eq!(device.state().uploads, [("spans".to_owned(), 4)]);
     assert_eq!(integers(&device, "spans", 6), [0, 4, 20, 41, 1, 2]);
 
@@ -120,7 +122,7 @@ fn an_appended_token_copies_what_it_changed() {
     device.state().uploads.clear();
     let fewer = batch(&[&[[0, 4], [20, 41]]]);
     let report = attention.plan(&step(&fewer, &[0], &[41, 20])).unwrap();
-    assert!(report.launch.is_some() && device.state().uploads.is_empty());
+    assert!(report.launches.len() == 1 && device.state().uploads.is_empty());
 }
 
 #[test]
@@ -130,7 +132,7 @@ fn a_longer_cache_under_the_same_spans_is_checked_and_not_planned_again() {
     let spans = batch(&[&[[0, 4]]]);
     attention.plan(&step(&spans, &[0], &[40, 20])).unwrap();
     let report = attention.plan(&step(&spans, &[0], &[64, 20])).unwrap();
-    assert_eq!((report.uploaded_bytes, report.launch), (0, None));
+    assert_eq!((report.uploaded_bytes, report.launches.len()), (0, 0));
     let error = attention.plan(&step(&spans, &[0], &[3, 20])).unwrap_err().to_string();
     assert!(error.contains("[0, 4) ends past the KV length 3"), "{error}");
 }
@@ -209,7 +211,7 @@ fn an_upload_that_fails_is_made_up_for() {
         attention.plan(&next).unwrap_err();
         device.state().fail_upload_after = None;
         let report = attention.plan(&next).unwrap();
-        assert!(report.launch.is_some(), "after upload {failing} failed");
+        assert!(report.launches.len() == 1, "after upload {failing} failed");
         assert_eq!(integers(&device, "span_ptr", 3), [0, 2, 3]);
         assert_eq!(integers(&device, "spans", 6), [5, 9, 20, 40, 1, 2]);
         assert_eq!(integers(&device, "row_request", 2), [1, 0]);

@@ -18,6 +18,8 @@ fn problem(dtype: Dtype, layout: KvLayout) -> DecodeProblem {
     DecodeProblem {
         attention,
         scale: 0.1,
+        soft_cap: 0.0,
+        sinks: Vec::new(),
         pages: 2,
         max_pages: 2,
         kv_len: vec![5, 2],
@@ -110,6 +112,23 @@ fn a_problem_that_is_written_reads_back_bit_for_bit() {
         }
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "only the file is left");
+}
+
+#[test]
+fn what_is_optional_is_written_and_read_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.safetensors");
+    // Two rows and two KV heads, each with spans of its own.
+    let spans = vec![[0, 2], [1, 2], [3, 5], [0, 1], [2, 4]];
+    let problem = DecodeProblem {
+        soft_cap: 30.0,
+        sinks: vec![0.5, f32::NEG_INFINITY, -3.25, 1e4],
+        spans: SpanBatch::from_raw(vec![0, 1, 2, 5, 5], spans).unwrap(),
+        ..problem(Dtype::Bf16, KvLayout::Hnd)
+    };
+    assert_eq!(problem.span_heads(), 2);
+    write_problem(&path, &problem).unwrap();
+    assert_eq!(read_problem(&path).unwrap(), problem);
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub struct Arguments {
     /// --config overrides that [default: the source of --config]. Or a case that fuzz has written, to
     /// be replayed: kernel, problem and schedule are in it
     #[arg(value_name = "SOURCE.cu|CASE.json",
-        conflicts_with_all = ["dtype", "head_dim", "group_size", "query_heads", "kv_heads"])]
+        conflicts_with_all = ["dtype", "head_dim", "group_size", "query_heads", "kv_heads", "queries"])]
     source: Option<PathBuf>,
     #[command(flatten)]
     kernel: KernelArguments,

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 pub struct Arguments {
     /// CUDA source to compile instead of a configuration
     #[arg(value_name = "SOURCE.cu",
-        conflicts_with_all = ["config", "dtype", "head_dim", "group_size", "query_heads", "kv_heads"])]
+        conflicts_with_all = ["config", "dtype", "head_dim", "group_size", "query_heads", "kv_heads", "queries"])]
     source: Option<PathBuf>,
     #[command(flatten)]
     kernel: KernelArguments,

@@ -30,7 +30,7 @@ pub struct Arguments {
         long,
         value_name = "FILE.json",
         conflicts_with_all = [
-            "dtype", "head_dim", "group_size", "query_heads", "kv_heads", "device", "ids", "all",
+            "dtype", "head_dim", "group_size", "query_heads", "kv_heads", "queries", "device", "ids", "all",
         ]
     )]
     t1: Option<PathBuf>,
@@ -83,8 +83,9 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     }
     let shape = arguments.shape.shape()?;
     let limits = arguments.limits.limits()?;
-    let default = default_spec(shape, limits)?;
-    let space = SearchSpace::new(shape, limits);
+    let queries = arguments.shape.queries();
+    let default = default_spec(shape, queries, limits)?;
+    let space = SearchSpace::for_rows(shape, limits, queries);
     let census = space.census();
     let pruned = census.pruned.iter().zip(&CONSTRAINTS);
     let ids = space.valid().zip(0..).filter(|(_, index)| listed(arguments, *index, census.valid));

@@ -49,7 +49,7 @@ pub struct Arguments {
     /// Source with the ABI of the rendered ones; its first lines say what it was rendered for,
     /// --config overrides that [default: configurations drawn from the search spaces]
     #[arg(value_name = "SOURCE.cu",
-        conflicts_with_all = ["dtype", "head_dim", "group_size", "query_heads", "kv_heads"])]
+        conflicts_with_all = ["dtype", "head_dim", "group_size", "query_heads", "kv_heads", "queries"])]
     source: Option<PathBuf>,
     #[command(flatten)]
     kernel: KernelArguments,
@@ -204,8 +204,12 @@ fn specs(arguments: &Arguments, limits: Limits) -> Result<Vec<KernelSpec>> {
         Some(shape) => vec![shape],
         None => usual_shapes(),
     };
-    let spaces: Vec<Sampled> =
-        shapes.into_iter().map(|shape| Sampled(SearchSpace::new(shape, limits))).collect();
+    // Of kernels that take one row at a time, and of those that take several.
+    let spaces: Vec<Sampled> = shapes
+        .into_iter()
+        .flat_map(|shape| [1, 16].map(|rows| SearchSpace::for_rows(shape, limits, rows)))
+        .map(Sampled)
+        .collect();
     let mut draws: Vec<_> = (0u64..)
         .zip(&spaces)
         .map(|(index, _)| strategy("random", arguments.seed.wrapping_add(index)))

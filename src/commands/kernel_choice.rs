@@ -31,6 +31,10 @@ pub struct ShapeArguments {
     /// KV heads of the model
     #[arg(long, value_name = "N", help_heading = SHAPE, requires = "query_heads")]
     kv_heads: Option<u32>,
+    /// New tokens of a request that are computed together: those of a draft, or of a piece of a prompt
+    /// [default: 1]
+    #[arg(long, value_name = "N", help_heading = SHAPE, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    queries: Option<u32>,
 }
 
 impl ShapeArguments {
@@ -40,6 +44,12 @@ impl ShapeArguments {
             || self.head_dim.is_some()
             || self.group_size.is_some()
             || self.query_heads.is_some()
+            || self.queries.is_some()
+    }
+
+    /// New tokens of a request.
+    pub fn queries(&self) -> u32 {
+        self.queries.unwrap_or(1)
     }
 
     /// The shape; that of Llama-3-8B (f16, 32 query heads, 8 KV heads, head_dim 128) where nothing
@@ -93,7 +103,7 @@ pub struct KernelArguments {
     /// Configuration: an id that `spanforge configs` lists, or a JSON file
     /// [default: the shape's default configuration]
     #[arg(short, long, value_name = "ID|FILE.json",
-        conflicts_with_all = ["dtype", "head_dim", "group_size", "query_heads", "kv_heads"])]
+        conflicts_with_all = ["dtype", "head_dim", "group_size", "query_heads", "kv_heads", "queries"])]
     config: Option<String>,
     #[command(flatten)]
     shape: ShapeArguments,
@@ -104,7 +114,7 @@ impl KernelArguments {
     pub fn spec(&self, limits: Limits) -> Result<KernelSpec> {
         match &self.config {
             Some(config) => read_config(config).and_then(|spec| checked(spec, limits)),
-            None => default_spec(self.shape.shape()?, limits),
+            None => default_spec(self.shape.shape()?, self.shape.queries(), limits),
         }
     }
 
@@ -119,15 +129,15 @@ impl KernelArguments {
     }
 }
 
-/// The default configuration of a shape.
-pub fn default_spec(shape: KernelShape, limits: Limits) -> Result<KernelSpec> {
-    let configuration =
-        SearchSpace::new(shape, limits).default_configuration().ok_or_else(|| {
-            anyhow!(
-                "no configuration serves {shape} on this device: every one breaks a constraint; \
-                 `spanforge configs` with the same flags counts which"
-            )
-        })?;
+/// The default configuration of a shape, for so many new tokens of a request.
+pub fn default_spec(shape: KernelShape, queries: u32, limits: Limits) -> Result<KernelSpec> {
+    let space = SearchSpace::for_rows(shape, limits, queries);
+    let configuration = space.default_configuration().ok_or_else(|| {
+        anyhow!(
+            "no configuration serves {shape} on this device: every one breaks a constraint; \
+             `spanforge configs` with the same flags counts which"
+        )
+    })?;
     Ok(KernelSpec { shape, configuration })
 }
 

@@ -58,7 +58,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let limits = Limits::of(device.properties());
     let spec = match &arguments.config {
         Some(config) => checked(read_config(config)?, limits)?,
-        None => default_spec(shape, limits)?,
+        None => default_spec(shape, workload.queries(), limits)?,
     };
     if spec.shape != shape {
         bail!("{spec} is for {}, and the workload is {shape}: name a fitting one", spec.shape);

@@ -84,7 +84,7 @@ pub struct Arguments {
         value_name = "JOURNAL",
         conflicts_with_all = [
             "workload", "device", "arch", "strategy", "seed", "cases", "results", "window", "guide",
-            "batch", "draws", "dtype", "head_dim", "query_heads", "kv_heads", "page_size", "layout",
+            "batch", "draws", "queries", "dtype", "head_dim", "query_heads", "kv_heads", "page_size", "layout",
         ]
     )]
     resume: Option<PathBuf>,

@@ -23,6 +23,9 @@ pub struct WorkloadArguments {
     /// tuning 1,8,64]
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: Vec<u32>,
+    /// New tokens of each request, every one a row: those of a draft, or of a piece of a prompt
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Options")]
+    queries: u32,
     #[command(flatten)]
     attention: AttentionArguments,
 }
@@ -45,7 +48,8 @@ impl WorkloadArguments {
     }
 
     fn drawn(&self, rows: u32, seed: u64) -> Result<Workload> {
-        let mut workload = Workload::named(&self.workload, rows as usize, seed)?;
+        let mut workload =
+            Workload::named(&self.workload, rows as usize, seed)?.with_queries(self.queries);
         workload.attention = self.attention.over(workload.attention);
         Ok(workload)
     }

@@ -140,7 +140,7 @@ fn lines_that_no_case_reaches_are_named() {
     let rendered = spanforge(here.path(), ["render"]).expect(0).out;
     // No problem without rows is launched.
     let first = "    int carry = 0;";
-    let planted = "    int carry = 0; if (rows < 1) {\n#line 900 \"plan.cuh\"\n        row_tokens[0] = 7;\n#line 26 \"plan.cuh\"\n    }";
+    let planted = "    int carry = 0; if (sets < 1) {\n#line 900 \"plan.cuh\"\n        set_tokens[0] = 7;\n#line 28 \"plan.cuh\"\n    }";
     assert_eq!(rendered.matches(first).count(), 1);
     fs::write(here.path().join("mine.cu"), rendered.replace(first, planted)).unwrap();
     let fuzz = |more: [&str; 1]| {

@@ -82,8 +82,8 @@ fn a_run_leaves_an_artifact_that_is_accepted_and_a_record_of_everything() {
             layout: KvLayout::Hnd,
         },
         rows: vec![
-            WorkloadRow { kv_len: 300, spans: SpanSet::from(3..290) },
-            WorkloadRow { kv_len: 1, spans: SpanSet::empty() },
+            WorkloadRow { kv_len: 300, spans: SpanSet::from(3..290), same_request: false },
+            WorkloadRow { kv_len: 1, spans: SpanSet::empty(), same_request: false },
         ],
     }
     .problem(1, 1 << 30)

@@ -65,6 +65,14 @@ pub enum CaseError {
         /// Its part at fault.
         term: String,
     },
+    /// A number of queries that is none.
+    #[error("case `{name}`: `{queries}` is not a number of new tokens from 1 to 4096")]
+    Queries {
+        /// The case.
+        name: String,
+        /// What stands where the number should.
+        queries: String,
+    },
     /// A batch size that is none.
     #[error("case `{name}`: `{batch}` is not a number of rows from 1 to 4096")]
     Batch {
@@ -83,11 +91,20 @@ pub enum CaseError {
 /// A *mix* is a sum of `ROWSxTOKENS`, rows that attend to all of their so many tokens, and
 /// `ROWSxTOKENS/SPAN`, rows that attend to so many tokens in spans of `SPAN`, with as many between
 /// spans; its attention is [`MIX_ATTENTION`]. Everything else is a workload, with `/BATCH` behind it
-/// (16 where it is missing), drawn by `seed`.
+/// (16 where it is missing), drawn by `seed`. `@QUERIES` behind either gives each row so many new tokens
+/// instead of one (see [`Workload::with_queries`]).
 ///
 /// # Errors
 /// A name that is neither.
 pub fn case(name: &str, seed: u64) -> Result<Workload, CaseError> {
+    let Some((one, queries)) = name.rsplit_once('@') else { return one_query(name, seed) };
+    let fault = || CaseError::Queries { name: name.to_owned(), queries: queries.to_owned() };
+    let queries = queries.parse().ok().filter(|n| (1..=4096).contains(n)).ok_or_else(fault)?;
+    Ok(Workload { name: name.to_owned(), ..one_query(one, seed)?.with_queries(queries) })
+}
+
+/// The batch of a case of one new token for each row.
+fn one_query(name: &str, seed: u64) -> Result<Workload, CaseError> {
     let is_mix = name.starts_with(|c: char| c.is_ascii_digit()) && name.contains('x');
     if is_mix {
         let mut rows = Vec::new();
@@ -127,7 +144,7 @@ fn terms(term: &str) -> Option<Vec<WorkloadRow>> {
         (2 * i * span, 2 * i * span + length)
     });
     let spans = SpanSet::from_pairs(spans).ok()?;
-    Some(vec![WorkloadRow { kv_len: spans.end(), spans }; rows as usize])
+    Some(vec![WorkloadRow { kv_len: spans.end(), spans, same_request: false }; rows as usize])
 }
 
 /// The same requests, attending to everything.
@@ -149,7 +166,8 @@ pub struct CaseTime {
     pub floor_us: f64,
     /// Bytes that no kernel can do without.
     pub floor_bytes: u64,
-    /// Bytes of the K and V rows of the selected tokens.
+    /// Bytes of the K and V rows of the selected tokens; of those that some row of a query tile selects,
+    /// for kernels that take several.
     pub selected_kv_bytes: u64,
     /// Bytes of K and V that were fetched, in sectors, over [`Self::selected_kv_bytes`]; an emulated
     /// device counts them over the whole grid, a GPU does not.
@@ -181,7 +199,7 @@ pub fn time(
         SECTOR_BYTES * of_kv.map(|traffic| traffic.read_sectors).sum::<u64>()
     });
     let timing = time_resident(&decoder, &resident, &problem)?;
-    let selected_kv_bytes = problem.selected_kv_bytes();
+    let selected_kv_bytes = problem.tile_kv_bytes(spec.configuration.query_rows);
     let tokens = workload.selected_tokens();
     Ok(CaseTime {
         basis: timing.basis,

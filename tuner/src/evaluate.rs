@@ -390,10 +390,11 @@ pub(crate) fn time_resident(
 }
 
 /// The time in microseconds that no kernel can beat: the floor's bytes over the bandwidth of the data
-/// sheet, or the operations over its peak.
+/// sheet, or the operations over its peak, on whichever cores are faster.
 pub fn floor_us(problem: &DecodeProblem, properties: &DeviceProperties) -> f64 {
     let bytes = problem.floor_bytes() as f64 / properties.dram_bytes_per_second;
-    1e6 * bytes.max(problem.flops() / properties.float32_per_second)
+    let peak = properties.float32_per_second.max(properties.tensor_per_second);
+    1e6 * bytes.max(problem.flops() / peak)
 }
 
 /// K and V bytes of the timed problem; see [`Workload::problem`](crate::Workload::problem).

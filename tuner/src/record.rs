@@ -4,7 +4,7 @@ use crate::environment::Environment;
 use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
 use spanforge_device::{Basis, Conditions, DeviceProperties, Prediction, Resources};
-use spanforge_kernels::{Bucket, KernelSpec};
+use spanforge_kernels::{Bucket, KernelShape, KernelSpec, Limits, SearchSpace};
 use std::collections::BTreeMap;
 
 /// Candidates that may be under way at a time, unless a study says otherwise.
@@ -106,6 +106,12 @@ impl Study {
     /// All batches to be fast on.
     pub fn batches(&self) -> impl Iterator<Item = &Workload> {
         std::iter::once(&self.workload).chain(&self.others)
+    }
+
+    /// The kernels to choose from: with query tiles of as many rows as a request has in some batch.
+    pub fn space(&self, shape: KernelShape, limits: Limits) -> SearchSpace {
+        let queries = self.batches().map(Workload::queries).max().unwrap_or(1);
+        SearchSpace::for_rows(shape, limits, queries)
     }
 }
 

@@ -28,7 +28,7 @@ use crate::workload::Workload;
 use candidates::Search;
 use spanforge_device::{Basis, Compiler, DeviceProperties};
 use spanforge_kernels::artifact::check_replaceable;
-use spanforge_kernels::{DecodeProblem, Limits, SearchSpace};
+use spanforge_kernels::{DecodeProblem, Limits};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -140,7 +140,7 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
         named => named.to_vec(),
     };
     let shape = study.workload.attention.kernel_shape()?;
-    let space = SearchSpace::new(shape, Limits::of(&properties));
+    let space = study.space(shape, Limits::of(&properties));
     let census = space.census();
     let Some(default) = space.default_configuration() else {
         let worst = census.pruned.iter().max_by_key(|p| p.1).map_or("", |p| p.0);

@@ -24,10 +24,13 @@ pub const LARGEST_PART_BYTES: u64 = 1 << 30;
 /// One row of the batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadRow {
-    /// Tokens in the request's cache.
+    /// Tokens in the request's cache that it could attend to.
     pub kv_len: u32,
     /// Tokens it attends to.
     pub spans: SpanSet,
+    /// Whether it is of the same request as the row before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub same_request: bool,
 }
 
 /// A batch to tune for.
@@ -37,7 +40,7 @@ pub struct Workload {
     pub name: String,
     /// The model's attention.
     pub attention: AttentionShape,
-    /// The batch, one request per row.
+    /// The batch. Rows of a request follow each other.
     pub rows: Vec<WorkloadRow>,
 }
 
@@ -112,7 +115,7 @@ impl Workload {
         let rows = drawn
             .rows
             .into_iter()
-            .map(|row| WorkloadRow { kv_len: row.kv_len, spans: row.spans })
+            .map(|row| WorkloadRow { kv_len: row.kv_len, spans: row.spans, same_request: false })
             .collect();
         let model = &trace.header.shape;
         let attention = AttentionShape {
@@ -124,6 +127,37 @@ impl Workload {
             layout: KvLayout::Nhd,
         };
         Ok(Self { name: name.to_owned(), attention, rows })
+    }
+
+    /// The same with `queries` new tokens for each row instead of one, as a step that checks a draft has
+    /// them or a piece of a prompt: each a row that attends to what the row did and to the new tokens
+    /// before it. `queries` is at least 1.
+    #[must_use]
+    pub fn with_queries(mut self, queries: u32) -> Self {
+        let several = |row: WorkloadRow| {
+            (0..queries).map(move |new| {
+                let tokens = SpanSet::from(row.kv_len..row.kv_len + new);
+                WorkloadRow {
+                    kv_len: row.kv_len + new,
+                    spans: row.spans.union(&tokens),
+                    same_request: row.same_request || new > 0,
+                }
+            })
+        };
+        self.rows = self.rows.into_iter().flat_map(several).collect();
+        self
+    }
+
+    /// The first row of each request, and the number of rows.
+    fn requests(&self) -> Vec<usize> {
+        let first = |(at, row): (usize, &WorkloadRow)| (at == 0 || !row.same_request).then_some(at);
+        let firsts = self.rows.iter().enumerate().filter_map(first);
+        firsts.chain([self.rows.len()]).collect()
+    }
+
+    /// Rows of the request that has most.
+    pub fn queries(&self) -> u32 {
+        self.requests().windows(2).map(|rows| (rows[1] - rows[0]) as u32).max().unwrap_or(1).max(1)
     }
 
     /// Selected tokens of all rows.
@@ -173,15 +207,20 @@ impl Workload {
         let page_elements = elements("a page of K", [page_size, kv_heads, head_dim])?;
         let queries = elements("q", [self.rows.len(), query_heads, head_dim])?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let requests = self.requests();
+        let kv_len: Vec<u32> = requests
+            .windows(2)
+            .map(|rows| self.rows[rows[0]..rows[1]].iter().map(|r| r.kv_len).max().unwrap_or(0))
+            .collect();
         let entries: Vec<usize> =
-            self.rows.iter().map(|r| r.kv_len.div_ceil(a.page_size) as usize).collect();
+            kv_len.iter().map(|tokens| tokens.div_ceil(a.page_size) as usize).collect();
         let needed: usize = entries.iter().sum();
         let page_bytes = (2 * page_elements * a.dtype.bytes()) as u64;
         let pages = needed.min((cache_bytes / page_bytes.max(1)) as usize).max(1);
         let mut order: Vec<i32> = (0..pages as i32).collect();
         rand::seq::SliceRandom::shuffle(&mut order[..], &mut rng);
         let max_pages = entries.iter().copied().max().unwrap_or(0);
-        let mut page_table = vec![-1; self.rows.len() * max_pages];
+        let mut page_table = vec![-1; kv_len.len() * max_pages];
         let mut next = 0;
         for (request, &count) in entries.iter().enumerate() {
             for entry in 0..count {
@@ -189,17 +228,21 @@ impl Workload {
                 next += 1;
             }
         }
-        let kv_len = self.rows.iter().map(|r| r.kv_len as i32).collect();
         let spans = SpanBatch::from_sets(self.rows.iter().map(|r| &r.spans))
             .expect("canonical sets make a batch");
         let problem = DecodeProblem {
             attention: a,
             scale: (a.head_dim as f32).sqrt().recip(),
+            soft_cap: 0.0,
+            sinks: Vec::new(),
             pages,
             max_pages,
-            kv_len,
+            kv_len: kv_len.into_iter().map(|tokens| tokens as i32).collect(),
             page_table,
-            row_request: (0..self.rows.len() as i32).collect(),
+            row_request: (0..)
+                .zip(requests.windows(2))
+                .flat_map(|(request, rows)| vec![request; rows[1] - rows[0]])
+                .collect(),
             spans,
             q: random_elements(&mut rng, a.dtype, queries),
             k: random_elements(&mut rng, a.dtype, pages * page_elements),

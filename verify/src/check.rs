@@ -151,7 +151,7 @@ fn check_at(
         return Ok(report);
     }
     if let Some(read) = kv_bytes_read(&reports) {
-        let selected = problem.selected_kv_bytes();
+        let selected = problem.tile_kv_bytes(decoder.spec().configuration.query_rows);
         report.bytes_ratio = (selected > 0).then(|| read as f64 / selected as f64);
         if read != selected {
             report.fault = Some(Fault::ExtraBytes(format!(
@@ -178,12 +178,14 @@ pub fn compare_with_oracle(
         page_size: a.page_size as usize,
         max_pages: problem.max_pages,
         scale: problem.scale,
+        soft_cap: problem.soft_cap,
         q: &problem.q,
         k: &problem.k,
         v: &problem.v,
         page_table: &problem.page_table,
         row_request: &problem.row_request,
         spans: &problem.spans,
+        sinks: &problem.sinks,
     })
     .map_err(|e| VerifyError::Oracle(e.to_string()))?;
     compare(&answer.out, &answer.lse, &oracle, a.dtype, &Tolerance::of(a.dtype))

@@ -5,6 +5,7 @@ use crate::case::Trial;
 use crate::recipe::Values;
 use serde::Serialize;
 use spanforge_kernels::abi::PLAN_THREADS;
+use spanforge_kernels::launch::query_tiles;
 use spanforge_kernels::{Core, KernelSpec, LoadPath, Merge, QueryHome, SearchSpace};
 use spanforge_spans::KvLayout;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ pub struct Coverage {
 }
 
 /// The edges, by what they concern.
-const EDGES: [&str; 49] = [
+const EDGES: [&str; 55] = [
     "row: empty",
     "row: one token",
     "row: whole cache",
@@ -49,6 +50,10 @@ const EDGES: [&str; 49] = [
     "page: permuted",
     "page: shared by requests",
     "page: offsets beyond 2^31 elements",
+    "spans: of each KV head's own",
+    "query tile: full",
+    "query tile: with rows to spare",
+    "query tile: rows with other spans",
     "layout: NHD",
     "layout: HND",
     "KV heads: 1",
@@ -61,6 +66,8 @@ const EDGES: [&str; 49] = [
     "values: logits below -1e4",
     "values: logits above 1e4",
     "values: logits of -inf",
+    "values: soft cap",
+    "values: sinks",
     "schedule: in order",
     "schedule: drawn",
     "share: smaller than configured",
@@ -111,7 +118,26 @@ pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
     let tokens: Vec<u64> = batch.sets().map(|set| set.len_tokens()).collect();
     let total: u64 = tokens.iter().sum();
     meet("batch: no selected token", total == 0);
-    for ((row, set), &n) in p.rows.iter().zip(batch.sets()).zip(&tokens) {
+    meet("spans: of each KV head's own", p.has_head_spans());
+    meet("values: soft cap", p.soft_cap > 0.0 && total > 0);
+    meet("values: sinks", p.sinks > 0 && total > 0);
+    let requests: Vec<i32> = p.rows.iter().map(|row| row.request as i32).collect();
+    for tile in query_tiles(&requests, c.query_rows).windows(2) {
+        let rows = (tile[1] - tile[0]) as u32;
+        meet("query tile: full", c.query_rows > 1 && rows == c.query_rows);
+        meet("query tile: with rows to spare", rows < c.query_rows);
+    }
+    let sets = batch.rows() / p.rows.len().max(1);
+    let rows = p.rows.iter().flat_map(|row| row.sets().map(move |spans| (row, spans)));
+    let rows = rows.zip(batch.sets()).zip(&tokens).enumerate();
+    for (index, (((row, spans), set), &n)) in rows {
+        let other_row = index.checked_sub(sets);
+        let differs = |before: usize| batch.row(before) != set;
+        let same_request = other_row.is_some_and(|o| p.rows[o / sets].request == row.request);
+        meet(
+            "query tile: rows with other spans",
+            c.query_rows > 1 && same_request && other_row.is_some_and(differs),
+        );
         meet("row: empty", n == 0);
         meet("row: one token", n == 1);
         meet(
@@ -135,13 +161,12 @@ pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
             meet("span: crosses pages", span.start() / page < (span.end() - 1) / page);
             meet("span: one token", span.end() - span.start() == 1);
         }
-        let raw: u64 =
-            row.spans.iter().map(|[start, end]| u64::from(end.saturating_sub(*start))).sum();
+        let raw: u64 = spans.iter().map(|[start, end]| u64::from(end.saturating_sub(*start))).sum();
         meet("raw: repeated or overlapping", raw > n);
-        meet("raw: empty", row.spans.iter().any(|[start, end]| start == end));
-        meet("raw: unsorted", !row.spans.is_sorted());
-        let touching = |end: u32| row.spans.iter().any(|[s, e]| *s == end && e > s);
-        meet("raw: adjacent", row.spans.iter().any(|[s, e]| s < e && touching(*e)));
+        meet("raw: empty", spans.iter().any(|[start, end]| start == end));
+        meet("raw: unsorted", !spans.is_sorted());
+        let touching = |end: u32| spans.iter().any(|[s, e]| *s == end && e > s);
+        meet("raw: adjacent", spans.iter().any(|[s, e]| s < e && touching(*e)));
     }
     let spans: usize = batch.sets().map(|set| set.iter().count()).sum();
     let in_a_row = batch.sets().map(|set| set.iter().count()).max().unwrap_or(0);
@@ -215,6 +240,7 @@ pub fn parameter_coverage(spaces: &[SearchSpace], specs: &[KernelSpec]) -> Vec<P
 fn value(spec: &KernelSpec, name: &str) -> Option<u32> {
     let c = &spec.configuration;
     Some(match name {
+        "query_rows" => c.query_rows,
         "core" => u32::from(c.core == Core::Mma),
         "load_path" => u32::from(c.load_path == LoadPath::Direct),
         "tile_tokens" => c.tile_tokens,
@@ -243,9 +269,10 @@ mod tests {
     /// The generator meets every edge, or the edge is not worth naming.
     #[test]
     fn a_thousand_problems_meet_every_edge() {
-        let spec: KernelSpec = ID.parse().unwrap();
+        let ids = [ID, "f16-d64-g4-mma-r4-staged-t32-s2-w2-h8-v16-u1-qr-p0-b1-x2-m64-second"];
         let mut coverage = Coverage::default();
-        for seed in 0..1000 {
+        for (seed, id) in (0..1000).zip(ids.iter().cycle()) {
+            let spec: KernelSpec = id.parse().unwrap();
             let problem = generate_recipe(spec.shape, &Edges::of(&spec), seed);
             let smallest_share = [None, Some(1), Some(100_000)][seed as usize % 3];
             let trial =

@@ -14,9 +14,13 @@ use spanforge_spans::KvLayout;
 
 pub use crate::recipe::{encode, normal};
 
-/// Token counts at which a kernel does something for the first or last time.
+/// Token counts at which a kernel does something for the first or last time, and the rows that it takes
+/// together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Edges(Vec<u32>);
+pub struct Edges {
+    tokens: Vec<u32>,
+    query_rows: u32,
+}
 
 impl Edges {
     /// The edges of a kernel: its softmax steps, address batches, tiles, ring and shares.
@@ -36,11 +40,11 @@ impl Edges {
         counts.sort_unstable();
         counts.dedup();
         counts.retain(|n| *n <= 600);
-        Self(counts)
+        Self { tokens: counts, query_rows: c.query_rows }
     }
 
     fn draw(&self, rng: &mut impl Rng) -> u32 {
-        let edge = self.0.choose(rng).copied().unwrap_or(32);
+        let edge = self.tokens.choose(rng).copied().unwrap_or(32);
         edge.saturating_add_signed(rng.random_range(-1..=1)).max(1)
     }
 }
@@ -73,7 +77,7 @@ pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
         .map(|row| {
             let request = if row < requests { row } else { rng.random_range(0..requests) };
             let spans = raw_spans(rng, kv_len[request], edges, attention.page_size);
-            Row { request, spans }
+            Row::new(request, spans)
         })
         .collect();
     let values = *[
@@ -90,6 +94,8 @@ pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
     let recipe = Recipe {
         attention,
         scale: if rng.random_ratio(3, 4) { default_scale(attention.head_dim) } else { 0.05 },
+        soft_cap: 0.0,
+        sinks: 0,
         kv_len,
         rows,
         extra_entries: rng.random_range(0..2),
@@ -103,13 +109,14 @@ pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
     };
     let mut rare = ChaCha8Rng::seed_from_u64(seed);
     rare.set_stream(1);
-    rarely(&mut rare, recipe, weight)
+    rarely(&mut rare, recipe, edges, weight)
 }
 
 /// What problems have now and then, drawn apart from everything else: pages in common, a cache so
-/// large that offsets need 64 bits, logits far from zero, and, one time in a hundred since they cost
-/// more than others, hundreds of spans or of rows.
-fn rarely(rng: &mut impl Rng, mut recipe: Recipe, weight: u32) -> Recipe {
+/// large that offsets need 64 bits, logits far from zero or capped, sinks, spans of each KV head's own,
+/// several rows of a request next to each other, and, one time in a hundred since they cost more than
+/// others, hundreds of spans or of rows.
+fn rarely(rng: &mut impl Rng, mut recipe: Recipe, edges: &Edges, weight: u32) -> Recipe {
     match rng.random_range(0..100) {
         0 => many_spans(rng, &mut recipe, weight),
         1 => many_rows(rng, &mut recipe),
@@ -132,7 +139,63 @@ fn rarely(rng: &mut impl Rng, mut recipe: Recipe, weight: u32) -> Recipe {
         let far = [Values::FarBelow, Values::FarAbove, Values::MinusInfinity];
         recipe.values = *far.choose(rng).expect("three");
     }
+    if rng.random_ratio(1, 8) {
+        recipe.soft_cap = *[1.0, 30.0, 50.0].choose(rng).expect("not empty");
+    }
+    if rng.random_ratio(1, 8) {
+        recipe.sinks = rng.random_range(1..=u64::MAX);
+    }
+    if rng.random_ratio(if edges.query_rows > 1 { 3 } else { 1 }, 4) {
+        several_rows(rng, &mut recipe, edges);
+    }
+    if recipe.attention.kv_heads > 1 && rng.random_ratio(1, 4) {
+        own_spans(rng, &mut recipe, edges);
+    }
     recipe
+}
+
+/// Several rows for a request next to each other, around as many as a query tile has: each sees what the
+/// one before it sees and a token more, or the same, or something else.
+fn several_rows(rng: &mut impl Rng, recipe: &mut Recipe, edges: &Edges) {
+    let most = (2 * edges.query_rows + 1).clamp(3, 40);
+    let page_size = recipe.attention.page_size;
+    let rows = std::mem::take(&mut recipe.rows);
+    for row in rows {
+        let length = recipe.kv_len[row.request];
+        let count = match rng.random_range(0..4) {
+            0 => 1,
+            1 => edges.query_rows,
+            _ => rng.random_range(1..=most),
+        };
+        let causal = rng.random();
+        let mut last = row.spans.iter().map(|[_, end]| *end).max().unwrap_or(0);
+        recipe.rows.push(row.clone());
+        for _ in 1..count {
+            let mut next = recipe.rows.last().unwrap_or(&row).clone();
+            if causal {
+                next.spans.push([last, (last + 1).min(length)]);
+                last = (last + 1).min(length);
+            } else if rng.random_ratio(1, 3) {
+                next.spans = raw_spans(rng, length, edges, page_size);
+            }
+            recipe.rows.push(next);
+        }
+    }
+}
+
+/// Spans for each KV head: for one head as before, for others the same or others.
+fn own_spans(rng: &mut impl Rng, recipe: &mut Recipe, edges: &Edges) {
+    let (heads, page_size) = (recipe.attention.kv_heads, recipe.attention.page_size);
+    for row in &mut recipe.rows {
+        let length = recipe.kv_len[row.request];
+        for _ in 1..heads {
+            let spans = match rng.random_range(0..3) {
+                0 => row.spans.clone(),
+                _ => raw_spans(rng, length, edges, page_size),
+            };
+            row.other_heads.push(spans);
+        }
+    }
 }
 
 /// One KV head, so that what is large in another way costs no more than it must.
@@ -168,7 +231,7 @@ fn many_rows(rng: &mut impl Rng, recipe: &mut Recipe) {
         let request = rng.random_range(0..recipe.kv_len.len());
         let start = rng.random_range(0..recipe.kv_len[request]);
         let end = (start + rng.random_range(0..=2)).min(recipe.kv_len[request]);
-        recipe.rows.push(Row { request, spans: vec![[start, end]] });
+        recipe.rows.push(Row::new(request, vec![[start, end]]));
     }
 }
 

@@ -20,6 +20,12 @@ pub struct Recipe {
     pub attention: AttentionShape,
     /// Factor of q . k before the softmax.
     pub scale: f32,
+    /// What logits are capped at, smoothly; 0 for no cap.
+    #[serde(default, skip_serializing_if = "is_zero_f32")]
+    pub soft_cap: f32,
+    /// Seed of the sinks: a logit for each query head, one in eight of them -inf. 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero_u64")]
+    pub sinks: u64,
     /// Tokens in the cache of each request.
     pub kv_len: Vec<u32>,
     /// The rows.
@@ -57,6 +63,27 @@ pub struct Row {
     /// Its spans `[start, end)` as a careless user would give them: unsorted, overlapping, repeated,
     /// empty.
     pub spans: Vec<[u32; 2]>,
+    /// The same for the KV heads after the first, where each has spans of its own: all rows have them,
+    /// or none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_heads: Vec<Vec<[u32; 2]>>,
+}
+
+impl Row {
+    /// A row whose KV heads have the same spans.
+    pub fn new(request: usize, spans: Vec<[u32; 2]>) -> Self {
+        Self { request, spans, other_heads: Vec::new() }
+    }
+
+    /// The spans of each KV head that has its own.
+    pub fn sets(&self) -> impl Iterator<Item = &Vec<[u32; 2]>> {
+        std::iter::once(&self.spans).chain(&self.other_heads)
+    }
+
+    /// The same, to change them.
+    pub fn sets_mut(&mut self) -> impl Iterator<Item = &mut Vec<[u32; 2]>> {
+        std::iter::once(&mut self.spans).chain(&mut self.other_heads)
+    }
 }
 
 /// How queries, keys and values are drawn.
@@ -109,6 +136,14 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
+fn is_zero_u64(number: &u64) -> bool {
+    *number == 0
+}
+
+fn is_zero_f32(number: &f32) -> bool {
+    *number == 0.0
+}
+
 /// Most elements of K that a recipe may ask for: half a gibibyte.
 const MOST_ELEMENTS: u64 = 1 << 28;
 
@@ -145,6 +180,18 @@ pub enum RecipeError {
         /// Tokens there are.
         kv_len: u32,
     },
+    /// Spans for another number of KV heads than there are.
+    #[error(
+        "rows[{row}].other_heads has {found} sets of spans; give {expected} in every row (one for each KV head after the first), or none in any"
+    )]
+    OtherHeads {
+        /// Row.
+        row: usize,
+        /// Sets found.
+        found: usize,
+        /// KV heads after the first.
+        expected: u32,
+    },
     /// Spans that do not make a batch.
     #[error("rows: {0}")]
     Batch(#[from] BatchError),
@@ -172,23 +219,35 @@ pub fn default_scale(head_dim: u32) -> f32 {
 }
 
 impl Recipe {
-    /// Per row the spans as given to the kernels, in one batch.
+    /// Whether each KV head has spans of its own.
+    pub fn has_head_spans(&self) -> bool {
+        self.rows.iter().any(|row| !row.other_heads.is_empty())
+    }
+
+    /// Per row, or per row and KV head, the spans as given to the kernels, in one batch.
     pub fn spans(&self) -> Result<SpanBatch, RecipeError> {
         let mut span_ptr = vec![0];
         let mut raw = Vec::new();
+        let others = if self.has_head_spans() { self.attention.kv_heads.max(1) - 1 } else { 0 };
         for (index, row) in self.rows.iter().enumerate() {
+            let found = row.other_heads.len();
+            if found != others as usize {
+                return Err(RecipeError::OtherHeads { row: index, found, expected: others });
+            }
             let (requests, request) = (self.kv_len.len(), row.request);
             let Some(&kv_len) = self.kv_len.get(request) else {
                 return Err(RecipeError::Request { row: index, request, requests });
             };
-            for &[start, end] in &row.spans {
-                let signed = (i32::try_from(start), i32::try_from(end));
-                let (true, (Ok(from), Ok(to))) = (start <= end && end <= kv_len, signed) else {
-                    return Err(RecipeError::Span { row: index, start, end, kv_len });
-                };
-                raw.push([from, to]);
+            for set in row.sets() {
+                for &[start, end] in set {
+                    let signed = (i32::try_from(start), i32::try_from(end));
+                    let (true, (Ok(from), Ok(to))) = (start <= end && end <= kv_len, signed) else {
+                        return Err(RecipeError::Span { row: index, start, end, kv_len });
+                    };
+                    raw.push([from, to]);
+                }
+                span_ptr.push(i32::try_from(raw.len()).map_err(|_| RecipeError::TooLarge)?);
             }
-            span_ptr.push(i32::try_from(raw.len()).map_err(|_| RecipeError::TooLarge)?);
         }
         Ok(SpanBatch::from_raw(span_ptr, raw)?)
     }
@@ -258,12 +317,14 @@ impl Recipe {
         let mut problem = DecodeProblem {
             attention: a,
             scale: self.scale,
+            soft_cap: self.soft_cap,
             pages,
             max_pages,
             kv_len: self.kv_len.iter().map(|n| *n as i32).collect(),
             page_table,
             row_request: self.rows.iter().map(|row| row.request as i32).collect(),
             spans,
+            sinks: self.draw_sinks(),
             q: Vec::new(),
             k: vec![nan; elements],
             v: vec![nan; elements],
@@ -271,6 +332,20 @@ impl Recipe {
         self.fill(&mut problem);
         problem.check()?;
         Ok(problem)
+    }
+
+    fn draw_sinks(&self) -> Vec<f32> {
+        if self.sinks == 0 {
+            return Vec::new();
+        }
+        let mut normals = Normals::new(self.sinks);
+        let heads = 0..self.attention.query_heads;
+        heads
+            .map(|_| match normals.bits() % 8 {
+                0 => f32::NEG_INFINITY,
+                _ => 4.0 * normals.draw(),
+            })
+            .collect()
     }
 
     /// Draws the queries, and the keys and values of selected tokens.
@@ -301,11 +376,14 @@ impl Recipe {
                 query[0] = encode(dtype, self.scale.signum() * (0.5 + normals.draw().abs()));
             }
         }
-        for (index, row) in self.rows.iter().enumerate() {
-            for token in problem.spans.row(index).tokens() {
+        // Where heads have the same spans they are drawn together, token by token.
+        let sets = if self.has_head_spans() { kv_heads } else { 1 };
+        for set in 0..sets * self.rows.len() {
+            let (row, first_head) = (&self.rows[set / sets], set % sets);
+            for token in problem.spans.row(set).tokens() {
                 let (entry, slot) = ((token / page_size) as usize, (token % page_size) as usize);
                 let page = problem.page_table[row.request * problem.max_pages + entry] as usize;
-                for head in 0..kv_heads {
+                for head in first_head..if sets == 1 { kv_heads } else { first_head + 1 } {
                     let at = a.layout.row_index(page, slot, head, page_size as usize, kv_heads);
                     let at = head_dim * at;
                     let (k, v) =

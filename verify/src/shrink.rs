@@ -90,26 +90,39 @@ fn fewer_requests(trial: &Trial) -> Vec<Trial> {
         .collect()
 }
 
-fn of_row(trial: &Trial, row: usize, change: impl FnOnce(&mut Row)) -> Trial {
-    with(trial, |t| change(&mut t.problem.rows[row]))
+/// With other spans of a row, for one KV head where each has its own.
+fn of_set(
+    trial: &Trial,
+    row: usize,
+    head: usize,
+    change: impl FnOnce(&mut Vec<[u32; 2]>),
+) -> Trial {
+    with(trial, |t| {
+        if let Some(spans) = t.problem.rows[row].sets_mut().nth(head) {
+            change(spans);
+        }
+    })
 }
 
 fn fewer_spans(trial: &Trial) -> Vec<Trial> {
     let mut steps = Vec::new();
     for (index, row) in trial.problem.rows.iter().enumerate() {
-        let canonical = canonical(&row.spans);
-        if row.spans.len() > canonical.len() {
-            steps.push(of_row(trial, index, |row| row.spans = canonical.clone()));
+        for (head, spans) in row.sets().enumerate() {
+            let to = |spans: Vec<[u32; 2]>| of_set(trial, index, head, |old| *old = spans);
+            let canonical = canonical(spans);
+            if spans.len() > canonical.len() {
+                steps.push(to(canonical.clone()));
+            }
+            if let (Some(first), Some(last), true) =
+                (canonical.first(), canonical.last(), canonical.len() > 1)
+            {
+                steps.push(to(vec![[first[0], last[1]]]));
+            }
+            steps.extend(
+                chunks(spans.len())
+                    .map(|range| of_set(trial, index, head, |spans| drop(spans.drain(range)))),
+            );
         }
-        if let (Some(first), Some(last), true) =
-            (canonical.first(), canonical.last(), canonical.len() > 1)
-        {
-            steps.push(of_row(trial, index, |row| row.spans = vec![[first[0], last[1]]]));
-        }
-        steps.extend(
-            chunks(row.spans.len())
-                .map(|range| of_row(trial, index, |row| drop(row.spans.drain(range)))),
-        );
     }
     steps
 }
@@ -123,7 +136,9 @@ fn canonical(spans: &[[u32; 2]]) -> Vec<[u32; 2]> {
 fn shorter(trial: &Trial) -> Vec<Trial> {
     let mut steps = Vec::new();
     for (index, row) in trial.problem.rows.iter().enumerate() {
-        for (at, &[start, end]) in row.spans.iter().enumerate() {
+        let spans = row.sets().enumerate();
+        let spans = spans.flat_map(|(head, set)| set.iter().enumerate().map(move |s| (head, s)));
+        for (head, (at, &[start, end])) in spans {
             let length = end.saturating_sub(start);
             let mut spans = vec![[0, length]];
             for part in [2, 4, 8, 16, 32] {
@@ -135,13 +150,13 @@ fn shorter(trial: &Trial) -> Vec<Trial> {
             spans.retain(|span| *span != [start, end]);
             spans.dedup();
             steps.extend(
-                spans.into_iter().map(|span| of_row(trial, index, |row| row.spans[at] = span)),
+                spans.into_iter().map(|span| of_set(trial, index, head, |set| set[at] = span)),
             );
         }
     }
     for (request, &kv_len) in trial.problem.kv_len.iter().enumerate() {
         let rows = trial.problem.rows.iter().filter(|row| row.request == request);
-        let needed = rows.flat_map(|row| &row.spans).map(|span| span[1]).max().unwrap_or(0);
+        let needed = rows.flat_map(Row::sets).flatten().map(|span| span[1]).max().unwrap_or(0);
         if needed < kv_len {
             steps.push(with(trial, |t| t.problem.kv_len[request] = needed));
         }
@@ -156,7 +171,11 @@ fn plainer(trial: &Trial) -> Vec<Trial> {
         with(trial, |t| {
             t.problem.attention.kv_heads = 1;
             t.problem.attention.query_heads = a.query_heads / a.kv_heads.max(1);
+            t.problem.rows.iter_mut().for_each(|row| row.other_heads.clear());
         }),
+        with(trial, |t| t.problem.rows.iter_mut().for_each(|row| row.other_heads.clear())),
+        with(trial, |t| t.problem.soft_cap = 0.0),
+        with(trial, |t| t.problem.sinks = 0),
         with(trial, |t| (t.problem.extra_entries, t.problem.extra_pages) = (0, 0)),
         with(trial, |t| t.problem.first_page = 0),
         with(trial, |t| t.problem.shared_pages = 0),
@@ -200,7 +219,7 @@ mod tests {
             let p = &small.problem;
             assert_eq!((small.schedule, small.multiprocessors), (0, Some(1)));
             assert_eq!((small.smallest_share, p.first_page, p.shared_pages), (None, 0, 0));
-            assert_eq!(p.rows, [Row { request: 0, spans: vec![[0, 101]] }], "seed {seed}");
+            assert_eq!(p.rows, [Row::new(0, vec![[0, 101]])], "seed {seed}");
             assert_eq!((p.kv_len.as_slice(), p.attention.kv_heads), (&[101][..], 1));
             assert_eq!(p.attention.page_size, 101);
             assert_eq!((p.values, p.page_order, p.tensors), (Values::Ordinary, 0, 0));

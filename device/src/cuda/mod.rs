@@ -269,6 +269,15 @@ fn describe(context: &CudaContext) -> Result<(DeviceProperties, (u32, u32)), Dri
     let bus_bits = get(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
     // f32 results per clock and multiprocessor: CUDA C++ programming guide, table of throughputs.
     let float32_per_clock = if (major, minor) == (8, 0) || major < 8 { 64.0 } else { 128.0 };
+    // Dense f16 with f32 accumulation, operations per clock and multiprocessor: what the data sheets'
+    // peaks of A100, A10G, L4 and H200 come to at their clocks.
+    let tensor_per_clock = match (major, minor) {
+        (..=7, _) => 0.0,
+        (8, 0) => 2048.0,
+        (8, 9) => 1024.0,
+        (8, _) => 512.0,
+        _ => 4096.0,
+    };
     let architecture = Architecture {
         number: major * 10 + minor,
         suffix: (major >= 9).then_some('a'), // the one with every instruction of that GPU
@@ -291,6 +300,7 @@ fn describe(context: &CudaContext) -> Result<(DeviceProperties, (u32, u32)), Dri
         // Double data rate: two transfers per clock.
         dram_bytes_per_second: 2.0 * memory_clock * f64::from(bus_bits) / 8.0,
         float32_per_second: 2.0 * float32_per_clock * f64::from(multiprocessors) * clock,
+        tensor_per_second: tensor_per_clock * f64::from(multiprocessors) * clock,
     };
     Ok((properties, (major, minor)))
 }

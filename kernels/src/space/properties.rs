@@ -19,7 +19,7 @@ fn shape(head_dim: u32, group_size: u32) -> KernelShape {
 #[test]
 fn llama_3_8b_has_over_ten_parameters_and_a_thousand_configurations() {
     let space = SearchSpace::new(shape(128, 4), H200);
-    assert_eq!(space.parameters().len(), 14);
+    assert_eq!(space.parameters().len(), 15);
     let census = space.census();
     assert!(census.valid > 1000, "{census:?}");
     assert_eq!(census.points, census.valid + census.pruned.iter().map(|p| p.1).sum::<u64>());

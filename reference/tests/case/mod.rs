@@ -23,7 +23,23 @@ pub struct Shape {
     pub rows: Vec<(SpanSet, usize)>,
     /// Values are drawn from -amplitude to amplitude; queries and keys from -2 to 2.
     pub value_amplitude: f32,
+    pub soft_cap: f32,
+    /// Whether each query head has a sink.
+    pub sinks: bool,
+    /// Whether KV heads after the first select what the first one does not.
+    pub own_spans: bool,
     pub seed: u64,
+}
+
+impl Shape {
+    /// What a KV head selects of a row.
+    pub fn set(&self, row: usize, kv_head: usize) -> SpanSet {
+        let set = &self.rows[row].0;
+        match self.own_spans && kv_head > 0 {
+            true => SpanSet::full(KV_LEN).difference(set),
+            false => set.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -36,6 +52,8 @@ pub struct Case {
     pub page_table: Vec<i32>,
     pub row_request: Vec<i32>,
     pub spans: SpanBatch,
+    pub soft_cap: f32,
+    pub sinks: Vec<f32>,
 }
 
 pub const REQUESTS: usize = 3;
@@ -64,6 +82,11 @@ impl Case {
         let mut page_table: Vec<i32> = (0..pages as i32).collect();
         page_table.shuffle(&mut rng);
         page_table.truncate(REQUESTS * max_pages);
+        let heads = if shape.own_spans { shape.kv_heads } else { 1 };
+        let sets: Vec<SpanSet> = (0..shape.rows.len())
+            .flat_map(|row| (0..heads).map(move |head| (row, head)))
+            .map(|(row, head)| shape.set(row, head))
+            .collect();
         let mut case = Self {
             max_pages,
             q: Vec::new(),
@@ -71,7 +94,9 @@ impl Case {
             v: Vec::new(),
             page_table,
             row_request: shape.rows.iter().map(|(_, request)| *request as i32).collect(),
-            spans: SpanBatch::from_sets(shape.rows.iter().map(|(set, _)| set)).expect("small"),
+            spans: SpanBatch::from_sets(&sets).expect("small"),
+            soft_cap: shape.soft_cap,
+            sinks: Vec::new(),
             shape,
         };
         case.v = case.k.clone();
@@ -81,11 +106,16 @@ impl Case {
         let queries =
             case.shape.rows.len() * case.shape.kv_heads * case.shape.group * case.shape.head_dim;
         case.q = (0..queries).map(|_| bits(dtype, draw(&mut rng))).collect();
+        if case.shape.sinks {
+            let heads = 0..case.shape.kv_heads * case.shape.group;
+            case.sinks = heads.map(|_| draw(&mut rng)).collect();
+        }
         for request in 0..REQUESTS {
-            let rows = case.shape.rows.iter().filter(|(_, r)| *r == request);
-            let used = rows.fold(SpanSet::empty(), |set, (row, _)| set.union(row));
-            for token in used.tokens() {
-                for head in 0..case.shape.kv_heads {
+            for head in 0..case.shape.kv_heads {
+                let rows = (0..case.shape.rows.len()).filter(|r| case.shape.rows[*r].1 == request);
+                let sets = rows.map(|row| case.shape.set(row, head));
+                let used = sets.fold(SpanSet::empty(), |set, other| set.union(&other));
+                for token in used.tokens() {
                     for at in case.kv_range(request, token, head) {
                         case.k[at] = bits(dtype, draw(&mut rng));
                         case.v[at] = bits(dtype, draw(&mut rng) / 2.0 * amplitude);
@@ -118,12 +148,14 @@ impl Case {
             page_size: self.shape.page_size,
             max_pages: self.max_pages,
             scale: 1.0 / (self.shape.head_dim as f32).sqrt(),
+            soft_cap: self.soft_cap,
             q: &self.q,
             k: &self.k,
             v: &self.v,
             page_table: &self.page_table,
             row_request: &self.row_request,
             spans: &self.spans,
+            sinks: &self.sinks,
         }
     }
 }
@@ -145,17 +177,23 @@ pub fn shapes() -> impl Strategy<Value = Shape> {
         prop::sample::select(&[1usize, 5, 8, 16][..]),
         prop::sample::select(&[1usize, 7, 16, 64][..]),
         prop::collection::vec(row(), 0..4),
+        (prop::sample::select(&[0.0f32, 0.0, 0.5, 30.0][..]), any::<bool>(), any::<bool>()),
         any::<u64>(),
     )
-        .prop_map(|(dtype, layout, kv_heads, group, head_dim, page_size, rows, seed)| Shape {
-            dtype,
-            layout,
-            kv_heads,
-            group,
-            head_dim,
-            page_size,
-            rows,
-            value_amplitude: 2.0,
-            seed,
+        .prop_map(|(dtype, layout, kv_heads, group, head_dim, page_size, rows, more, seed)| {
+            Shape {
+                dtype,
+                layout,
+                kv_heads,
+                group,
+                head_dim,
+                page_size,
+                rows,
+                value_amplitude: 2.0,
+                soft_cap: more.0,
+                sinks: more.1,
+                own_spans: more.2,
+                seed,
+            }
         })
 }

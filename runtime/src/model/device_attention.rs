@@ -93,6 +93,8 @@ impl Attend for DeviceAttention {
             out: self.out.buffer(),
             lse: self.lse.buffer(),
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
+            soft_cap: 0.0,
+            sinks: None,
         })?;
         let mut out = vec![0; bytes.len()];
         self.out.download(0, &mut out).map_err(CacheError::Device)?;

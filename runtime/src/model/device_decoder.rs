@@ -238,6 +238,8 @@ impl DeviceDecoder {
             out: s.attended.buffer(),
             lse: s.lse.buffer(),
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
+            soft_cap: 0.0,
+            sinks: None,
         })?;
         work.extend(launches.into_iter().map(Work::Launch));
         let into = [&s.attended, &layer.o, &s.x];

@@ -79,6 +79,8 @@ pub fn generate(case: &Case) -> DecodeProblem {
     DecodeProblem {
         attention,
         scale: 1.0 / (head_dim as f32).sqrt(),
+        soft_cap: 0.0,
+        sinks: Vec::new(),
         pages,
         max_pages,
         kv_len,

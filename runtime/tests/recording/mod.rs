@@ -41,6 +41,7 @@ impl Recording {
                 l2_bytes: 50 << 20,
                 dram_bytes_per_second: 4.8e12,
                 float32_per_second: 6.7e13,
+                tensor_per_second: 9.9e14,
             },
             state: Mutex::new(State { last: 256, ..State::default() }),
         }

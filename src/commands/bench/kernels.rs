@@ -184,7 +184,7 @@ impl<'a> Kernels<'a> {
         };
         let properties = self.device.properties();
         let spec = match &self.source {
-            Source::Defaults => default_spec(shape, Limits::of(properties))?,
+            Source::Defaults => default_spec(shape, workload.queries(), Limits::of(properties))?,
             Source::One(spec) if spec.shape != shape => {
                 return Ok(Err(format!("{spec} does not serve {shape}")));
             }

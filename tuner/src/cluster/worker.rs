@@ -11,7 +11,7 @@ use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{AckKind, Message};
 use futures_util::StreamExt;
 use spanforge_device::{Basis, Compiler};
-use spanforge_kernels::{KernelSpec, Limits, SearchSpace};
+use spanforge_kernels::{KernelSpec, Limits};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -112,7 +112,7 @@ fn unfit(announced: &Announced, request: &WorkerRequest<'_>) -> Option<String> {
         let device = (request.open)(name).map_err(|e| e.to_string())?;
         let properties = device.properties().clone();
         let shape = study.workload.attention.kernel_shape().map_err(|e| e.to_string())?;
-        let space = SearchSpace::new(shape, Limits::of(&properties));
+        let space = study.space(shape, Limits::of(&properties));
         let configuration = space.default_configuration().ok_or("nothing fits this device")?;
         let default = KernelSpec { shape, configuration };
         Ok(Run {

@@ -7,7 +7,7 @@ use crate::record::{Candidate, Status};
 use crate::search::Value;
 use crate::search::parameters::Parameter;
 use serde_json::Value as Json;
-use spanforge_kernels::{Limits, SearchSpace};
+use spanforge_kernels::Limits;
 use std::path::Path;
 
 /// Whether the first line is one of a journal.
@@ -22,10 +22,9 @@ pub fn recording(file: &str, plain: &Plain<'_>) -> Result<Recording, FormatError
     let kept = Kept::from(path, parse(path, &plain.bytes)?)?;
     let content = |message: String| FormatError::Content { file: file.to_owned(), message };
     let shape = kept.study.workload.attention.kernel_shape();
-    let space = SearchSpace::new(
-        shape.map_err(|e| content(e.to_string()))?,
-        Limits::of(&kept.run.properties),
-    );
+    let space = kept
+        .study
+        .space(shape.map_err(|e| content(e.to_string()))?, Limits::of(&kept.run.properties));
     let parameters = space.parameters().iter().map(|parameter| {
         let value = |at: usize| match parameter.words {
             [] => Value::Int(i64::from(parameter.values[at])),

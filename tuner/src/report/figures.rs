@@ -120,7 +120,7 @@ impl Drawn<'_> {
         let floor =
             [self.flops / self.run.floor_bytes as f64, self.flops / self.run.floor_us / 1e3];
         let bandwidth = p.dram_bytes_per_second / 1e9;
-        let peak = p.float32_per_second / 1e9;
+        let peak = p.float32_per_second.max(p.tensor_per_second) / 1e9;
         let ridge = peak / bandwidth;
         let mut marks = Vec::new();
         let mut dots = vec![(floor, GREY, 6)];

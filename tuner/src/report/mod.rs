@@ -13,7 +13,7 @@ use crate::search::importance::importance;
 use figures::{Drawn, SLOWEST};
 use serde::Serialize;
 use spanforge_device::{Basis, Conditions, Prediction, Throttle};
-use spanforge_kernels::{Limits, SearchSpace};
+use spanforge_kernels::Limits;
 use std::collections::{BTreeMap, BTreeSet};
 use tera::{Context, Tera};
 
@@ -252,7 +252,7 @@ fn choice(run: &Run, winner: &Winner) -> Vec<String> {
 fn parameters(kept: &Kept, drawn: &Drawn<'_>, best: Option<&Candidate>) -> Vec<Parameter> {
     let run = &kept.run;
     let Ok(shape) = kept.study.workload.attention.kernel_shape() else { return Vec::new() };
-    let space = SearchSpace::new(shape, Limits::of(&run.properties));
+    let space = kept.study.space(shape, Limits::of(&run.properties));
     let point = |c: &Candidate| space.point_of(&c.spec.configuration);
     let observed: Vec<_> =
         drawn.timed.iter().filter_map(|(c, us)| Some((point(c)?, *us))).collect();

@@ -12,7 +12,7 @@ pub(super) const READS_TILE: &[&str] = &[
     "asm volatile(\"ldmatrix.sync.aligned.m8n8.x4.trans",
 ];
 pub(super) const READS_STATES: &[&str] =
-    &["Quad sum = {ml[h].x", "const float2 other = ml[w", "states[w * (C::GROUP"];
+    &["Quad sum = {ml[c].x", "const float2 other = ml[w", "states[w * (L::COLUMNS"];
 const WRITES_STATES: &[&str] = &[
     "*reinterpret_cast<float4*>(to) =",
     "of_head[16 * d] =",
@@ -38,16 +38,16 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "row-for-request",
         Page,
         ANY,
-        "static_cast<long long>(a.row_request[piece.row]) * a.max_pages",
-        "static_cast<long long>(piece.row) * a.max_pages",
+        "static_cast<long long>(a.row_request[row]) * a.max_pages",
+        "static_cast<long long>(row) * a.max_pages",
     )
     .shows_at(&["return 2 * (pages[page]"]),
     Mutant::new(
         "page-table-stride",
         Stride,
         ANY,
-        "static_cast<long long>(a.row_request[piece.row]) * a.max_pages",
-        "static_cast<long long>(a.row_request[piece.row]) * a.page_size",
+        "static_cast<long long>(a.row_request[row]) * a.max_pages",
+        "static_cast<long long>(a.row_request[row]) * a.page_size",
     )
     .shows_at(&["return 2 * (pages[page]"]),
     Mutant::new(
@@ -112,8 +112,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "padding-is-a-head",
         Predicate,
         SPLIT_HEADS,
-        "head_warp * C::HEADS_PER_WARP + h < C::GROUP;",
-        "head_warp * C::HEADS_PER_WARP + h <= C::GROUP;",
+        "head_warp * C::HEADS_PER_WARP + h < COLUMNS;",
+        "head_warp * C::HEADS_PER_WARP + h <= COLUMNS;",
     )
     // The query of a head of padding is read, or its state stored over that of the next warp.
     .shows_at(&[
@@ -132,10 +132,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "query-of-first-kv-head",
         Head,
         ANY,
-        "(static_cast<long long>(piece.row) * a.kv_heads + piece.head) * C::GROUP;
-        const unsigned* q",
-        "(static_cast<long long>(piece.row) * a.kv_heads) * C::GROUP;
-        const unsigned* q",
+        "const long long first_head = Columns<C>(a, piece.tile, piece.head).place(0);",
+        "const long long first_head = Columns<C>(a, piece.tile, 0).place(0);",
     ),
     Mutant::new(
         "padding-takes-a-word",
@@ -359,15 +357,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "states-by-heads-per-warp",
         Stride,
         SPLIT_HEADS,
-        "const int first_head = token_warp * C::GROUP + head_warp * L::HEADS;",
+        "const int first_head = token_warp * L::COLUMNS + head_warp * L::HEADS;",
         "const int first_head = token_warp * L::HEADS + head_warp * L::HEADS;",
     )
     // States are stored over each other, and read where they were not stored.
     .shows_at(&[
         "*reinterpret_cast<float4*>(to) =",
-        "Quad sum = {ml[h].x",
+        "Quad sum = {ml[c].x",
         "const float2 other = ml[w",
-        "states[w * (C::GROUP",
+        "states[w * (L::COLUMNS",
     ]),
     Mutant::new(
         "padding-is-stored",
@@ -439,7 +437,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "natural_lse(state.m, state.l);",
         "natural_lse(state.l, state.m);",
     ),
-    // merge_row
+    // merge_tile
     Mutant::new(
         "last-block-at-border",
         Bound,
@@ -489,15 +487,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "partial-stride-forgets-group",
         Stride,
         &[PLAIN, PADDED],
-        "__ldcg(a.partial_ml + slot * C::GROUP + h);",
-        "__ldcg(a.partial_ml + slot + h);",
+        "__ldcg(a.partial_ml + slot * COLUMNS + c);",
+        "__ldcg(a.partial_ml + slot + c);",
     ),
     Mutant::new(
         "partials-through-constant-path",
         Fence,
         LAST,
-        "ml[j] = __ldcg(a.partial_ml + slot * C::GROUP + h);",
-        "ml[j] = __ldg(a.partial_ml + slot * C::GROUP + h);",
+        "ml[j] = __ldcg(a.partial_ml + slot * COLUMNS + c);",
+        "ml[j] = __ldg(a.partial_ml + slot * COLUMNS + c);",
     ),
     // finish_piece
     Mutant::new(
@@ -526,8 +524,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "states-of-other-heads",
         Head,
         ANY,
-        "const float2 other = ml[w * C::GROUP + h];",
-        "const float2 other = ml[w + h * L::TOKEN_WARPS];",
+        "const float2 other = ml[w * L::COLUMNS + c];",
+        "const float2 other = ml[w + c * L::TOKEN_WARPS];",
     ),
     Mutant::new(
         "unfinished-row-written",
@@ -537,7 +535,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "if (piece.first || piece.last) {",
     )
     // The call that the condition lets through.
-    .shows_at(&["write_output<C>(a, first_head + h, i % (C::HEAD_DIM / 4) * 4, sum);"]),
+    .shows_at(&["write_output<C>(a, columns, c, i % (C::HEAD_DIM / 4) * 4, sum);"]),
     Mutant::new(
         "maxima-of-first-head-only",
         Uninitialised,
@@ -569,6 +567,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         Barrier,
         STAGED,
         "            offsets[t % 2 * C::TILE + tid] = index < piece.end ? cursor.offset(index) : 0;
+        if (C::QUERY_ROWS > 1 && tid < C::TILE)
+            rows[t % (C::STAGES + 1) * C::TILE + tid] = index < piece.end ? cursor.rows() : 0;
     };
     // Starts the copies of tile `t`; a group is committed even where there is no such tile, so that
     // counting groups counts tiles.
@@ -578,6 +578,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
             const unsigned to = ring + t % C::STAGES * 2 * L::TILE_BYTES;
             const long long* from = offsets + t % 2 * C::TILE;",
         "            offsets[tid] = index < piece.end ? cursor.offset(index) : 0;
+        if (C::QUERY_ROWS > 1 && tid < C::TILE)
+            rows[t % (C::STAGES + 1) * C::TILE + tid] = index < piece.end ? cursor.rows() : 0;
     };
     // Starts the copies of tile `t`; a group is committed even where there is no such tile, so that
     // counting groups counts tiles.
@@ -849,25 +851,32 @@ pub(super) const MUTANTS: &[Mutant] = &[
                     v[u][c] = {};
                     {",
     ),
-    // write_empty_rows
+    // write_empty_sets
     Mutant::new(
         "all-rows-written-empty",
         Predicate,
         ANY,
-        "if (a.row_tokens[row] != a.row_tokens[row + 1]) continue;",
+        "if (a.set_tokens[set] != a.set_tokens[set + 1]) continue;",
         "",
     )
-    // The call that the line kept from rows that are not empty.
-    .shows_at(&["write_output<C>(a, static_cast<long long>(row) * heads"]),
+    // The call that the line kept from sets that are not empty.
+    .shows_at(&["i % (C::HEAD_DIM / 4) * 4, empty);"]),
     Mutant::new(
-        "empty-rows-of-kv-heads",
+        "empty-rows-of-first-kv-head",
         Head,
         ANY,
-        "const int heads = a.kv_heads * C::GROUP;",
-        "const int heads = a.kv_heads;",
+        "for (int head = set % a.span_heads; head < a.kv_heads; head += a.span_heads) {",
+        "for (int head = set % a.span_heads; head < a.span_heads; head += a.span_heads) {",
+    ),
+    Mutant::new(
+        "empty-sets-of-every-kv-head",
+        Head,
+        ANY,
+        "for (int head = set % a.span_heads; head < a.kv_heads; head += a.span_heads) {",
+        "for (int head = set % a.span_heads; head < a.kv_heads; ++head) {",
     )
-    // Where `heads`, now a parameter as it is, is read.
-    .shows_at(&["write_output<C>(a, static_cast<long long>(row) * heads"]),
+    // What writes heads that have tokens, at the same time as those who compute them.
+    .shows_at(&["i % (C::HEAD_DIM / 4) * 4, empty);"]),
     // arrive_and_merge
     Mutant::new(
         "partial-not-published",
@@ -889,15 +898,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "sharing-counted-past-end",
         Bound,
         LAST,
-        "static_cast<int>((line + a.row_tokens[piece.row + 1] - 1) / shares.share -",
-        "static_cast<int>((line + a.row_tokens[piece.row + 1]) / shares.share -",
+        "static_cast<int>((line + a.set_tokens[piece.set + 1] - 1) / shares.share -",
+        "static_cast<int>((line + a.set_tokens[piece.set + 1]) / shares.share -",
     ),
     Mutant::new(
         "arrivals-of-neighbours-meet",
         Arrivals,
         LAST,
-        "a.arrivals + piece.row * a.kv_heads + piece.head;",
-        "a.arrivals + piece.row + piece.head;",
+        "a.arrivals + piece.tile * a.kv_heads + piece.head;",
+        "a.arrivals + piece.tile + piece.head;",
     ),
     Mutant::new(
         "arrival-not-atomic",
@@ -942,7 +951,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "__syncthreads();  // is_last is written",
         "",
     )
-    .shows_at(&["if (is_last) merge_row"]),
+    .shows_at(&["if (is_last) merge_tile"]),
     // decode
     Mutant::new(
         "head-warp-by-division",
@@ -962,15 +971,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "last-row-not-searched",
         Bound,
         ANY,
-        "last_at_most(a.row_tokens, 0, a.rows, piece.begin);",
-        "last_at_most(a.row_tokens, 0, a.rows - 1, piece.begin);",
+        "last_at_most(a.set_tokens, 0, sets, piece.begin);",
+        "last_at_most(a.set_tokens, 0, sets - 1, piece.begin);",
     ),
     Mutant::new(
         "share-ends-with-row",
         Overlap,
         &[PLAIN, DIRECT],
-        "piece.end = static_cast<int>(min(static_cast<long long>(row_end), piece.begin + (stop - at)));",
-        "piece.end = row_end;",
+        "piece.end = static_cast<int>(min(static_cast<long long>(set_end), piece.begin + (stop - at)));",
+        "piece.end = set_end;",
     )
     // Where the partial states of a row that no block leaves in parts any more are read.
     .shows_at(READS_PARTIALS),
@@ -978,8 +987,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "piece-always-first",
         Predicate,
         ANY,
-        "piece.first = piece.begin == a.row_tokens[piece.row];",
-        "piece.first = piece.begin >= a.row_tokens[piece.row];",
+        "piece.first = piece.begin == a.set_tokens[piece.set];",
+        "piece.first = piece.begin >= a.set_tokens[piece.set];",
     ),
     Mutant::new(
         "lane-not-within-row",
@@ -1010,5 +1019,79 @@ pub(super) const MUTANTS: &[Mutant] = &[
         ANY,
         "        at += piece.end - piece.begin;",
         "        at += shares.share;",
+    ),
+    Mutant::new(
+        "head-of-set-left-out",
+        Head,
+        ANY,
+        "piece.head = repeat + piece.set - piece.tile * a.span_heads;",
+        "piece.head = repeat;",
+    ),
+    Mutant::new(
+        "head-of-first-repeat",
+        Head,
+        ANY,
+        "piece.head = repeat + piece.set - piece.tile * a.span_heads;",
+        "piece.head = piece.set - piece.tile * a.span_heads;",
+    ),
+    Mutant::new(
+        "sets-for-tiles",
+        Operands,
+        ANY,
+        "piece.tile = piece.set / a.span_heads;",
+        "piece.tile = piece.set;",
+    ),
+    Mutant::new(
+        "merge-set-of-first-head",
+        Head,
+        SECOND,
+        "const int set = a.span_heads == 1 ? tile : tile * a.span_heads + head;",
+        "const int set = a.span_heads == 1 ? tile : tile * a.span_heads;",
+    )
+    .shows_at(READS_PARTIALS),
+    Mutant::new(
+        "merge-line-of-own-sets-repeated",
+        Operands,
+        SECOND,
+        "const long long line = a.span_heads == 1 ? static_cast<long long>(head) * shares.tokens : 0;",
+        "const long long line = static_cast<long long>(head) * shares.tokens;",
+    )
+    .shows_at(READS_PARTIALS),
+    Mutant::new(
+        "sink-of-kv-head",
+        Head,
+        ANY,
+        "return head * C::GROUP + c - row(c) * C::GROUP;",
+        "return head + c - row(c) * C::GROUP;",
+    ),
+    Mutant::new(
+        "sink-in-base-e",
+        Scale,
+        ANY,
+        "a.sinks[columns.query_head(c)] * LOG2_E, 1.f",
+        "a.sinks[columns.query_head(c)], 1.f",
+    ),
+    Mutant::new(
+        "sink-weighs-nothing",
+        Merge,
+        ANY,
+        "a.sinks[columns.query_head(c)] * LOG2_E, 1.f",
+        "a.sinks[columns.query_head(c)] * LOG2_E, 0.f",
+    ),
+    Mutant::new(
+        "sink-for-partial-states",
+        Overlap,
+        ANY,
+        "if (a.sinks != nullptr)",
+        "if (a.sinks == nullptr)",
+    ),
+    Mutant::new(
+        "cap-left-out",
+        Predicate,
+        ANY,
+        "        if (soft_cap != 0.f)
+#pragma unroll",
+        "        if (soft_cap < 0.f)
+#pragma unroll",
     ),
 ];

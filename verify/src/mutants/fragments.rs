@@ -20,8 +20,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "fragment-query-of-first-warp",
         Head,
         &[TENSOR_SPLIT],
-        "const char* of_head = q + (head_warp * L::HEADS + h) * L::ROW_BYTES;",
-        "const char* of_head = q + h * L::ROW_BYTES;",
+        "const char* of_head = q + columns.place(c) * L::ROW_BYTES;",
+        "const char* of_head = q + columns.place(h) * L::ROW_BYTES;",
     ),
     Mutant::new(
         "fragment-halves-exchanged",
@@ -34,8 +34,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "fragment-query-rows-of-group",
         Stride,
         &[TENSOR_SHARED],
-        "q + (row / ROWS * L::HEADS + h) * L::ROW_BYTES + chunk * 16);",
-        "q + row * L::HEADS / ROWS * L::ROW_BYTES + chunk * 16);",
+        "const int c = row / ROWS * L::HEADS + h;",
+        "const int c = row * L::HEADS / ROWS;",
     ),
     Mutant::new(
         "fragment-padding-is-a-head",
@@ -141,16 +141,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "fragment-token-after-last-weighed",
         Bound,
         TENSOR_CORES,
-        "one = 8 * i + lane / 4 < count ? one * scale : minus_infinity();",
-        "one = 8 * i + lane / 4 <= count ? one * scale : minus_infinity();",
+        "if (8 * i + lane / 4 >= count)",
+        "if (8 * i + lane / 4 > count)",
     ),
-    Mutant::new(
-        "fragment-scale-left-out",
-        Scale,
-        TENSOR_CORES,
-        "one = 8 * i + lane / 4 < count ? one * scale : minus_infinity();",
-        "one = 8 * i + lane / 4 < count ? one : minus_infinity();",
-    ),
+    Mutant::new("fragment-scale-left-out", Scale, TENSOR_CORES, "logit[u][f][i] *= scale;", ""),
     Mutant::new(
         "fragment-maximum-of-half-the-tokens",
         Lane,
@@ -195,7 +189,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "fragment-states-by-heads-per-warp",
         Stride,
         &[TENSOR_SPLIT],
-        "const int head = token_warp * C::GROUP + head_warp * L::HEADS + h;",
+        "const int head = token_warp * L::COLUMNS + head_warp * L::HEADS + h;",
         "const int head = token_warp * L::HEADS + head_warp * L::HEADS + h;",
     )
     // States are stored over each other, and read where they were not stored.
@@ -224,4 +218,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "if (lane == 0) maxima[head]",
     )
     .shows_at(READS_STATES),
+    Mutant::new(
+        "fragment-cap-left-out",
+        Predicate,
+        TENSOR_CORES,
+        "if (soft_cap != 0.f) logit[u]",
+        "if (soft_cap < 0.f) logit[u]",
+    ),
 ];

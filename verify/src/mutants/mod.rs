@@ -6,6 +6,7 @@
 
 mod decode;
 mod fragments;
+mod rows;
 mod run;
 mod shared;
 
@@ -120,7 +121,7 @@ impl Mutant {
 
 /// Every mutant.
 pub fn all() -> impl Iterator<Item = &'static Mutant> {
-    shared::MUTANTS.iter().chain(decode::MUTANTS).chain(fragments::MUTANTS)
+    shared::MUTANTS.iter().chain(decode::MUTANTS).chain(fragments::MUTANTS).chain(rows::MUTANTS)
 }
 
 /// `count` mutants drawn without repetition, in the order of the table.
@@ -200,7 +201,8 @@ pub fn plant(mutant: &Mutant, spec: &KernelSpec) -> Result<Planted, PlantError> 
     Ok(Planted { source: Source::new(rendered.name, text), file, lines, original })
 }
 
-/// The kernels that bugs are planted in: among them both kinds of cores, every load path, home of queries and way to
+/// The kernels that bugs are planted in: among them both kinds of cores, one row at a time and several,
+/// every load path, home of queries and way to
 /// merge, both types, rows of one and of several loads per lane, several stages, heads over one
 /// warp and over several with padding, shares so small that a row has many blocks, and shares so
 /// large that the ring goes round more than once.
@@ -220,6 +222,12 @@ mod kernels {
     pub const TENSOR_SHARED: &str =
         "f16-d128-g12-mma-staged-t64-s3-w2-h12-v16-u2-qs-p0-b1-x1-m96-second";
 
+    pub const ROWS_SHARED: &str =
+        "f16-d64-g3-mma-r4-staged-t32-s3-w2-h12-v16-u1-qs-p0-b1-x1-m96-second";
+    pub const ROWS_SPLIT: &str =
+        "bf16-d64-g2-mma-r8-staged-t32-s2-w1-h8-v16-u2-qr-p0-b1-x1-m1-last";
+
+    pub const ROWS: &[&str] = &[ROWS_SHARED, ROWS_SPLIT];
     pub const TENSOR_CORES: &[&str] = &[TENSOR, TENSOR_SHARED];
     pub const ANY: &[&str] = &[PLAIN, DIRECT];
     pub const STAGED: &[&str] = &[LONG, QUERY_SHARED, PADDED, TENSOR];

@@ -27,10 +27,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "plan-rows-read-early",
         Barrier,
         ANY,
-        "__syncthreads();  // span_tokens is complete, for this block, before rows are read from it",
+        "__syncthreads();  // span_tokens is complete, for this block, before sets are read from it",
         "",
     )
-    .shows_at(&["row_tokens[row] = span_tokens[span_ptr[row]]"]),
+    .shows_at(&["set_tokens[set] = span_tokens[span_ptr[set]]"]),
     Mutant::new(
         "plan-barrier-in-branch",
         Barrier,
@@ -95,10 +95,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "plan-last-row-left-out",
         Uninitialised,
         ANY,
-        "row <= rows; row += PLAN_THREADS",
-        "row < rows; row += PLAN_THREADS",
+        "set <= sets; set += PLAN_THREADS",
+        "set < sets; set += PLAN_THREADS",
     )
-    .shows_at(&["tokens(row_tokens[rows]), work(static_cast"]),
+    .shows_at(&["tokens(set_tokens[sets]), work(static_cast"]),
     Mutant::new(
         "plan-total-misplaced",
         Bound,
@@ -106,7 +106,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "if (threadIdx.x == 0) span_tokens[count] = carry;",
         "if (threadIdx.x == 0) span_tokens[count - 1] = carry;",
     )
-    .shows_at(&["row_tokens[row] = span_tokens[span_ptr[row]];"]),
+    .shows_at(&["set_tokens[set] = span_tokens[span_ptr[set]];"]),
     Mutant::new(
         "share-rounded-down",
         Bound,
@@ -118,8 +118,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "work-in-32-bits",
         Width,
         ANY,
-        "work(static_cast<long long>(row_tokens[rows]) * kv_heads)",
-        "work(row_tokens[rows] * kv_heads)",
+        "work(static_cast<long long>(set_tokens[sets]) * heads_per_set)",
+        "work(set_tokens[sets] * heads_per_set)",
     )
     .needs("launches of 2^31 selected tokens times KV heads, which take hours on the emulated device"),
     Mutant::new(
@@ -281,29 +281,58 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "strides-exchanged",
         Operands,
         ANY,
-        "kv_heads, page_size, max_pages, page_stride, token_stride, head_stride, smallest_share,",
-        "kv_heads, page_size, max_pages, page_stride, head_stride, token_stride, smallest_share,",
+        "token_stride, head_stride, smallest_share, __int_as_float(scale_bits),",
+        "head_stride, token_stride, smallest_share, __int_as_float(scale_bits),",
     ),
     Mutant::new(
         "scale-converted",
         Scale,
         ANY,
-        "__int_as_float(scale_bits)}",
-        "static_cast<float>(scale_bits)}",
+        "smallest_share, __int_as_float(scale_bits),",
+        "smallest_share, static_cast<float>(scale_bits),",
     ),
     Mutant::new(
         "merge-has-other-shares",
         Slot,
         SECOND,
-        "shares(row_tokens, rows, kv_heads, blocks, smallest_share);",
-        "shares(row_tokens, rows, kv_heads, gridDim.x, smallest_share);",
+        "kv_heads / span_heads, blocks,",
+        "kv_heads / span_heads, gridDim.x,",
     )
     .shows_at(&["ml[j] = __ldcg", "acc[j] = __ldcg"]),
     Mutant::new(
         "merge-rows-for-heads",
         Head,
         SECOND,
-        "a, shares, blockIdx.x / kv_heads, blockIdx.x % kv_heads);",
-        "a, shares, blockIdx.x / rows, blockIdx.x % rows);",
+        "a, shares, blockIdx.x / kv_heads, blockIdx.x % kv_heads,",
+        "a, shares, blockIdx.x / tiles, blockIdx.x % tiles,",
+    ),
+    Mutant::new(
+        "merge-by-first-block-only",
+        Bound,
+        &[TENSOR, TENSOR_SHARED],
+        "blockIdx.y * spanforge::MERGE_THREADS + threadIdx.x, gridDim.y",
+        "threadIdx.x, gridDim.y",
+    ),
+    Mutant::new(
+        "cap-converted",
+        Scale,
+        ANY,
+        "__int_as_float(soft_cap_bits)}",
+        "static_cast<float>(soft_cap_bits)}",
+    ),
+    // softmax.cuh
+    Mutant::new(
+        "cap-in-base-e",
+        Scale,
+        ANY,
+        "const float most = cap * LOG2_E;",
+        "const float most = cap;",
+    ),
+    Mutant::new(
+        "cap-of-half-the-angle",
+        Scale,
+        ANY,
+        "exp2_approximate(logit * (2.f / cap)) + 1.f",
+        "exp2_approximate(logit / cap) + 1.f",
     ),
 ];

@@ -1,0 +1,165 @@
+//! Mutants of what kernels run that take several rows at a time (`overlay.cuh`, and parts of others).
+
+use super::Kind::*;
+use super::Mutant;
+use super::kernels::*;
+
+/// What reads the spans of query tiles, or what was made of them.
+const READS_OVERLAY: &[&str] = &[
+    "spans[index].y - spans[index].x : 0;",
+    "const unsigned position = a.spans[span].x",
+    "return a.span_rows[span];",
+    "const int count = span_ptr[sets];",
+];
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    Mutant::new(
+        "overlay-room-of-tokens",
+        Stride,
+        ROWS,
+        "int to = 2 * (span_ptr[first_row * span_heads] + warp_sum(before));",
+        "int to = span_ptr[first_row * span_heads] + warp_sum(before);",
+    )
+    .shows_at(READS_OVERLAY),
+    Mutant::new(
+        "overlay-heads-share-room",
+        Overlap,
+        ROWS,
+        "before = next - span_ptr[first_set];",
+        "before = 0;",
+    )
+    .shows_at(READS_OVERLAY),
+    Mutant::new(
+        "overlay-head-of-first",
+        Head,
+        ROWS,
+        "next = span_ptr[first_set + head];",
+        "next = span_ptr[first_set];",
+    ),
+    Mutant::new(
+        "overlay-rows-beyond-tile",
+        Bound,
+        ROWS,
+        "if (lane < rows) {",
+        "if (lane <= rows) {",
+    ),
+    Mutant::new(
+        "overlay-begins-late",
+        Bound,
+        ROWS,
+        "const bool within = span.x <= from;",
+        "const bool within = span.x < from;",
+    ),
+    Mutant::new(
+        "overlay-not-cut-where-spans-begin",
+        Overlap,
+        ROWS,
+        "const int until = warp_least(within ? span.y : span.x);",
+        "const int until = warp_least(within ? span.y : END);",
+    ),
+    Mutant::new(
+        "overlay-rows-of-first-lane",
+        Lane,
+        ROWS,
+        "const unsigned selecting = __ballot_sync(~0u, within);",
+        "const unsigned selecting = __shfl_sync(~0u, within ? 1u : 0u, 0);",
+    ),
+    Mutant::new("overlay-gap-is-a-span", ExtraBytes, ROWS, "if (selecting != 0) {", "if (true) {")
+        .shows_at(&["tile_spans[to] = make_int2(from, until);", "span_rows[to] ="]),
+    Mutant::new(
+        "overlay-next-span-skipped",
+        Bound,
+        ROWS,
+        "if (within && span.y == until) {",
+        "if (span.y == until || span.x == until) {",
+    ),
+    Mutant::new(
+        "overlay-room-not-cleared",
+        Uninitialised,
+        ROWS,
+        "for (int i = to + lane; i < room_end; i += 32) {",
+        "for (int i = to + lane; i < to; i += 32) {",
+    )
+    .shows_at(READS_OVERLAY),
+    Mutant::new(
+        "overlay-last-offset-left-out",
+        Uninitialised,
+        ROWS,
+        "if (set > tiles * span_heads) return;",
+        "if (set >= tiles * span_heads) return;",
+    )
+    .shows_at(READS_OVERLAY),
+    Mutant::new(
+        "overlay-least-of-half-the-lanes",
+        Lane,
+        ROWS,
+        "for (int step = 16; step > 0; step /= 2)
+        value = min(",
+        "for (int step = 8; step > 0; step /= 2)
+        value = min(",
+    ),
+    Mutant::new(
+        "column-row-by-rows",
+        Operands,
+        ROWS,
+        "return C::QUERY_ROWS > 1 ? c / C::GROUP : 0; }",
+        "return C::QUERY_ROWS > 1 ? c / C::QUERY_ROWS : 0; }",
+    ),
+    Mutant::new(
+        "rows-that-are-not-there",
+        Bound,
+        ROWS,
+        "return C::QUERY_ROWS == 1 || row(c) < rows;",
+        "return C::QUERY_ROWS == 1 || row(c) <= rows;",
+    ),
+    Mutant::new(
+        "cursor-of-tile-number",
+        Operands,
+        ROWS,
+        "TokenCursor cursor(a, piece, first_query_row, piece.begin + tid);",
+        "TokenCursor cursor(a, piece, piece.tile, piece.begin + tid);",
+    ),
+    Mutant::new(
+        "rows-ring-as-long-as-tiles",
+        Overlap,
+        ROWS,
+        "rows[t % (C::STAGES + 1) * C::TILE + tid] =",
+        "rows[t % C::STAGES * C::TILE + tid] =",
+    )
+    .shows_at(&["by_all &= of_token[i] ="]),
+    Mutant::new(
+        "rows-of-next-tile",
+        Operands,
+        ROWS,
+        "state.tile(k, rows + t % (C::STAGES + 1) * C::TILE,",
+        "state.tile(k, rows + (t + 1) % (C::STAGES + 1) * C::TILE,",
+    ),
+    Mutant::new(
+        "rows-of-tokens-that-are-not-there",
+        Bound,
+        ROWS,
+        "index < piece.end ? cursor.rows() : 0;",
+        "index <= piece.end ? cursor.rows() : 0;",
+    ),
+    Mutant::new(
+        "rows-selected-by-any",
+        Predicate,
+        ROWS,
+        "if (__all_sync(~0u, by_all == ~0u)) return;",
+        "if (__any_sync(~0u, by_all == ~0u)) return;",
+    ),
+    Mutant::new(
+        "rows-of-first-warp",
+        Head,
+        &[ROWS_SPLIT],
+        "Columns<C>::row(head_warp * L::HEADS + 8 * f + lane % 4 * 2 + j);",
+        "Columns<C>::row(8 * f + lane % 4 * 2 + j);",
+    ),
+    Mutant::new(
+        "rows-of-first-eight-tokens",
+        Lane,
+        ROWS,
+        "if (!(of_token[i] >> row & 1))",
+        "if (!(of_token[0] >> row & 1))",
+    ),
+];
