@@ -28,6 +28,7 @@ pub use open::{
 };
 pub use product::{Element, Product};
 pub use settings::Settings;
+pub use spanforge_emulator::cost::KERNEL_LAUNCH;
 pub use spanforge_emulator::{
     MatrixModel, OutOfBoundsFill, Swizzle, TensorElement, TensorMap, TensorMapError,
 };

@@ -42,6 +42,9 @@ pub struct Term {
     pub us: f64,
 }
 
+/// Name of the term of what a launch takes that does nothing.
+pub const KERNEL_LAUNCH: &str = "kernel launch";
+
 /// A predicted time with its reasons.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
@@ -201,7 +204,7 @@ fn estimate_launch(
     ];
     let chain = launch.chain(&traffic);
     let compute = launch.compute();
-    let overhead = ("kernel launch", profile.kernel_launch.value);
+    let overhead = (KERNEL_LAUNCH, profile.kernel_launch.value);
 
     let memory_us =
         p_norm(profile.saturation_exponent.value, largest(&bandwidth), chain.lifetime_us);

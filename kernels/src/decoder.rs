@@ -2,10 +2,13 @@
 //! model calls step by step is the runtime's `SpanAttention`.
 
 use crate::abi::{Operands, OverlayBuffers, PlanBuffers, Scalars, Workspace};
-use crate::configuration::KernelSpec;
+use crate::configuration::{KernelSpec, Merge};
 use crate::launch::{Launcher, query_tiles};
 use crate::problem::{DecodeProblem, ProblemError};
-use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport, ModuleId};
+use spanforge_device::{
+    Basis, Buffer, Device, DeviceError, Image, KERNEL_LAUNCH, Launch, LaunchReport, ModuleId,
+    TimeOptions, Timing,
+};
 
 /// What can go wrong when a decoder is used.
 #[derive(Debug, thiserror::Error)]
@@ -282,9 +285,52 @@ impl<'d> Decoder<'d> {
         if r.scalars.tiles == 0 {
             return Vec::new();
         }
-        let mut launches = self.launcher.plan(&r.plan, r.scalars.tiles, r.scalars.span_heads);
+        let mut launches = self.plan(r);
         launches.extend(self.launcher.attention(&r.operands, &r.plan, &r.workspace, &r.scalars));
         launches
+    }
+
+    fn plan(&self, r: &Resident<'_>) -> Vec<Launch> {
+        self.launcher.plan(&r.plan, r.scalars.tiles, r.scalars.span_heads)
+    }
+
+    /// Times decode steps.
+    ///
+    /// An emulated device executes some blocks of each launch alone. So the plan, which all of them
+    /// need, is made beforehand; and since none of them is the last to arrive at a tile that several
+    /// share, what the last arriver merges is predicted as the merge kernel's time without its launch.
+    ///
+    /// # Errors
+    /// Those of [`Device::time`].
+    pub fn time(
+        &self,
+        resident: &Resident<'_>,
+        options: &TimeOptions,
+    ) -> Result<Timing, DeviceError> {
+        let mut launches = self.launches(resident);
+        if self.device.properties().basis == Basis::Measured || launches.is_empty() {
+            return self.device.time(&launches, options);
+        }
+        for launch in self.plan(resident) {
+            self.device.launch(&launch)?;
+        }
+        let r = resident;
+        let last_arriver = self.spec().configuration.merge == Merge::LastArriver;
+        if last_arriver {
+            launches.push(self.launcher.merge(&r.operands, &r.plan, &r.workspace, &r.scalars));
+        }
+        let mut timing = self.device.time(&launches, options)?;
+        if let (true, Some(merging)) = (last_arriver, timing.predictions.last_mut()) {
+            let estimate = &mut merging.estimate;
+            for term in estimate.terms.extract_if(.., |term| term.name == KERNEL_LAUNCH) {
+                estimate.time_us -= term.us;
+            }
+            estimate.assumptions.push(
+                "the last arriver merges: taken for the merge kernel, without its launch".into(),
+            );
+            timing.samples_us = vec![timing.predictions.iter().map(|p| p.estimate.time_us).sum()];
+        }
+        Ok(timing)
     }
 
     /// Runs one decode step; one report per launch.

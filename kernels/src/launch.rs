@@ -103,22 +103,26 @@ impl Launcher {
             abi::decode_arguments(operands, plan, workspace, scalars),
         )];
         if c.merge == Merge::SecondKernel {
-            let blocks = self.blocks.cast_signed();
-            launches.push(
-                self.launch(
-                    Kernel::Merge,
-                    [
-                        (scalars.tiles * scalars.kv_heads).cast_unsigned(),
-                        (c.columns(&self.spec.shape) * self.spec.shape.head_dim / 4)
-                            .div_ceil(MERGE_THREADS),
-                    ],
-                    MERGE_THREADS,
-                    0,
-                    abi::merge_arguments(operands, plan, workspace, scalars, blocks),
-                ),
-            );
+            launches.push(self.merge(operands, plan, workspace, scalars));
         }
         launches
+    }
+
+    /// The merge kernel for what the decode kernel left.
+    pub(crate) fn merge(
+        &self,
+        operands: &Operands,
+        plan: &PlanBuffers,
+        workspace: &Workspace,
+        scalars: &Scalars,
+    ) -> Launch {
+        let shape = &self.spec.shape;
+        let quads = self.spec.configuration.columns(shape) * shape.head_dim / 4;
+        let tiles = (scalars.tiles * scalars.kv_heads).cast_unsigned();
+        let grid = [tiles, quads.div_ceil(MERGE_THREADS)];
+        let blocks = self.blocks.cast_signed();
+        let arguments = abi::merge_arguments(operands, plan, workspace, scalars, blocks);
+        self.launch(Kernel::Merge, grid, MERGE_THREADS, 0, arguments)
     }
 
     fn launch(

@@ -143,7 +143,7 @@ impl DecodeProblem {
 
     /// The kind of batch it is.
     pub fn bucket(&self) -> Bucket {
-        Bucket::of_spans(&self.spans.canonicalise())
+        Bucket::of_spans(&self.spans.canonicalise(), &self.row_request)
     }
 
     /// Strides of K and V.

@@ -515,7 +515,7 @@ impl SearchSpace {
             core: Core::Mma,
             query_rows,
             tile_tokens: if self.shape.head_dim > 256 { 16 } else { 32 },
-            token_warps: if head_warps > 1 { 1 } else { 2 },
+            token_warps: if self.shape.head_dim > 256 { 1 } else { 2 },
             heads_per_warp: columns.div_ceil(head_warps),
             unroll: 1,
             query: QueryHome::Shared,

@@ -227,9 +227,9 @@ impl Kernels {
     }
 
     /// Takes the kernel for a batch into use, and says whether another one was.
-    fn choose(&mut self, spans: &SpanBatch) -> bool {
+    fn choose(&mut self, spans: &SpanBatch, row_request: &[i32]) -> bool {
         let known = self.buckets.iter().map(|(bucket, _)| *bucket);
-        let nearest = Bucket::of_spans(spans).nearest(known);
+        let nearest = Bucket::of_spans(spans, row_request).nearest(known);
         let chosen = self.buckets.iter().find(|(bucket, _)| Some(*bucket) == nearest);
         let place = chosen.map_or(0, |(_, place)| *place);
         std::mem::replace(&mut self.current, place) != place
@@ -274,7 +274,7 @@ impl SpanAttention {
             selected.map_err(|source| AttentionError::NoKernel { shape, source })
         };
         // Without buckets any batch gets the first kernel.
-        let first = select(&Bucket::of(1, 1, 1))?.entry;
+        let first = select(&Bucket::of(1, 1, 1, 1))?.entry;
         let mut kernels = Kernels::new(&device);
         for served in &first.buckets {
             let entry = select(&served.bucket)?.entry;
@@ -405,7 +405,7 @@ impl SpanAttention {
         }
         self.check_step(step, &spans)?;
 
-        let changed = self.kernels.choose(&spans);
+        let changed = self.kernels.choose(&spans, step.row_request);
         let query_rows = self.spec().configuration.query_rows;
         let tiles = query_tiles(step.row_request, query_rows);
         planned.tiles = tiles.len() - 1;

@@ -115,11 +115,13 @@ fn explain(arguments: &Arguments, artifact: &Artifact) -> Result<Explanation> {
     let name = arguments.device.clone().unwrap_or_else(|| artifact.manifest().device.clone());
     let device = spanforge_device::open(&name)?;
     let properties = device.properties();
-    let bucket = match arguments.bucket[..] {
-        [] => Bucket { rows: 16, tokens_per_row: 8192, tokens_per_span: 1024 },
-        [rows, tokens_per_row, tokens_per_span] => Bucket { rows, tokens_per_row, tokens_per_span },
+    let [rows, tokens_per_row, tokens_per_span] = match arguments.bucket[..] {
+        [] => [16, 8192, 1024],
+        [rows, per_row, per_span] => [rows, per_row, per_span],
         _ => bail!("--bucket takes three numbers: rows, tokens per row and tokens per span"),
     };
+    let rows_per_request = arguments.shape.queries();
+    let bucket = Bucket { rows, rows_per_request, tokens_per_row, tokens_per_span };
     let selected = artifact.select(shape, properties, &bucket).ok();
     let served_as = selected.and_then(|selected| Some(selected.served_as?.bucket));
     let verdicts = artifact.explain(shape, properties);

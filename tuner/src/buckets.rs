@@ -167,7 +167,8 @@ mod tests {
     use crate::choice::tests::candidate as predicted;
 
     fn batch(rows: u32) -> Batch {
-        let bucket = Bucket { rows, tokens_per_row: 1024, tokens_per_span: 128 };
+        let bucket =
+            Bucket { rows, rows_per_request: 1, tokens_per_row: 1024, tokens_per_span: 128 };
         Batch { bucket, problem: format!("{rows} rows"), floor_us: 0.5 }
     }
 

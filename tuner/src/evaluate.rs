@@ -297,8 +297,7 @@ impl<'a> Worker<'a> {
             if self.setup.basis == Basis::Measured {
                 decoder.run(&resident).map_err(runtime)?;
             }
-            let launches = decoder.launches(&resident);
-            let mut time = |samples| device.time(&launches, &options(problem, samples));
+            let mut time = |samples| decoder.time(&resident, &options(problem, samples));
             let timing = measure(&mut time, best_us).map_err(runtime)?;
             let Timing { samples_us, conditions, predictions, .. } = timing;
             if by_batch.is_empty() {
@@ -330,7 +329,7 @@ impl<'a> Worker<'a> {
                 let decoder = &decoders[place];
                 decoder.adopt(&mut resident)?;
                 decoder.run(&resident)?;
-                Ok(device.time(&decoder.launches(&resident), &options(problem, BATCH))?)
+                Ok(decoder.time(&resident, &options(problem, BATCH))?)
             })?;
             for (job, Timing { samples_us, conditions, .. }) in by_job.iter_mut().zip(timings) {
                 job.push(Timed { samples_us, conditions });
@@ -386,7 +385,7 @@ pub(crate) fn time_resident(
     problem: &DecodeProblem,
 ) -> Result<Timing, DeviceError> {
     let samples = TimeOptions::default().samples;
-    decoder.device().time(&decoder.launches(resident), &options(problem, samples))
+    decoder.time(resident, &options(problem, samples))
 }
 
 /// The time in microseconds that no kernel can beat: the floor's bytes over the bandwidth of the data

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use spanforge_kernels::configuration::AttentionShape;
-use spanforge_kernels::{DecodeProblem, ProblemError};
+use spanforge_kernels::{Bucket, DecodeProblem, ProblemError};
 use spanforge_spans::trace::{Preset, Trace, TraceError};
 use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
 use spanforge_verify::generate::{encode, normal};
@@ -153,6 +153,14 @@ impl Workload {
         let first = |(at, row): (usize, &WorkloadRow)| (at == 0 || !row.same_request).then_some(at);
         let firsts = self.rows.iter().enumerate().filter_map(first);
         firsts.chain([self.rows.len()]).collect()
+    }
+
+    /// The kind of batch it is.
+    pub fn bucket(&self) -> Bucket {
+        let spans: usize = self.rows.iter().map(|row| row.spans.spans().len()).sum();
+        let requests = self.requests().len() - 1;
+        let rows = self.rows.len() as u64;
+        Bucket::of(rows, requests as u64, self.selected_tokens(), spans as u64)
     }
 
     /// Rows of the request that has most.

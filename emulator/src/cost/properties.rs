@@ -113,7 +113,7 @@ proptest! {
     ) {
         let (profile, counters) = (find(gpu).expect(gpu), block.counters(1));
         for term in estimate(&profile, &shape, &counters).expect("fits").terms {
-            let fixed = ["block start", "kernel launch"].contains(&term.name.as_str());
+            let fixed = ["block start", KERNEL_LAUNCH].contains(&term.name.as_str());
             prop_assert_eq!(counted(&term.name, &counters).is_empty(), fixed, "{}", term.name);
         }
     }

@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Serialize;
 use spanforge_device::{Basis, Compiler, Device, EmulatedOptions, Image, open_with};
 use spanforge_kernels::artifact::Artifact;
-use spanforge_kernels::{Bucket, KernelSpec, Limits};
+use spanforge_kernels::{KernelSpec, Limits};
 use spanforge_tuner::Workload;
 use spanforge_tuner::bench::{CASES, CaseTime, case, dense, read_bandwidth, time};
 use spanforge_tuner::environment::{Environment, unix_seconds};
@@ -190,10 +190,7 @@ impl<'a> Kernels<'a> {
             }
             Source::One(spec) => *spec,
             Source::Artifact(artifact) => {
-                let spans: usize = workload.rows.iter().map(|row| row.spans.spans().len()).sum();
-                let rows = workload.rows.len() as u64;
-                let bucket = Bucket::of(rows, workload.selected_tokens(), spans as u64);
-                match artifact.select(shape, properties, &bucket) {
+                match artifact.select(shape, properties, &workload.bucket()) {
                     Ok(selected) => {
                         let spec = selected.entry.spec;
                         let image = || artifact.image(selected.entry, properties);
