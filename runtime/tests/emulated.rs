@@ -289,7 +289,7 @@ fn a_cache_with_strides_of_its_own_is_read_in_place() {
 #[test]
 fn each_batch_is_run_by_the_kernel_of_the_nearest_bucket() {
     let folder = tempfile::tempdir().unwrap();
-    let small = Bucket { rows: 1, tokens_per_row: 64, tokens_per_span: 32 };
+    let small = Bucket { rows: 1, rows_per_request: 1, tokens_per_row: 64, tokens_per_span: 32 };
     let large = Bucket { rows: 16, ..small };
     let times = |us: [f64; 2]| {
         let of = |(bucket, time_us)| InBucket { bucket, time_us, loss: time_us - 1.0 };
