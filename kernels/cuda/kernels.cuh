@@ -60,3 +60,10 @@ spanforge_merge(const int* tile_ptr, const int* set_tokens, const float* sinks, 
         a, shares, blockIdx.x / kv_heads, blockIdx.x % kv_heads,
         blockIdx.y * spanforge::MERGE_THREADS + threadIdx.x, gridDim.y * spanforge::MERGE_THREADS);
 }
+
+// Adds attention over other tokens, such as those of a cache elsewhere, to what a step has written.
+extern "C" __global__ void __launch_bounds__(spanforge::MERGE_THREADS)
+spanforge_merge_outputs(void* out, float* lse, const void* other_out, const float* other_lse,
+                        int heads) {
+    spanforge::merge_outputs<Configuration>(out, lse, other_out, other_lse, heads);
+}

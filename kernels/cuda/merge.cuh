@@ -162,4 +162,44 @@ __device__ __forceinline__ void arrive_and_merge(const DecodeArguments& a, const
     __syncthreads();  // is_last is read before the next piece writes it
 }
 
+// Adds attention over other tokens to attention over some, both as they are written: outputs weighted by
+// e^LSE. One warp per query head. Where one of the two is empty the other stays as it is, bit for bit.
+template <class C>
+__device__ __forceinline__ void merge_outputs(void* out, float* lse, const void* other_out,
+                                              const float* other_lse, int heads) {
+    const int head = (blockIdx.x * MERGE_THREADS + threadIdx.x) / 32;
+    const int lane = threadIdx.x % 32;
+    if (head >= heads) return;
+    const float one = lse[head];
+    const float other = other_lse[head];
+    __syncwarp();  // every lane has read the LSE before one writes it
+    if (other == minus_infinity() && one != minus_infinity()) return;
+    const float largest = fmaxf(one, other);
+    const float base = subtrahend(largest);
+    const float mine = exp2_approximate((one - base) * LOG2_E);
+    const float theirs = exp2_approximate((other - base) * LOG2_E);
+    const float scale = normaliser(mine + theirs);
+    uint2* to = static_cast<uint2*>(out) + static_cast<long long>(head) * (C::HEAD_DIM / 4);
+    const uint2* from =
+        static_cast<const uint2*>(other_out) + static_cast<long long>(head) * (C::HEAD_DIM / 4);
+    for (int i = lane; i < C::HEAD_DIM / 4; i += 32) {
+        uint2 merged = from[i];
+        // Of two empty ones neither output is looked at.
+        if (largest == minus_infinity()) merged = make_uint2(0, 0);
+        else if (one != minus_infinity()) {
+            const uint2 was = to[i];
+            float a[4], b[4];
+            C::Element::widen(was.x, a[0], a[1]);
+            C::Element::widen(was.y, a[2], a[3]);
+            C::Element::widen(merged.x, b[0], b[1]);
+            C::Element::widen(merged.y, b[2], b[3]);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) a[e] = (a[e] * mine + b[e] * theirs) * scale;
+            merged = make_uint2(C::Element::narrow(a[0], a[1]), C::Element::narrow(a[2], a[3]));
+        }
+        to[i] = merged;
+    }
+    if (lane == 0) lse[head] = largest + log2_approximate(mine + theirs) * LN_2;
+}
+
 }  // namespace spanforge

@@ -30,6 +30,8 @@ pub enum Kernel {
     Decode,
     /// Merging the states of tiles that several blocks shared.
     Merge,
+    /// Adding attention over other tokens to what was written.
+    MergeOutputs,
 }
 
 /// What an argument is.
@@ -54,7 +56,8 @@ impl ArgumentKind {
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 4] = [Self::Overlay, Self::Plan, Self::Decode, Self::Merge];
+    pub const ALL: [Self; 5] =
+        [Self::Overlay, Self::Plan, Self::Decode, Self::Merge, Self::MergeOutputs];
 
     /// The name it is exported under.
     pub fn symbol(self) -> &'static str {
@@ -63,6 +66,7 @@ impl Kernel {
             Self::Plan => "spanforge_plan",
             Self::Decode => "spanforge_decode",
             Self::Merge => "spanforge_merge",
+            Self::MergeOutputs => "spanforge_merge_outputs",
         }
     }
 
@@ -130,6 +134,13 @@ impl Kernel {
                 ("span_heads", I32),
                 ("blocks", I32),
                 ("smallest_share", I32),
+            ],
+            Self::MergeOutputs => &[
+                ("out", Pointer),
+                ("lse", Pointer),
+                ("other_out", Pointer),
+                ("other_lse", Pointer),
+                ("heads", I32),
             ],
         }
     }
@@ -255,6 +266,23 @@ pub fn overlay_arguments(
         Argument::I32(tiles),
         Argument::I32(span_heads),
     ]
+}
+
+/// Attention that is written: output `[heads, head_dim]` and LSE `[heads]` f32, of query heads of any
+/// rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// In the kernel's dtype.
+    pub out: Buffer,
+    /// Natural logarithm.
+    pub lse: Buffer,
+}
+
+/// Arguments of [`Kernel::MergeOutputs`], which adds `other` to `to`.
+pub fn merge_outputs_arguments(to: &Written, other: &Written, heads: i32) -> Vec<Argument> {
+    let [out, lse] = [to.out, to.lse].map(|buffer| buffer.at(0));
+    let [other_out, other_lse] = [other.out, other.lse].map(|buffer| buffer.at(0));
+    vec![out, lse, other_out, other_lse, Argument::I32(heads)]
 }
 
 /// Arguments of [`Kernel::Plan`].

@@ -3,7 +3,7 @@
 
 use crate::abi::{
     self, Kernel, MERGE_THREADS, OVERLAY_THREADS, Operands, PLAN_THREADS, PlanBuffers, Scalars,
-    Workspace,
+    Workspace, Written,
 };
 use crate::configuration::{KernelSpec, Merge};
 use spanforge_device::{Argument, DeviceProperties, Launch, ModuleId};
@@ -106,6 +106,14 @@ impl Launcher {
             launches.push(self.merge(operands, plan, workspace, scalars));
         }
         launches
+    }
+
+    /// Adds attention over other tokens to what a step has written, for `heads` query heads (at least
+    /// one) of all rows together; for any rows, whatever kernel or device has computed either.
+    pub fn merge_outputs(&self, to: &Written, other: &Written, heads: i32) -> Launch {
+        let grid = [heads.cast_unsigned().div_ceil(MERGE_THREADS / 32), 1];
+        let arguments = abi::merge_outputs_arguments(to, other, heads);
+        self.launch(Kernel::MergeOutputs, grid, MERGE_THREADS, 0, arguments)
     }
 
     /// The merge kernel for what the decode kernel left.

@@ -265,7 +265,7 @@ impl SearchSpace {
             .filter(|h| *h == shape.group_size.div_ceil(shape.group_size.div_ceil(*h)))
             .collect();
         for columns in query_rows.iter().skip(1).map(|rows| rows * shape.group_size) {
-            heads.extend([8, 16, 24, 32].map(|h| columns.min(h)));
+            heads.extend([8, 16, 24, 32].map(|most| balanced(columns, most)));
         }
         heads.sort_unstable();
         heads.dedup();
@@ -425,17 +425,19 @@ impl SearchSpace {
     }
 
     /// The configuration to use where nothing has been tuned: query tiles in a space that has them,
-    /// tensor cores for groups of more than three query heads, 16-byte loads, and as large a ring as the device has room for. `None` where
-    /// no configuration fits the shape on this device.
+    /// tensor cores for groups of more than three query heads, 16-byte loads, and as many blocks with a
+    /// small ring as the device has room for, up to four per multiprocessor. `None` where no configuration
+    /// fits the shape on this device.
     pub fn default_configuration(&self) -> Option<Configuration> {
-        let (preferred, rings): (_, &[(u32, u32)]) = if self.most_query_rows() > 1 {
-            (self.query_tile_preference(), &[(2, 2), (1, 2)])
+        let preferred = if self.most_query_rows() > 1 {
+            self.query_tile_preference()
         } else if self.shape.group_size > 3 {
-            (self.tensor_core_preference(), &[(4, 2), (3, 2), (2, 2), (1, 2)])
+            self.tensor_core_preference()
         } else {
-            (self.cuda_core_preference(), &[(2, 3), (1, 3), (2, 2), (1, 2)])
+            self.cuda_core_preference()
         };
-        for &(blocks, stages) in rings {
+        // Small rings in many blocks: other warps compute while one waits.
+        for (blocks, stages) in [(4, 2), (3, 2), (2, 2), (1, 2)] {
             let it = Configuration { blocks_per_multiprocessor: blocks, stages, ..preferred };
             if self.broken_constraint(&it).is_none() {
                 return Some(it);
@@ -478,7 +480,7 @@ impl SearchSpace {
             query_rows: 1,
             load_path: LoadPath::Staged,
             tile_tokens: if self.shape.head_dim <= 128 { 32 } else { 16 },
-            stages: 3,
+            stages: 2,
             token_warps: if head_warps >= 4 { 1 } else { 4 / head_warps.next_power_of_two() },
             heads_per_warp: heads,
             vector_bytes: 16,
@@ -500,7 +502,7 @@ impl SearchSpace {
     /// Sixteen columns per warp and four such warps, fewer where heads are wide: the accumulators of more
     /// do not fit the registers.
     fn query_tile_preference(&self) -> Configuration {
-        let (heads_per_warp, columns) = match self.shape.head_dim {
+        let (per_warp, columns) = match self.shape.head_dim {
             ..=128 => (16, 64),
             ..=256 => (8, 32),
             _ => (8, 16),
@@ -510,13 +512,16 @@ impl SearchSpace {
         let query_rows = [32, 16, 8, 4, 2].into_iter().filter(|r| *r <= rows).find(fits);
         let query_rows = query_rows.unwrap_or(2);
         let columns = query_rows * self.shape.group_size;
-        let head_warps = columns.div_ceil(heads_per_warp);
+        // Eights where sixteens would not be filled.
+        let sixteens = balanced(columns, per_warp);
+        let filled = sixteens.div_ceil(8) * columns.div_ceil(sixteens) == columns.div_ceil(8);
+        let token_warps = if self.shape.head_dim > 256 { 1 } else { 2 };
         Configuration {
             core: Core::Mma,
             query_rows,
-            tile_tokens: if self.shape.head_dim > 256 { 16 } else { 32 },
-            token_warps: if self.shape.head_dim > 256 { 1 } else { 2 },
-            heads_per_warp: columns.div_ceil(head_warps),
+            tile_tokens: 16 * token_warps,
+            token_warps,
+            heads_per_warp: if filled { sixteens } else { balanced(columns, 8) },
             unroll: 1,
             query: QueryHome::Shared,
             ..self.cuda_core_preference()
@@ -538,4 +543,9 @@ impl SearchSpace {
             ..self.cuda_core_preference()
         }
     }
+}
+
+/// Columns per warp where as few warps as at most `most` each allow have equally many.
+fn balanced(columns: u32, most: u32) -> u32 {
+    columns.div_ceil(columns.div_ceil(most))
 }

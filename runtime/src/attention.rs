@@ -7,7 +7,7 @@
 
 use crate::memory::{DeviceMemory, Mirror};
 use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport};
-use spanforge_kernels::abi::{Operands, OverlayBuffers, PlanBuffers, Scalars, Workspace};
+use spanforge_kernels::abi::{Operands, OverlayBuffers, PlanBuffers, Scalars, Workspace, Written};
 use spanforge_kernels::artifact::{Artifact, ArtifactError};
 use spanforge_kernels::configuration::{AttentionShape, KernelShape, KernelSpec};
 use spanforge_kernels::launch::{WorkspaceBytes, query_tiles};
@@ -295,12 +295,31 @@ impl SpanAttention {
         attention: AttentionShape,
         limits: SpanAttentionLimits,
     ) -> Result<Self, AttentionError> {
+        let any = Bucket::of(1, 1, 1, 1);
+        Self::from_images(&[(any, image.clone(), spec)], device, attention, limits)
+    }
+
+    /// [`load`](Self::load) for code that was compiled just now: kernels of one shape, each for the
+    /// batches that are nearest to its bucket.
+    ///
+    /// # Errors
+    /// Kernels of another shape. `images` has one at least.
+    pub fn from_images(
+        images: &[(Bucket, Image, KernelSpec)],
+        device: Arc<dyn Device>,
+        attention: AttentionShape,
+        limits: SpanAttentionLimits,
+    ) -> Result<Self, AttentionError> {
         let shape = attention.kernel_shape().map_err(ProblemError::from)?;
-        if shape != spec.shape {
+        let other = images.iter().find(|(.., spec)| spec.shape != shape);
+        if let Some((.., spec)) = other {
             return Err(AttentionError::OtherShape { kernel: spec.shape, shape });
         }
         let mut kernels = Kernels::new(&device);
-        kernels.load(image, spec)?;
+        for (bucket, image, spec) in images {
+            let place = kernels.load(image, *spec)?;
+            kernels.buckets.push((*bucket, place));
+        }
         Self::with_kernels(device, kernels, attention, limits)
     }
 
@@ -364,6 +383,12 @@ impl SpanAttention {
     /// The kernel in use: that of the step planned last.
     pub fn spec(&self) -> &KernelSpec {
         self.kernels.current().spec()
+    }
+
+    /// Query tiles of the step planned last, on which the launches of its layers depend besides the rows
+    /// and the kernel; 0 without a plan.
+    pub fn tiles(&self) -> usize {
+        self.planned.as_ref().map_or(0, |planned| planned.tiles)
     }
 
     /// What it was loaded for.
@@ -508,6 +533,37 @@ impl SpanAttention {
         Ok(reports?)
     }
 
+    /// Adds attention over other tokens, `other`, to what a run has written for `rows` rows, `to`: outputs
+    /// weighted by e^LSE. A sink may be in one of the two. Queued as a run is.
+    ///
+    /// # Errors
+    /// Buffers that are too small or not aligned.
+    pub fn merge_outputs(
+        &self,
+        to: &Written,
+        other: &Written,
+        rows: usize,
+    ) -> Result<Option<LaunchReport>, AttentionError> {
+        let a = &self.attention;
+        let heads = rows.saturating_mul(a.query_heads as usize);
+        let elements = heads.saturating_mul(a.head_dim as usize) as u64;
+        let lse = 4 * heads as u64;
+        check_buffers([
+            ("out", to.out, 16, 2 * elements),
+            ("lse", to.lse, 4, lse),
+            ("other out", other.out, 16, 2 * elements),
+            ("other lse", other.lse, 4, lse),
+        ])?;
+        let Ok(heads) = i32::try_from(heads) else {
+            return Err(AttentionError::Limits { what: "rows x query heads", found: heads });
+        };
+        if heads == 0 {
+            return Ok(None);
+        }
+        let launch = self.kernels.current().merge_outputs(to, other, heads);
+        Ok(Some(self.device.launch(&launch)?))
+    }
+
     /// To be called where [`launches`](Self::launches) that were queued have failed: the step is no
     /// longer planned, and what they may have left in scratch memory is cleared by the next plan.
     pub fn forget(&mut self) {
@@ -559,31 +615,38 @@ impl SpanAttention {
         let heads = planned.rows as u64 * u64::from(a.query_heads);
         let elements = heads.saturating_mul(u64::from(a.head_dim));
         let kv = operands.kv.strides.elements(a, planned.pages).unwrap_or(u64::MAX);
-        for (operand, buffer, alignment, bytes) in [
+        check_buffers([
             ("q", operands.q, 16, elements.saturating_mul(2)),
             ("k", operands.kv.k, 16, kv.saturating_mul(2)),
             ("v", operands.kv.v, 16, kv.saturating_mul(2)),
             ("out", operands.out, 16, elements.saturating_mul(2)),
             ("lse", operands.lse, 4, heads.saturating_mul(4)),
-        ]
-        .into_iter()
-        .chain(operands.sinks.map(|sinks| ("sinks", sinks, 4, 4 * u64::from(a.query_heads))))
-        {
-            if (buffer.bytes as u64) < bytes {
-                return fault(
-                    operand,
-                    format!("the buffer has {} bytes, expected {bytes}", buffer.bytes),
-                );
-            }
-            if !buffer.address.is_multiple_of(alignment) {
-                return fault(
-                    operand,
-                    format!("address {:#x} is not {alignment}-byte aligned", buffer.address),
-                );
-            }
-        }
-        Ok(())
+        ])?;
+        let sinks = operands.sinks.map(|sinks| ("sinks", sinks, 4, 4 * u64::from(a.query_heads)));
+        check_buffers(sinks)
     }
+}
+
+/// Checks buffers: name, buffer, alignment and bytes that it needs.
+fn check_buffers(
+    buffers: impl IntoIterator<Item = (&'static str, Buffer, u64, u64)>,
+) -> Result<(), AttentionError> {
+    let fault = |operand, fault: String| Err(AttentionError::Operand { operand, fault });
+    for (operand, buffer, alignment, bytes) in buffers {
+        if (buffer.bytes as u64) < bytes {
+            return fault(
+                operand,
+                format!("the buffer has {} bytes, expected {bytes}", buffer.bytes),
+            );
+        }
+        if !buffer.address.is_multiple_of(alignment) {
+            return fault(
+                operand,
+                format!("address {:#x} is not {alignment}-byte aligned", buffer.address),
+            );
+        }
+    }
+    Ok(())
 }
 
 fn check_limits(

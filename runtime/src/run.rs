@@ -133,7 +133,8 @@ pub fn run(
             Origin::Artifact { role: entry.role.clone() },
         ),
         _ if request.compile => {
-            let (image, spec) = compile_default(shape, properties, &compiler()?)?;
+            let (image, spec) =
+                compile_default(shape, bucket.rows_per_request, properties, &compiler()?)?;
             (image, spec, Origin::Compiled)
         }
         Some((_, Err(ArtifactError::NoKernel { .. }))) | None => {
@@ -166,14 +167,15 @@ pub fn run(
     })
 }
 
-/// Renders and compiles the default configuration of a shape for a device: machine code for a GPU,
-/// PTX for an emulated one, which executes nothing else.
+/// Renders and compiles the default configuration of a shape for a device and for batches of which a
+/// request has `rows` rows: machine code for a GPU, PTX for an emulated one, which executes nothing else.
 pub fn compile_default(
     shape: KernelShape,
+    rows: u32,
     properties: &DeviceProperties,
     compiler: &Compiler,
 ) -> Result<(Image, KernelSpec), RunError> {
-    let space = SearchSpace::new(shape, Limits::of(properties));
+    let space = SearchSpace::for_rows(shape, Limits::of(properties), rows);
     let configuration = space
         .default_configuration()
         .ok_or_else(|| RunError::NoConfiguration { shape, device: properties.name.clone() })?;

@@ -7,6 +7,7 @@ use problems::{Case, generate};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spanforge_device::{Basis, Compiler, Device, Settings, Source, Target};
+use spanforge_kernels::abi::Written;
 use spanforge_kernels::artifact::{Artifact, Contents, InBucket, KernelFiles};
 use spanforge_kernels::configuration::{AttentionShape, Merge};
 use spanforge_kernels::decoder::{DecodeOutput, Decoder, UploadOptions};
@@ -40,15 +41,16 @@ fn compiler() -> Compiler {
 
 /// An artifact with a kernel for [`GQA`], small shares so that rows are split and merged.
 fn artifact(folder: &Path, merge: Merge) -> Artifact {
-    artifact_of(folder, vec![(merge, Vec::new())])
+    artifact_of(folder, vec![(merge, 1, Vec::new())])
 }
 
-/// An artifact with such kernels, and their times by bucket.
-fn artifact_of(folder: &Path, kernels: Vec<(Merge, Vec<InBucket>)>) -> Artifact {
+/// An artifact with kernels that merge so and take so many rows at a time, and their times by bucket.
+fn artifact_of(folder: &Path, kernels: Vec<(Merge, u32, Vec<InBucket>)>) -> Artifact {
     let (device, compiler) = (h200(), compiler());
     let shape = GQA.kernel_shape().unwrap();
-    let space = SearchSpace::new(shape, Limits::of(device.properties()));
-    let kernel = |(merge, buckets)| {
+    let limits = Limits::of(device.properties());
+    let kernel = |(merge, rows, buckets)| {
+        let space = SearchSpace::for_rows(shape, limits, rows);
         let mut configuration = space.default_configuration().unwrap();
         configuration.smallest_share = 16;
         configuration.merge = merge;
@@ -296,8 +298,10 @@ fn each_batch_is_run_by_the_kernel_of_the_nearest_bucket() {
         [small, large].into_iter().zip(us).map(of).collect::<Vec<_>>()
     };
     let (one, other) = (Merge::SecondKernel, Merge::LastArriver);
-    let artifact =
-        artifact_of(folder.path(), vec![(one, times([2.0, 1.0])), (other, times([1.0, 2.0]))]);
+    let artifact = artifact_of(
+        folder.path(),
+        vec![(one, 1, times([2.0, 1.0])), (other, 1, times([1.0, 2.0]))],
+    );
     let device = h200();
     let limits = SpanAttentionLimits { rows: 12, spans: 200, requests: 2, max_pages: 20 };
     let mut attention = SpanAttention::load(&artifact, device.clone(), GQA, limits).unwrap();
@@ -323,6 +327,146 @@ fn each_batch_is_run_by_the_kernel_of_the_nearest_bucket() {
         attention.run(&layer.operands(kv, problem.scale)).unwrap();
         assert_right(&problem, &layer.output(problem.q.len(), rows * 12), &format!("{rows} rows"));
     }
+}
+
+/// Steps of one row per request and steps of several, with sinks, soft caps and spans of each KV head's
+/// own: a kernel that takes one row and one that takes four take turns.
+#[test]
+fn rows_of_a_request_are_read_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let single = Bucket { rows: 4, rows_per_request: 1, tokens_per_row: 64, tokens_per_span: 32 };
+    let several = Bucket { rows_per_request: 4, ..single };
+    let timed = |us: [f64; 2]| {
+        let of = |(bucket, time_us)| InBucket { bucket, time_us, loss: time_us - 1.0 };
+        [single, several].into_iter().zip(us).map(of).collect::<Vec<_>>()
+    };
+    let kernels = vec![
+        (Merge::SecondKernel, 1, timed([1.0, 2.0])),
+        (Merge::LastArriver, 4, timed([2.0, 1.0])),
+    ];
+    let artifact = artifact_of(folder.path(), kernels);
+    let specs: Vec<KernelSpec> = artifact.manifest().kernels.iter().map(|k| k.spec).collect();
+    assert_eq!(specs[1].configuration.query_rows, 4);
+    let device = h200();
+    let mut by_rows = [0, 0];
+    let mut options = [0, 0, 0];
+    for seed in 0..100 {
+        let edges = spanforge_verify::generate::Edges::of(&specs[seed as usize % 2]);
+        let recipe = spanforge_verify::generate::generate_recipe(specs[0].shape, &edges, seed);
+        let problem = recipe.problem().unwrap();
+        let (a, rows) = (problem.attention, problem.rows());
+        let limits = SpanAttentionLimits {
+            rows,
+            spans: problem.spans.spans().len(),
+            requests: problem.requests(),
+            max_pages: problem.max_pages,
+        };
+        let mut attention = SpanAttention::load(&artifact, device.clone(), a, limits).unwrap();
+        let upload = |name, bytes: Vec<u8>| {
+            let memory = DeviceMemory::allocate(&device, name, bytes.len()).unwrap();
+            memory.upload(0, &bytes).unwrap();
+            memory
+        };
+        let elements = |e: &[u16]| e.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<u8>>();
+        let (k, v) = (upload("k", elements(&problem.k)), upload("v", elements(&problem.v)));
+        let sinks = upload("sinks", problem.sinks.iter().flat_map(|s| s.to_le_bytes()).collect());
+        let heads = a.query_heads as usize;
+        let layer = Layer::new(&device, &problem.q, rows * heads);
+        let kv = PagedKv { k: k.buffer(), v: v.buffer(), strides: problem.strides() };
+        let operands = StepOperands {
+            soft_cap: problem.soft_cap,
+            sinks: (!problem.sinks.is_empty()).then(|| sinks.buffer()),
+            ..layer.operands(kv, problem.scale)
+        };
+        // All rows, then the first half of them, then all again.
+        for count in [rows, rows.div_ceil(2), rows] {
+            let sets = count * problem.span_heads() as usize;
+            let kept: Vec<SpanSet> = problem.spans.sets().take(sets).collect();
+            let part = DecodeProblem {
+                spans: SpanBatch::from_sets(&kept).unwrap(),
+                row_request: problem.row_request[..count].to_vec(),
+                q: problem.q[..count * heads * 64].to_vec(),
+                ..problem.clone()
+            };
+            let (spans, row_request) = (&part.spans, &part.row_request[..]);
+            attention.plan(&DecodeStep { spans, row_request, pages: page_map(&part) }).unwrap();
+            by_rows[usize::from(attention.spec().configuration.query_rows > 1)] += 1;
+            layer.poison();
+            attention.run(&operands).unwrap();
+            let mut output = layer.output(problem.q.len(), rows * heads);
+            output.out.truncate(part.q.len());
+            output.lse.truncate(count * heads);
+            assert_right(&part, &output, &format!("seed {seed}, {count} of {rows} rows"));
+            let again = DecodeStep { spans, row_request, pages: page_map(&part) };
+            let again = attention.plan(&again).unwrap();
+            assert_eq!((again.uploaded_bytes, again.launches.len()), (0, 0));
+        }
+        options[0] += u32::from(problem.soft_cap > 0.0);
+        options[1] += u32::from(!problem.sinks.is_empty());
+        options[2] += u32::from(problem.span_heads() > 1);
+    }
+    assert!(by_rows.iter().all(|n| *n > 20), "{by_rows:?}");
+    assert!(options.iter().all(|n| *n > 2), "{options:?}");
+}
+
+/// Attention over a part of the tokens, and attention over the others added to it.
+#[test]
+fn attention_over_parts_is_merged_into_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let artifact = artifact(folder.path(), Merge::SecondKernel);
+    let device = h200();
+    let heads = 3 * 12;
+    let problem = generate(&Case { attention: GQA, rows: 3, longest: 90, seed: 5 });
+    let limits = SpanAttentionLimits { rows: 3, spans: 64, requests: 3, max_pages: 20 };
+    let mut attention = SpanAttention::load(&artifact, device.clone(), GQA, limits).unwrap();
+    let upload = |name, elements: &[u16]| {
+        let bytes: Vec<u8> = elements.iter().flat_map(|b| b.to_le_bytes()).collect();
+        let memory = DeviceMemory::allocate(&device, name, bytes.len()).unwrap();
+        memory.upload(0, &bytes).unwrap();
+        memory
+    };
+    let (k, v) = (upload("k", &problem.k), upload("v", &problem.v));
+    let kv = PagedKv { k: k.buffer(), v: v.buffer(), strides: problem.strides() };
+    // Row 0 has nothing in the first part, row 1 nothing in the second, and row 2 something in both.
+    let cuts = [0, u32::MAX, problem.spans.row(2).tokens().nth(20).unwrap()];
+    let part = |first: bool| -> Vec<SpanSet> {
+        let cut = |(set, cut): (SpanSet, u32)| match first {
+            true => set.intersection(&SpanSet::from(0..cut)),
+            false => set.difference(&SpanSet::from(0..cut)),
+        };
+        problem.spans.sets().zip(cuts).map(cut).collect()
+    };
+    let mut attend = |sets: &[SpanSet]| {
+        let layer = Layer::new(&device, &problem.q, heads);
+        let (spans, row_request) = (&SpanBatch::from_sets(sets).unwrap(), &problem.row_request[..]);
+        attention.plan(&DecodeStep { spans, row_request, pages: page_map(&problem) }).unwrap();
+        attention.run(&layer.operands(kv, problem.scale)).unwrap();
+        layer
+    };
+    let [whole, one, other] =
+        [problem.spans.sets().collect(), part(true), part(false)].map(|s| attend(&s));
+    let output = |layer: &Layer| layer.output(problem.q.len(), heads);
+    let [before, added] = [output(&one), output(&other)];
+    let written = |layer: &Layer| Written { out: layer.out.buffer(), lse: layer.lse.buffer() };
+    attention.merge_outputs(&written(&one), &written(&other), 3).unwrap();
+    let (merged, whole) = (output(&one), output(&whole));
+    // What has nothing to add changes no bit.
+    let row = 12 * 64;
+    assert_eq!((&merged.out[..row], &merged.lse[..12]), (&added.out[..row], &added.lse[..12]));
+    assert_eq!(merged.out[row..2 * row], before.out[row..2 * row]);
+    assert_eq!(merged.lse[12..24], before.lse[12..24]);
+    for (got, expected) in merged.out.iter().zip(&whole.out) {
+        let [got, expected] = [*got, *expected].map(|bits| bf16::from_bits(bits).to_f32());
+        // Each part was rounded, and so is their sum.
+        assert!((got - expected).abs() <= 0.02 * expected.abs() + 4e-3, "{got} {expected}");
+    }
+    for (got, expected) in merged.lse.iter().zip(&whole.lse) {
+        assert!(got == expected || (got - expected).abs() < 1e-5, "{got} {expected}");
+    }
+    let short = spanforge_device::Buffer { bytes: 16, ..one.lse.buffer() };
+    let error =
+        attention.merge_outputs(&Written { lse: short, ..written(&one) }, &written(&other), 3);
+    assert!(error.unwrap_err().to_string().contains("lse: the buffer has 16 bytes"));
 }
 
 #[test]
@@ -439,7 +583,7 @@ fn default_kernels_serve_every_shape() {
             let problem = generate(&case);
             let device = h200();
             let shape = attention.kernel_shape().unwrap();
-            let (image, spec) = compile_default(shape, device.properties(), &compiler).unwrap();
+            let (image, spec) = compile_default(shape, 1, device.properties(), &compiler).unwrap();
             let decoder = Decoder::load(&*device, &image, spec).unwrap();
             let options = UploadOptions { guard_bytes: 256, poison: true, ..Default::default() };
             let resident = decoder.upload(&problem, options).unwrap();

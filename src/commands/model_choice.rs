@@ -7,7 +7,7 @@ use clap::Args;
 use spanforge_device::{Compiler, Device, Source};
 use spanforge_kernels::artifact::Artifact;
 use spanforge_kernels::configuration::AttentionShape;
-use spanforge_kernels::render_model;
+use spanforge_kernels::{Bucket, render_model};
 use spanforge_runtime::model::bench::PAGE_SIZE;
 use spanforge_runtime::model::{
     Decoder, DeviceAttention, DeviceDecoder, HostAttention, HostDecoder, Llama, ModelConfig, ROWS,
@@ -198,8 +198,15 @@ impl DeviceArguments {
             }
             None => {
                 let shape = attention.kernel_shape()?;
-                let (image, spec) = compile_default(shape, device.properties(), compiler)?;
-                SpanAttention::from_image(&image, spec, device.clone(), attention, limits)?
+                // For generated tokens, and for prompts in stretches.
+                let kernels = [1, 16].map(|rows| {
+                    let bucket = Bucket::of(rows, 1, 1024 * rows, rows);
+                    let (image, spec) =
+                        compile_default(shape, rows as u32, device.properties(), compiler)?;
+                    Ok((bucket, image, spec))
+                });
+                let kernels = kernels.into_iter().collect::<Result<Vec<_>>>()?;
+                SpanAttention::from_images(&kernels, device.clone(), attention, limits)?
             }
         })
     }

@@ -23,9 +23,10 @@ pub struct WorkloadArguments {
     /// tuning 1,8,64]
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: Vec<u32>,
-    /// New tokens of each request, every one a row: those of a draft, or of a piece of a prompt
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Options")]
-    queries: u32,
+    /// New tokens of each request, every one a row: those of a draft, or of a piece of a prompt; for
+    /// tuning, several numbers with commas between them
+    #[arg(long, value_name = "N", default_value = "1", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Options")]
+    queries: Vec<u32>,
     #[command(flatten)]
     attention: AttentionArguments,
 }
@@ -33,23 +34,31 @@ pub struct WorkloadArguments {
 impl WorkloadArguments {
     /// The workload with a batch drawn by `seed`.
     pub fn workload(&self, seed: u64) -> Result<Workload> {
+        let [queries] = self.queries[..] else {
+            bail!("--queries gives {} numbers, and one is taken here", self.queries.len())
+        };
         match self.batch[..] {
-            [] => self.drawn(BATCH, seed),
-            [rows] => self.drawn(rows, seed),
+            [] => self.drawn(BATCH, queries, seed),
+            [rows] => self.drawn(rows, queries, seed),
             _ => bail!("--batch gives {} batches, and one is taken here", self.batch.len()),
         }
     }
 
-    /// The workload with `draws` batches of each size, drawn by the seeds from `seed` on.
+    /// The workload with `draws` batches of each size and number of new tokens, drawn by the seeds from
+    /// `seed` on.
     pub fn workloads(&self, seed: u64, draws: u32) -> Result<Vec<Workload>> {
         let batches = if self.batch.is_empty() { &BATCHES[..] } else { &self.batch };
-        let each = batches.iter().flat_map(|rows| (0..draws).map(move |draw| (*rows, draw)));
-        each.map(|(rows, draw)| self.drawn(rows, seed.wrapping_add(draw.into()))).collect()
+        let sizes = self.queries.iter().flat_map(|queries| batches.iter().map(|b| (*b, *queries)));
+        let each = sizes.flat_map(|size| (0..draws).map(move |draw| (size, draw)));
+        each.map(|((rows, queries), draw)| {
+            self.drawn(rows, queries, seed.wrapping_add(draw.into()))
+        })
+        .collect()
     }
 
-    fn drawn(&self, rows: u32, seed: u64) -> Result<Workload> {
+    fn drawn(&self, rows: u32, queries: u32, seed: u64) -> Result<Workload> {
         let mut workload =
-            Workload::named(&self.workload, rows as usize, seed)?.with_queries(self.queries);
+            Workload::named(&self.workload, rows as usize, seed)?.with_queries(queries);
         workload.attention = self.attention.over(workload.attention);
         Ok(workload)
     }

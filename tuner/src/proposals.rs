@@ -7,24 +7,30 @@ use spanforge_device::Basis;
 use spanforge_kernels::{Configuration, KernelSpec, SearchSpace};
 use std::collections::VecDeque;
 
-/// The default configuration, then what the strategy proposes, which is told what became of it.
+/// The default configurations, then what the strategy proposes, which is told what became of all.
 pub(crate) struct Proposals<'a> {
     space: KernelSpace<'a>,
     default: KernelSpec,
+    /// It and other good guesses, which are evaluated first.
+    guesses: Vec<KernelSpec>,
     strategy: Box<dyn Strategy>,
-    /// Proposals that it has not been told of; `None` for the default, which is not its own.
+    /// What was proposed and it has not been told of; `None` where it would not know it.
     asked: VecDeque<Option<Point>>,
-    begun: bool,
+    guessed: usize,
 }
 
 impl<'a> Proposals<'a> {
     pub(crate) fn new(
         space: KernelSpace<'a>,
         default: Configuration,
+        guesses: &[Configuration],
         strategy: Box<dyn Strategy>,
     ) -> Self {
-        let default = KernelSpec { shape: space.space.shape(), configuration: default };
-        Self { space, default, strategy, asked: VecDeque::new(), begun: false }
+        let spec = |configuration| KernelSpec { shape: space.space.shape(), configuration };
+        let default = spec(default);
+        let others = guesses.iter().copied().map(spec).filter(|guess| *guess != default);
+        let guesses = std::iter::once(default).chain(others).collect();
+        Self { space, default, guesses, strategy, asked: VecDeque::new(), guessed: 0 }
     }
 
     pub(crate) fn default(&self) -> &KernelSpec {
@@ -33,15 +39,18 @@ impl<'a> Proposals<'a> {
 
     /// The next one to evaluate.
     pub(crate) fn next(&mut self) -> Option<KernelSpec> {
-        if !std::mem::replace(&mut self.begun, true) {
-            self.asked.push_back(None);
-            return Some(self.default);
+        if let Some(guess) = self.guesses.get(self.guessed) {
+            self.guessed += 1;
+            // A guess is a good one, so the strategy is told, and its neighbours are worth a look.
+            self.asked.push_back(self.space.space.point_of(&guess.configuration));
+            return Some(*guess);
         }
         loop {
             let point = self.strategy.propose(&self.space)?;
             match self.space.space.at(&point) {
-                // It was first, and what became of it is told in any case.
-                Some(configuration) if configuration == self.default.configuration => {}
+                // It was among the first, and what became of it is told in any case.
+                Some(configuration)
+                    if self.guesses.iter().any(|g| g.configuration == configuration) => {}
                 Some(configuration) => {
                     self.asked.push_back(Some(point));
                     return Some(KernelSpec { configuration, ..self.default });
@@ -53,15 +62,8 @@ impl<'a> Proposals<'a> {
 
     /// What became of the first that the strategy has not been told of.
     pub(crate) fn tell(&mut self, candidate: &Candidate) {
-        match self.asked.pop_front() {
-            Some(Some(point)) => self.observe(&point, candidate),
-            // A default is a good guess, so its neighbours are worth a look.
-            Some(None) => {
-                if let Some(point) = self.space.space.point_of(&self.default.configuration) {
-                    self.observe(&point, candidate);
-                }
-            }
-            None => {}
+        if let Some(Some(point)) = self.asked.pop_front() {
+            self.observe(&point, candidate);
         }
     }
 
@@ -190,7 +192,7 @@ mod tests {
         let told = Told::default();
         let listening = Listening { inner: Exhaustive::default(), told: Arc::clone(&told) };
         let mut proposals =
-            Proposals::new(KernelSpace::new(&space, &[]), default, Box::new(listening));
+            Proposals::new(KernelSpace::new(&space, &[]), default, &[], Box::new(listening));
         let mut candidates: Vec<Candidate> = Vec::new();
         // Four are under way at a time.
         let mut under_way = VecDeque::new();

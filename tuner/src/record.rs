@@ -4,7 +4,7 @@ use crate::environment::Environment;
 use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
 use spanforge_device::{Basis, Conditions, DeviceProperties, Prediction, Resources};
-use spanforge_kernels::{Bucket, KernelShape, KernelSpec, Limits, SearchSpace};
+use spanforge_kernels::{Bucket, Configuration, KernelShape, KernelSpec, Limits, SearchSpace};
 use std::collections::BTreeMap;
 
 /// Candidates that may be under way at a time, unless a study says otherwise.
@@ -112,6 +112,17 @@ impl Study {
     pub fn space(&self, shape: KernelShape, limits: Limits) -> SearchSpace {
         let queries = self.batches().map(Workload::queries).max().unwrap_or(1);
         SearchSpace::for_rows(shape, limits, queries)
+    }
+
+    /// The configurations to use where nothing has been tuned, one for each number of rows that requests
+    /// of a batch have; that of the first batch first. None where none fits.
+    pub fn default_configurations(&self, shape: KernelShape, limits: Limits) -> Vec<Configuration> {
+        let mut found: Vec<Configuration> = Vec::new();
+        for queries in self.batches().map(Workload::queries) {
+            let default = SearchSpace::for_rows(shape, limits, queries).default_configuration();
+            found.extend(default.filter(|configuration| !found.contains(configuration)));
+        }
+        found
     }
 }
 

@@ -142,7 +142,8 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     let shape = study.workload.attention.kernel_shape()?;
     let space = study.space(shape, Limits::of(&properties));
     let census = space.census();
-    let Some(default) = space.default_configuration() else {
+    let guesses = study.default_configurations(shape, Limits::of(&properties));
+    let Some(default) = guesses.first().copied() else {
         let worst = census.pruned.iter().max_by_key(|p| p.1).map_or("", |p| p.0);
         return Err(TuneError::EmptySpace {
             shape: shape.to_string(),
@@ -153,7 +154,7 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     let strategy = strategy(&study.strategy, study.seed)
         .ok_or_else(|| TuneError::Strategy(study.strategy.clone()))?;
     let guided = KernelSpace::new(&space, &study.guide);
-    let proposals = Proposals::new(guided, default, strategy);
+    let proposals = Proposals::new(guided, default, &guesses, strategy);
     // An unknown architecture is found out now, not after the search.
     for architecture in &architectures {
         if architecture.starts_with("compute_") {

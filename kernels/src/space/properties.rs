@@ -26,7 +26,7 @@ fn llama_3_8b_has_over_ten_parameters_and_a_thousand_configurations() {
     assert_eq!(census.valid, space.valid().count() as u64);
     // Every constraint earns its place in at least one shape.
     let large = SearchSpace::new(shape(512, 12), H200).census();
-    let small = SearchSpace::new(shape(64, 4), H200).census();
+    let small = SearchSpace::for_rows(shape(64, 4), H200, 4).census();
     let others = large.pruned.iter().zip(&small.pruned).map(|(l, s)| l.1 + s.1);
     for ((name, here), there) in census.pruned.iter().zip(others) {
         // Two rules bind hand-written configurations only: the space has no such values.
@@ -46,6 +46,15 @@ fn every_shape_has_a_default_that_keeps_all_constraints() {
             let default = space.default_configuration();
             let fault = default.map(|c| space.broken_constraint(&c).map(|b| b.name));
             assert_eq!(fault, Some(None), "d{head_dim} g{group_size}");
+            for rows in [2, 16] {
+                let space = SearchSpace::for_rows(shape(head_dim, group_size), H200, rows);
+                let default = space.default_configuration().unwrap();
+                assert!(space.point_of(&default).is_some(), "d{head_dim} g{group_size} {rows}");
+                assert_eq!(space.broken_constraint(&default).map(|b| b.name), None);
+                // Large groups fill products with one row.
+                let several = default.query_rows > 1 && default.query_rows < 2 * rows;
+                assert!(several || group_size * 2 > 16, "d{head_dim} g{group_size} {rows}");
+            }
         }
     }
 }
@@ -65,8 +74,11 @@ fn hand_written_nonsense_breaks_a_constraint_and_nothing_else() {
 }
 
 fn any_point() -> impl Strategy<Value = Vec<usize>> {
-    let sizes: Vec<usize> =
-        SearchSpace::new(shape(128, 4), H200).parameters().iter().map(|p| p.values.len()).collect();
+    let sizes: Vec<usize> = SearchSpace::for_rows(shape(128, 4), H200, 32)
+        .parameters()
+        .iter()
+        .map(|p| p.values.len())
+        .collect();
     sizes.into_iter().map(|n| 0..n).collect::<Vec<_>>()
 }
 
@@ -75,7 +87,7 @@ proptest! {
     #[test]
     fn ids_name_exactly_one_kernel(point in any_point(), head_dim in 0..4usize, group_size in 1..=128u32) {
         let shape = shape(HEAD_DIMS[head_dim], group_size);
-        let space = SearchSpace::new(KernelShape { group_size: 4, ..shape }, H200);
+        let space = SearchSpace::for_rows(KernelShape { group_size: 4, ..shape }, H200, 32);
         let configuration = space.at(&point).unwrap();
         prop_assert_eq!(space.point_of(&configuration), Some(point));
         let spec = KernelSpec { shape, configuration };

@@ -263,7 +263,8 @@ impl DeviceDecoder {
     /// Queues the work of a planned step: the first time one by one, which loads what it takes, and
     /// from the second time on as one recording, where the device makes one.
     fn queue(&mut self, rows: usize, wanted: usize) -> Result<(), AttendError> {
-        let kind = StepKind { rows, wanted, kernel: *self.attention.spec() };
+        let (tiles, kernel) = (self.attention.tiles(), *self.attention.spec());
+        let kind = StepKind { rows, tiles, wanted, kernel };
         if let Some(kept) = self.kept.get_mut(&kind) {
             if kept.recording == Recording::NotTried {
                 let made = self.device.record(&kept.work).map_err(CacheError::from)?;
@@ -307,6 +308,7 @@ const MOST_KEPT: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct StepKind {
     rows: usize,
+    tiles: usize,
     wanted: usize,
     kernel: KernelSpec,
 }

@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::Dtype as FileDtype;
 use serde_json::json;
 use spanforge_device::{Compiler, Device, Settings, Source};
+use spanforge_kernels::Bucket;
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::render_model;
 use spanforge_runtime::model::{
@@ -146,9 +147,14 @@ fn kernel(dtype: Dtype, device: &Arc<dyn Device>, compiler: &Compiler) -> SpanAt
     let shape =
         AttentionShape { dtype, query_heads: 6, kv_heads: 2, head_dim: 64, page_size, layout };
     let served = shape.kernel_shape().unwrap();
-    let (image, spec) = compile_default(served, device.properties(), compiler).unwrap();
+    // For generated tokens, and for prompts.
+    let kernels = [1, 16].map(|rows| {
+        let compiled = compile_default(served, rows, device.properties(), compiler);
+        let (image, spec) = compiled.unwrap();
+        (Bucket::of(rows.into(), 1, 1, 1), image, spec)
+    });
     let limits = SpanAttentionLimits { rows: 41, spans: 128, requests: 2, max_pages: 6 };
-    SpanAttention::from_image(&image, spec, device.clone(), shape, limits).unwrap()
+    SpanAttention::from_images(&kernels, device.clone(), shape, limits).unwrap()
 }
 
 /// The logits of all rows of some steps of two requests.

@@ -113,7 +113,8 @@ fn unfit(announced: &Announced, request: &WorkerRequest<'_>) -> Option<String> {
         let properties = device.properties().clone();
         let shape = study.workload.attention.kernel_shape().map_err(|e| e.to_string())?;
         let space = study.space(shape, Limits::of(&properties));
-        let configuration = space.default_configuration().ok_or("nothing fits this device")?;
+        let defaults = study.default_configurations(shape, Limits::of(&properties));
+        let configuration = *defaults.first().ok_or("nothing fits this device")?;
         let default = KernelSpec { shape, configuration };
         Ok(Run {
             environment: Environment::current(request.compiler.nvrtc().version()),
