@@ -283,6 +283,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"there is no peer {unknown[0]!r}; there are: {', '.join(PEERS)}")
     with open(arguments.cases) as file:
         described = json.load(file)
+    for one in described:
+        if any(row.get("same_request") for row in one["rows"]):
+            parser.error(
+                f"case {one['name']!r} has several rows of one request, and peers are given a request for "
+                "each row: leave out cases with @"
+            )
     lines = []
     for one in described:
         for attention in ("span", "dense"):

@@ -45,11 +45,17 @@ fn assert_correct_on(
 }
 
 fn space(shape: KernelShape) -> SearchSpace {
-    let device = spanforge_device::open(DEVICE).unwrap();
-    SearchSpace::new(shape, Limits::of(device.properties()))
+    space_for(shape, 1)
 }
 
-/// The default configuration of every head dimension, of both types, for plain, odd and large groups.
+/// The kernels for requests of so many rows.
+fn space_for(shape: KernelShape, rows: u32) -> SearchSpace {
+    let device = spanforge_device::open(DEVICE).unwrap();
+    SearchSpace::for_rows(shape, Limits::of(device.properties()), rows)
+}
+
+/// The default configuration of every head dimension, of both types, for plain, odd and large groups, one
+/// row at a time and several.
 #[test]
 fn default_configurations_match_the_oracle() {
     let compiler = compiler();
@@ -57,8 +63,10 @@ fn default_configurations_match_the_oracle() {
         for (turn, group_size) in [1, 3, 6, 8].into_iter().enumerate() {
             let dtype = if (index + turn) % 2 == 0 { Dtype::F16 } else { Dtype::Bf16 };
             let shape = KernelShape { dtype, head_dim, group_size };
-            let configuration = space(shape).default_configuration().unwrap();
-            assert_correct(&compiler, KernelSpec { shape, configuration }, 0..16);
+            for rows in [1, 4, 32] {
+                let configuration = space_for(shape, rows).default_configuration().unwrap();
+                assert_correct(&compiler, KernelSpec { shape, configuration }, 0..12);
+            }
         }
     }
 }
@@ -88,13 +96,15 @@ fn default_configurations_spill_nothing() {
         for head_dim in HEAD_DIMS {
             for group_size in [1, 3, 4, 6, 8, 16] {
                 let shape = KernelShape { dtype: Dtype::Bf16, head_dim, group_size };
-                let space = SearchSpace::new(shape, limits);
-                let configuration = space.default_configuration().unwrap();
-                let spec = KernelSpec { shape, configuration };
-                let image = compile(&compiler, &spec, architecture).unwrap();
-                for (kernel, resources) in &image.resources {
-                    let spilled = (resources.spill_store_bytes, resources.spill_load_bytes);
-                    assert_eq!(spilled, (0, 0), "{kernel} of {spec} on {architecture}");
+                for rows in [1, 4, 16] {
+                    let space = SearchSpace::for_rows(shape, limits, rows);
+                    let configuration = space.default_configuration().unwrap();
+                    let spec = KernelSpec { shape, configuration };
+                    let image = compile(&compiler, &spec, architecture).unwrap();
+                    for (kernel, resources) in &image.resources {
+                        let spilled = (resources.spill_store_bytes, resources.spill_load_bytes);
+                        assert_eq!(spilled, (0, 0), "{kernel} of {spec} on {architecture}");
+                    }
                 }
             }
         }
@@ -112,28 +122,31 @@ fn unusual_groups_match_the_oracle() {
     }
 }
 
-/// A problem goes from one decoder to another, whose workspace is of another size, and back.
+/// A problem goes from one decoder to another, whose workspace is of another size or whose query tiles
+/// have several rows, and back.
 #[test]
 fn decoders_take_turns_at_a_problem() {
     let compiler = compiler();
     let device = spanforge_device::open(DEVICE).unwrap();
-    let workload = Workload::named("ssas-llama2", 3, 1).unwrap();
+    let workload = Workload::named("ssas-llama2", 3, 1).unwrap().with_queries(5);
     let problem = workload.problem(1, 1 << 24).unwrap();
     let shape = workload.attention.kernel_shape().unwrap();
     let space = space(shape);
     let few = space.default_configuration().unwrap();
     let many = Configuration { blocks_per_multiprocessor: 6, smallest_share: 64, ..few };
-    let [few, many] = [few, many].map(|configuration| KernelSpec { shape, configuration });
-    let images = [few, many].map(|spec| compile(&compiler, &spec, "sm_90a").unwrap());
-    let decoders = [(few, &images[0]), (many, &images[1])]
-        .map(|(spec, image)| Decoder::load(device.as_ref(), image, spec).unwrap());
-    let alone = [0, 1].map(|at| {
+    let tiles = space_for(shape, 4).default_configuration().unwrap();
+    let specs = [few, many, tiles].map(|configuration| KernelSpec { shape, configuration });
+    let decoders = specs.map(|spec| {
+        let image = compile(&compiler, &spec, "sm_90a").unwrap();
+        Decoder::load(device.as_ref(), &image, spec).unwrap()
+    });
+    let alone = [0, 1, 2].map(|at| {
         let own = decoders[at].upload(&problem, UploadOptions::default()).unwrap();
         decoders[at].run(&own).unwrap();
         own.output().unwrap()
     });
     let mut shared = decoders[0].upload(&problem, UploadOptions::default()).unwrap();
-    for turn in [1, 0, 1, 1] {
+    for turn in [1, 0, 2, 1, 1, 2, 0] {
         decoders[turn].adopt(&mut shared).unwrap();
         shared.poison_output().unwrap();
         decoders[turn].run(&shared).unwrap();
@@ -147,10 +160,16 @@ fn decoders_take_turns_at_a_problem() {
 fn loads_from_shared_memory_have_no_bank_conflicts() {
     let compiler = compiler();
     let device = spanforge_device::open(DEVICE).unwrap();
-    for (preset, count) in [("ssas-llama2", 8), ("da-qwen3.6", 6), ("da-gemma4", 4)] {
-        let workload = Workload::named(preset, 4, 1).unwrap();
+    for (preset, queries, count) in [
+        ("ssas-llama2", 1, 8),
+        ("ssas-llama2", 16, 3),
+        ("da-qwen3.6", 1, 6),
+        ("da-qwen3.6", 4, 3),
+        ("da-gemma4", 1, 4),
+    ] {
+        let workload = Workload::named(preset, 4, 1).unwrap().with_queries(queries);
         let shape = workload.attention.kernel_shape().unwrap();
-        let space = space(shape);
+        let space = space_for(shape, queries);
         let mut random = strategy("random", 5).unwrap();
         for _ in 0..count {
             let configuration = space.at(&random.propose(&space).unwrap()).unwrap();
@@ -331,7 +350,7 @@ proptest! {
         let shape = KernelShape { dtype, head_dim: HEAD_DIMS[head_dim], group_size };
         // One row at a time, or several.
         let rows = if seed % 3 == 0 { 1 } else { 16 };
-        let space = SearchSpace::for_rows(shape, space(shape).limits(), rows);
+        let space = space_for(shape, rows);
         let point = strategy("random", seed).unwrap().propose(&space).unwrap();
         let configuration = space.at(&point).unwrap();
         let first = seed >> 1;

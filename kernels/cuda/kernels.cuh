@@ -1,5 +1,5 @@
 // The exported kernels. Their arguments are pointers and 32-bit integers only, so that a loader in
-// any language can launch them; `scale_bits` is the bit pattern of an f32.
+// any language can launch them; `scale_bits` and `soft_cap_bits` are bit patterns of f32.
 //
 // One decode step launches spanforge_overlay (where query tiles have several rows) and spanforge_plan
 // when the spans have changed, then spanforge_decode and, where the last arriver does not merge,

@@ -80,7 +80,17 @@ impl Addressing<'_> {
                 self.row_request.iter().flat_map(|r| std::iter::repeat_n(*r, span_heads)).collect()
             }
         };
-        self.spans.validate_against(&set_request, self.kv_len)?;
+        self.spans.validate_against(&set_request, self.kv_len).map_err(|error| match error {
+            // A row has several sets.
+            BatchError::PastKvLen { row, span, start, end, request, kv_len } => {
+                let row = row / span_heads;
+                BatchError::PastKvLen { row, span, start, end, request, kv_len }
+            }
+            BatchError::NoSuchRequest { row, request, requests } => {
+                BatchError::NoSuchRequest { row: row / span_heads, request, requests }
+            }
+            other => other,
+        })?;
         let room = self.max_pages as u64 * u64::from(page_size);
         for (request, &kv_len) in self.kv_len.iter().enumerate() {
             if u64::from(kv_len.max(0).cast_unsigned()) > room {

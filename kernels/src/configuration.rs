@@ -349,8 +349,10 @@ impl FromStr for KernelSpec {
         }
         let rows = parts.get(3).and_then(|part| part.strip_prefix('r')).map(str::parse);
         let query_rows = match rows {
+            Some(Ok(0 | 1) | Err(_)) => {
+                return Err(error(format!("`{}` is not `r` and a number from 2 on", parts[3])));
+            }
             Some(Ok(rows)) => rows,
-            Some(Err(_)) => return Err(error(format!("`{}` is not `r` and a number", parts[3]))),
             None => 1,
         };
         if rows.is_some() {

@@ -113,7 +113,7 @@ pub enum ProblemError {
     #[error("scale is {0}: it must be a finite number")]
     Scale(String),
     /// A soft cap that is none.
-    #[error("soft_cap is {0}: it must be a finite number above 0, or 0 for no cap")]
+    #[error("soft_cap is {0}: it must be a number from 1e-30 to 1e30, or 0 for no cap")]
     SoftCap(String),
     /// A sink that is no logit.
     #[error("sinks[{head}] is {value}: it must be a finite number, or -inf for none")]
@@ -285,9 +285,10 @@ impl DecodeProblem {
     }
 }
 
-/// Fails for a soft cap that is neither 0 nor a finite positive number.
+/// Fails for a soft cap that is neither 0 nor from 1e-30 to 1e30: by which kernels divide without an
+/// infinity.
 pub fn check_soft_cap(soft_cap: f32) -> Result<(), ProblemError> {
-    match soft_cap.is_finite() && soft_cap >= 0.0 {
+    match soft_cap == 0.0 || (1e-30..=1e30).contains(&soft_cap) {
         true => Ok(()),
         false => Err(ProblemError::SoftCap(soft_cap.to_string())),
     }

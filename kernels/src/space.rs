@@ -41,6 +41,9 @@ const REGISTERS_PER_MULTIPROCESSOR: u32 = 65_536;
 /// hand-written configurations within their integers.
 const LARGEST_VALUE: u32 = 4096;
 
+/// The most rows of a query tile: a word has a bit for each.
+const LARGEST_QUERY_ROWS: u32 = 32;
+
 /// One tunable parameter and the values it is tried with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Parameter {
@@ -76,7 +79,7 @@ pub struct Constraint {
 pub static CONSTRAINTS: [Constraint; 17] = [
     Constraint {
         name: "positive",
-        reason: "every size and count is between 1 and 4096 (l2_prefetch may be 0)",
+        reason: "every size and count is between 1 and 4096 (l2_prefetch may be 0, query_rows is at most 32)",
         holds: |_, _, c| within_bounds(c),
     },
     Constraint {
@@ -88,8 +91,8 @@ pub static CONSTRAINTS: [Constraint; 17] = [
     },
     Constraint {
         name: "query-rows",
-        reason: "CUDA cores take one row at a time, tensor cores up to 32: a bit of a word for each",
-        holds: |_, _, c| c.query_rows == 1 || (c.core == Core::Mma && c.query_rows <= 32),
+        reason: "CUDA cores take one row at a time",
+        holds: |_, _, c| c.query_rows == 1 || c.core == Core::Mma,
     },
     Constraint {
         name: "fragments-filled",
@@ -199,6 +202,7 @@ pub(crate) fn within_bounds(c: &Configuration) -> bool {
         && [8, 16].contains(&c.vector_bytes)
         && [0, 64, 128, 256].contains(&c.l2_prefetch)
         && c.unroll <= 16
+        && c.query_rows <= LARGEST_QUERY_ROWS
 }
 
 /// Registers that a lane holds through its main loop, estimated: accumulators, queries, logits, the
@@ -292,11 +296,6 @@ impl SearchSpace {
     /// The shape.
     pub fn shape(&self) -> KernelShape {
         self.shape
-    }
-
-    /// What the device can hold.
-    pub fn limits(&self) -> Limits {
-        self.limits
     }
 
     /// The parameters in the order of a point's indices.
@@ -438,7 +437,10 @@ impl SearchSpace {
         };
         // Small rings in many blocks: other warps compute while one waits.
         for (blocks, stages) in [(4, 2), (3, 2), (2, 2), (1, 2)] {
-            let it = Configuration { blocks_per_multiprocessor: blocks, stages, ..preferred };
+            // Query tiles take so many registers that only the cap makes room for all blocks.
+            let min_blocks = if preferred.query_rows > 1 { blocks } else { preferred.min_blocks };
+            let blocks_per_multiprocessor = blocks;
+            let it = Configuration { blocks_per_multiprocessor, min_blocks, stages, ..preferred };
             if self.broken_constraint(&it).is_none() {
                 return Some(it);
             }
@@ -504,8 +506,7 @@ impl SearchSpace {
     fn query_tile_preference(&self) -> Configuration {
         let (per_warp, columns) = match self.shape.head_dim {
             ..=128 => (16, 64),
-            ..=256 => (8, 32),
-            _ => (8, 16),
+            _ => (8, 32),
         };
         let rows = self.most_query_rows();
         let fits = |rows: &u32| rows * self.shape.group_size <= columns;

@@ -31,10 +31,10 @@ def spec(shape=SHAPE, **changes):
 
 
 def kernel(kernel_spec, times=(), cubins=("sm_90a",), ptx_architecture="sm_80"):
-    """One kernel of a manifest; `times` has per bucket `(rows, tokens_per_row, tokens_per_span)` its
-    microseconds."""
+    """One kernel of a manifest; `times` has per bucket `(rows, rows_per_request, tokens_per_row,
+    tokens_per_span)` its microseconds."""
     folder = f"kernels/{kernel_spec}"
-    keys = ("rows", "tokens_per_row", "tokens_per_span")
+    keys = ("rows", "rows_per_request", "tokens_per_row", "tokens_per_span")
     return {
         "id": str(kernel_spec),
         "spec": asdict(kernel_spec),
@@ -58,7 +58,7 @@ def kernel(kernel_spec, times=(), cubins=("sm_90a",), ptx_architecture="sm_80"):
 def manifest(kernels):
     return {
         "schema": 1,
-        "abi": 1,
+        "abi": 2,
         "created_by": "a test",
         "created_unix_s": 0,
         "workload": "none",

@@ -23,7 +23,8 @@ class EmulatedDriver:
     def launch(self, code, kernel, grid, threads, shared_bytes, values, stream):
         self.launched.append(kernel)
         written = {
-            "plan": ["row_tokens", "span_tokens"],
+            "overlay": ["tile_span_ptr", "tile_spans", "span_rows"],
+            "plan": ["set_tokens", "span_tokens"],
             "decode": ["out", "lse", "partial_acc", "partial_ml", "arrivals"],
             "merge": ["out", "lse"],
         }[kernel]
@@ -36,6 +37,9 @@ class EmulatedDriver:
                     arguments.append({"i32": values[argument]})
                     continue
                 tensor = values[argument]
+                if tensor is None:
+                    arguments.append({"u64": 0})
+                    continue
                 data = ctypes.string_at(tensor.data_ptr(), extent(tensor))
                 (folder / f"{argument}.bin").write_bytes(data)
                 arguments.append({"buffer": {"file": f"{argument}.bin"}})
@@ -44,7 +48,7 @@ class EmulatedDriver:
             launch = {
                 "ptx": "kernel.ptx",
                 "entry": abi.SYMBOLS[kernel],
-                "grid": [grid, 1, 1],
+                "grid": [*grid, 1],
                 "block": [threads, 1, 1],
                 "shared_bytes": shared_bytes,
                 "args": arguments,

@@ -20,14 +20,32 @@ class Problem:
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
+    sinks: torch.Tensor
+    per_head: bool
 
     @property
     def step(self):
-        return self.spans, self.row_request, self.page_table, self.kv_len, self.pages
+        return self.spans, self.row_request, self.page_table, self.kv_len, self.pages, self.per_head
+
+    def of_head(self, row, head):
+        """The spans of one row that a KV head serves."""
+        return self.spans[row][head] if self.per_head else self.spans[row]
 
 
-def problem(seed, dtype="bf16", group=2, head_dim=64, layout="NHD", rows=3, longest=300, pad=0):
-    """`pad` elements lie between the rows of K and V."""
+def problem(
+    seed,
+    dtype="bf16",
+    group=2,
+    head_dim=64,
+    layout="NHD",
+    rows=3,
+    longest=300,
+    pad=0,
+    per_head=False,
+    in_runs=False,
+):
+    """`pad` elements lie between the rows of K and V. With `in_runs` the rows of a request follow each
+    other. The sinks are logits that matter, but one that is none."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     element = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[dtype]
     kv_heads, page_size = draw.choice([1, 2, 3]), draw.choice([1, 16, 48])
@@ -39,21 +57,30 @@ def problem(seed, dtype="bf16", group=2, head_dim=64, layout="NHD", rows=3, long
     numbers = draw.sample(range(pages), pages)
     page_table = [numbers[r * max_pages : (r + 1) * max_pages] for r in range(requests)]
     row_request = [draw.randrange(requests) for _ in range(rows)]
-    spans = []
+    if in_runs:
+        row_request.sort()
+    # The spans of each KV head, or of all.
+    sets = [[] for _ in range(kv_heads if per_head else 1)]
     for row, request in enumerate(row_request):
-        edges = [draw.randrange(kv_len[request] + 1) for _ in range(2 * (row % 4))]
-        spans.append([tuple(sorted(pair)) for pair in zip(edges[::2], edges[1::2])])
+        for head, of_head in enumerate(sets):
+            edges = [draw.randrange(kv_len[request] + 1) for _ in range(2 * ((row + head) % 4))]
+            of_head.append([tuple(sorted(pair)) for pair in zip(edges[::2], edges[1::2])])
     page = (page_size, kv_heads) if layout == "NHD" else (kv_heads, page_size)
     nan = torch.full((pages, *page, head_dim + pad), float("nan"), dtype=element)
     k, v = nan[..., :head_dim], nan.clone()[..., :head_dim]
-    for request, row in zip(row_request, spans):
-        for token in tokens(canonical(row)):
-            page, slot = page_table[request][token // page_size], token % page_size
-            at = (page, slot) if layout == "NHD" else (page, slice(None), slot)
-            for tensor in (k, v):
-                tensor[at] = torch.randn(kv_heads, head_dim, generator=generator).to(element)
+    for head, of_head in enumerate(sets):
+        heads = slice(head, head + 1) if per_head else slice(None)
+        for request, row in zip(row_request, of_head):
+            for token in tokens(canonical(row)):
+                page, slot = page_table[request][token // page_size], token % page_size
+                at = (page, slot, heads) if layout == "NHD" else (page, heads, slot)
+                for tensor in (k, v):
+                    tensor[at] = torch.randn(tensor[at].shape, generator=generator).to(element)
     q = torch.randn(rows, shape.query_heads, head_dim, generator=generator).to(element)
-    return Problem(shape, spans, row_request, page_table, kv_len, pages, q, k, v)
+    sinks = 3 + torch.randn(shape.query_heads, generator=generator)
+    sinks[-1] = -torch.inf
+    spans = [list(row) for row in zip(*sets)] if per_head else sets[0]
+    return Problem(shape, spans, row_request, page_table, kv_len, pages, q, k, v, sinks, per_head)
 
 
 def assert_close(case, found, expected):

@@ -10,7 +10,8 @@ from spanforge.errors import ArtifactError
 
 H200 = DeviceProperties("H200", "sm_90a", 132, 232_448)
 FAST = spec(blocks_per_multiprocessor=4)
-SMALL, LARGE = (1, 512, 64), (64, 4096, 512)
+SMALL, LARGE = (1, 1, 512, 64), (64, 1, 4096, 512)
+DRAFTS = (16, 4, 512, 64)
 
 
 class Folder(unittest.TestCase):
@@ -65,6 +66,29 @@ class Loading(Folder):
                 64,
                 70_144,
             ),
+            (
+                # 24 columns over three warps of eight.
+                KernelShape("bf16", 256, 6),
+                {
+                    **{"core": "mma", "query_rows": 4, "tile_tokens": 64, "stages": 2},
+                    **{"heads_per_warp": 8, "unroll": 1, "query": "shared"},
+                    **{"blocks_per_multiprocessor": 1, "smallest_share": 512, "merge": "last-arriver"},
+                },
+                "bf16-d256-g6-mma-r4-staged-t64-s2-w4-h8-v16-u1-qs-p0-b1-x1-m512-last",
+                384,
+                145_152,
+            ),
+            (
+                # Of a ring of 8192 bytes and 30 states of 70 floats the states are larger.
+                KernelShape("f16", 64, 5),
+                {
+                    **{"core": "mma", "query_rows": 2, "tile_tokens": 16, "stages": 2},
+                    **{"token_warps": 3, "heads_per_warp": 5},
+                },
+                "f16-d64-g5-mma-r2-staged-t16-s2-w3-h5-v16-u2-qr-p0-b1-x2-m128-second",
+                192,
+                8_848,
+            ),
         ]:
             made = spec(shape, **changes)
             c = made.configuration
@@ -93,6 +117,16 @@ class Loading(Folder):
         with self.assertRaisesRegex(ArtifactError, "give the folder that `spanforge tune` printed"):
             Artifact.load(self.folder / "nowhere")
 
+    def test_what_has_a_default_may_be_missing(self):
+        content = manifest([kernel(spec(), {SMALL: 5.0})])
+        (entry,) = content["kernels"]
+        for name in ("core", "query_rows"):
+            del entry["spec"]["configuration"][name]
+        del entry["buckets"][0]["bucket"]["rows_per_request"]
+        (loaded,) = Artifact.load(write(self.folder, content)).kernels
+        self.assertEqual(loaded.spec, spec())
+        self.assertEqual(loaded.buckets[0].bucket, Bucket(*SMALL))
+
     def test_a_manifest_that_makes_no_sense_is_refused(self):
         def changed(path, value):
             content = manifest([kernel(spec())])
@@ -109,7 +143,8 @@ class Loading(Folder):
         for content, message in [
             (changed(["schema"], 2), "schema 2 is not supported; this version reads 1"),
             (changed(["abi"], 9), "abi 9 is not supported"),
-            (changed(["interface", 0, "symbol"], "plan"), "interface is not that of ABI 1"),
+            (changed(["interface", 0, "symbol"], "plan"), "interface is not that of ABI 2"),
+            (changed(["interface", 2, "arguments", 5], ["tile_ptr", "i32"]), "not that of ABI 2"),
             (changed(["kernels"], []), "lists no kernel"),
             (changed([*entry, "threads"], None), "no field 'threads'"),
             (changed([*entry, "threads"], "many"), "threads is 'many', expected int"),
@@ -119,6 +154,10 @@ class Loading(Folder):
             (changed([*entry, "ptx_architecture"], "hopper"), "`hopper` is not an architecture"),
             (changed([*entry, "id"], "bf16"), "its spec is that of `bf16-d128-g4-staged"),
             (changed([*entry, "spec", "configuration", "unroll"], 99), "a value out of bounds"),
+            (changed([*entry, "spec", "configuration", "query_rows"], 0), "a value out of bounds"),
+            (changed([*entry, "spec", "configuration", "query_rows"], 2), "its spec is that of `.*-r2-"),
+            (changed([*entry, "spec", "configuration", "tile_tokens"], None), "no field 'tile_tokens'"),
+            (changed([*entry, "spec", "configuration", "core"], 1), "core is 1, expected str"),
             (changed([*entry, "spec", "shape", "head_dim"], 96), "head_dim 96 is not served"),
         ]:
             with self.subTest(message), self.assertRaisesRegex(ArtifactError, message):
@@ -144,10 +183,10 @@ class Selection(Folder):
         for batch, kernel_spec, served in [
             (SMALL, spec(), SMALL),
             (LARGE, FAST, LARGE),
-            ((2, 512, 64), spec(), SMALL),
-            ((32, 8192, 512), FAST, LARGE),
+            ((2, 1, 512, 64), spec(), SMALL),
+            ((32, 1, 8192, 512), FAST, LARGE),
             # As near to both: the smaller bucket.
-            ((8, 1024, 256), spec(), SMALL),
+            ((8, 1, 1024, 256), spec(), SMALL),
         ]:
             selected = self.choose(batch)
             self.assertEqual(selected.entry.spec, kernel_spec, batch)
@@ -185,20 +224,26 @@ class Selection(Folder):
 class Buckets(unittest.TestCase):
     def test_a_bucket_is_the_nearest_power_of_two(self):
         for batch, text in [
-            ((16, 16 * 8192, 16), "16 rows x 8192 tokens in spans of 8192"),
-            ((11, 11 * 700, 70), "8 rows x 512 tokens in spans of 128"),
-            ((12, 12 * 750, 70), "16 rows x 1024 tokens in spans of 128"),
-            ((0, 0, 0), "1 row x 1 tokens in spans of 1"),
-            ((5, 0, 0), "4 rows x 1 tokens in spans of 1"),
+            ((16, 16, 16 * 8192, 16), "16 rows x 8192 tokens in spans of 8192"),
+            ((11, 11, 11 * 700, 70), "8 rows x 512 tokens in spans of 128"),
+            ((12, 12, 12 * 750, 70), "16 rows x 1024 tokens in spans of 128"),
+            ((16, 5, 16 * 512, 128), "16 rows, 4 per request, x 512 tokens in spans of 64"),
+            ((0, 0, 0, 0), "1 row x 1 tokens in spans of 1"),
+            ((5, 5, 0, 0), "4 rows x 1 tokens in spans of 1"),
         ]:
             self.assertEqual(str(Bucket.of(*batch)), text)
 
     def test_the_distance_counts_doublings(self):
-        self.assertEqual(Bucket(1, 1024, 64).distance(Bucket(8, 512, 64)), 4.0)
-        few, many = Bucket(2, 512, 64), Bucket(8, 512, 64)
+        self.assertEqual(Bucket(1, 1, 1024, 64).distance(Bucket(8, 1, 512, 64)), 4.0)
+        few, many = Bucket(2, 1, 512, 64), Bucket(8, 1, 512, 64)
         for known in [[few, many], [many, few]]:
-            self.assertEqual(Bucket(4, 512, 64).nearest(known), few)
+            self.assertEqual(Bucket(4, 1, 512, 64).nearest(known), few)
         self.assertIsNone(few.nearest([]))
+        # A step of 16 requests is served by what was tuned for one row, not by what was tuned for as many
+        # rows of four requests.
+        one, drafts = Bucket(*SMALL), Bucket(*DRAFTS)
+        self.assertEqual(Bucket(16, 1, 512, 64).nearest([one, drafts]), one)
+        self.assertEqual(drafts.distance(one), 12.0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""The reference, the attention of a step on a CPU, and its operator under torch.compile."""
+"""The reference, the attention of a step on a CPU, its operator under torch.compile, and what is launched
+where there is a GPU."""
 
 import math
+import tempfile
 import unittest
+from array import array
+from pathlib import Path
 
 from needs import needs
 
@@ -9,16 +13,35 @@ needs("torch")
 
 import torch
 
+from artifacts import kernel, manifest, spec, write
 from problems import assert_close, problem
-from spanforge import AttentionShape, Limits, SpanAttention, span_attention_reference
+from spanforge import (
+    Artifact,
+    AttentionShape,
+    DeviceProperties,
+    Limits,
+    SpanAttention,
+    abi,
+    span_attention_reference,
+)
 from spanforge.errors import DriverError, SpanforgeError, StepError
 
 LIMITS = Limits(rows=8, spans=64, requests=2, max_pages=400)
 
 
-def reference(p, scale=None):
+def reference(p, scale=None, soft_cap=0.0, sinks=None):
     return span_attention_reference(
-        p.q, p.k, p.v, p.spans, p.row_request, p.page_table, scale, p.shape.layout
+        p.q,
+        p.k,
+        p.v,
+        p.spans,
+        p.row_request,
+        p.page_table,
+        scale,
+        p.shape.layout,
+        soft_cap,
+        sinks,
+        p.per_head,
     )
 
 
@@ -29,34 +52,74 @@ def planned(p, **options):
 
 
 class Reference(unittest.TestCase):
+    def assert_masked_dense(self, p, soft_cap=0.0, sinks=None):
+        """Against torch's own attention over the whole cache, with a mask of the selected tokens and one
+        token more, whose key and value are zero and whose logit is the sink. What a soft cap changes of a
+        logit goes into the mask."""
+        k, v = p.k.nan_to_num(), p.v.nan_to_num()
+        if p.shape.layout == "HND":
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
+        group = p.shape.query_heads // p.shape.kv_heads
+        out, lse = reference(p, soft_cap=soft_cap, sinks=sinks)
+        for row, request in enumerate(p.row_request):
+            # [heads, tokens, head_dim] of the request, and one token more.
+            keys, values = k[p.page_table[request]], v[p.page_table[request]]
+            keys, values = (
+                torch.nn.functional.pad(t.flatten(0, 1), (0, 0, 0, 0, 0, 1))
+                .repeat_interleave(group, 1)
+                .transpose(0, 1)
+                for t in (keys, values)
+            )
+            logits = (p.q[row][:, None] * keys).sum(-1) / math.sqrt(p.shape.head_dim)
+            mask = torch.full_like(logits, -math.inf)
+            for head in range(p.shape.query_heads):
+                for start, end in p.of_head(row, head // group):
+                    mask[head, start:end] = 0
+            if soft_cap:
+                mask += soft_cap * (logits / soft_cap).tanh() - logits
+            if sinks is not None:
+                mask[:, -1] = sinks
+            torch.testing.assert_close(lse[row], (logits + mask).logsumexp(-1), atol=1e-5, rtol=1e-5)
+            dense = torch.nn.functional.scaled_dot_product_attention(
+                p.q[row][:, None], keys, values, attn_mask=mask[:, None]
+            )[:, 0]
+            is_empty = mask.max(-1).values == -math.inf
+            dense[is_empty] = 0
+            self.assertTrue((out[row][is_empty] == 0).all())
+            torch.testing.assert_close(out[row], dense, atol=2e-6, rtol=1e-5)
+
     def test_it_is_masked_dense_attention(self):
-        """Against torch's own attention over the whole cache, with a mask of the selected tokens."""
         for seed in range(10):
-            p = problem(seed, "f32", layout="HND" if seed % 2 else "NHD", rows=6)
-            k, v = p.k.nan_to_num(), p.v.nan_to_num()
-            if p.shape.layout == "HND":
-                k, v = k.transpose(1, 2), v.transpose(1, 2)
-            out, lse = reference(p)
-            for row, request in enumerate(p.row_request):
-                # [tokens, heads, head_dim] of the request, and its mask.
-                keys, values = k[p.page_table[request]], v[p.page_table[request]]
-                keys, values = (
-                    t.flatten(0, 1).repeat_interleave(p.shape.query_heads // p.shape.kv_heads, 1)
-                    for t in (keys, values)
-                )
-                mask = torch.zeros(len(keys), dtype=torch.bool)
-                for start, end in p.spans[row]:
-                    mask[start:end] = True
-                if not mask.any():
-                    self.assertTrue((out[row] == 0).all() and (lse[row] == -math.inf).all())
-                    continue
-                dense = torch.nn.functional.scaled_dot_product_attention(
-                    *(t.transpose(0, 1) for t in (p.q[row][None], keys, values)), attn_mask=mask
-                )
-                torch.testing.assert_close(out[row], dense[:, 0], atol=2e-6, rtol=1e-5)
-                logits = torch.einsum("hd,thd->ht", p.q[row], keys)[:, mask]
-                expected = (logits / math.sqrt(p.shape.head_dim)).logsumexp(-1)
-                torch.testing.assert_close(lse[row], expected, atol=1e-5, rtol=1e-5)
+            layout, per_head = "HND" if seed % 2 else "NHD", seed % 3 == 1
+            p = problem(seed, "f32", layout=layout, rows=6, per_head=per_head)
+            self.assert_masked_dense(p)
+
+    def test_with_soft_cap_and_sinks_too(self):
+        for seed in range(10):
+            layout, per_head = "HND" if seed % 2 else "NHD", seed % 3 == 1
+            p = problem(seed, "f32", layout=layout, rows=6, per_head=per_head)
+            self.assert_masked_dense(p, soft_cap=1.5)
+            self.assert_masked_dense(p, sinks=p.sinks)
+            self.assert_masked_dense(p, soft_cap=0.7, sinks=p.sinks)
+
+    def test_a_row_that_selects_nothing_has_its_sinks_alone(self):
+        p = problem(1, rows=1)
+        self.assertEqual(p.spans, [[]])
+        out, lse = reference(p, sinks=p.sinks)
+        self.assertTrue((out == 0).all())
+        torch.testing.assert_close(lse[0], p.sinks)
+        self.assertEqual(lse[0, -1], -math.inf)
+
+    def test_lists_of_other_than_all_kv_heads_are_refused(self):
+        p = problem(1, per_head=True)
+        kv_heads = p.shape.kv_heads
+        for sets in (p.spans[1][1:], p.spans[1] + [[]]):
+            p.spans[1] = sets
+            message = (
+                f"row 1 has {len(sets)} lists of spans, expected one for each of the {kv_heads} KV heads"
+            )
+            with self.assertRaisesRegex(StepError, message):
+                reference(p)
 
     def test_a_selection_is_a_set_and_the_scale_counts(self):
         p = problem(3)
@@ -75,6 +138,10 @@ class Attention(unittest.TestCase):
             self.assertEqual((out.dtype, out.shape), (p.q.dtype, p.q.shape))
             self.assertEqual((lse.dtype, lse.shape), (torch.float32, p.q.shape[:2]))
             assert_close(self, (out, lse), reference(p))
+            p = problem(6, layout=layout, per_head=True, in_runs=True)
+            self.assertGreater(p.shape.kv_heads, 1)
+            found = planned(p).run(p.q, p.k, p.v, 0.2, 2.0, p.sinks)
+            assert_close(self, found, reference(p, 0.2, 2.0, p.sinks))
         self.assertIsNone(planned(p).kernel)
 
     def test_steps_and_tensors_that_do_not_fit_are_refused(self):
@@ -92,6 +159,15 @@ class Attention(unittest.TestCase):
             (lambda: attention.run(p.q, p.k[:-1], p.v[:-1]), "pages, and the step was planned for"),
             (lambda: attention.run(p.q, p.k, p.v, math.nan), "scale is nan"),
             (lambda: attention.run(p.q, p.k, p.v, 1e300), "scale is 1e"),
+            (lambda: attention.run(p.q, p.k, p.v, soft_cap=-1.0), "soft_cap is -1.0: give a number above 0"),
+            (lambda: attention.run(p.q, p.k, p.v, soft_cap=math.nan), "soft_cap is nan"),
+            (lambda: attention.run(p.q, p.k, p.v, soft_cap=1e300), "soft_cap is 1e"),
+            (
+                lambda: attention.run(p.q, p.k, p.v, sinks=p.sinks[:1]),
+                r"sinks is \[1\] .*, expected \[[246]\]",
+            ),
+            (lambda: attention.run(p.q, p.k, p.v, sinks=p.sinks.half()), "sinks is .* torch.float16 on cpu"),
+            (lambda: attention.run(p.q, p.k, p.v, sinks=p.sinks.repeat(2)[::2]), "sinks is not contiguous"),
             (lambda: attention.plan([[]] * (rows + 1), [0] * (rows + 1), [[0]], [1], 1), "9 rows, and"),
             (lambda: attention.run(p.q, p.k, p.v), "there is no plan"),
         ]:
@@ -117,26 +193,200 @@ class Operator(unittest.TestCase):
         p = problem(11)
         attention = planned(p)
 
-        def layer(q, k, v):
-            out, lse = attention(q * 2, k, v)
+        def layer(q, k, v, sinks=None):
+            out, lse = attention(q * 2, k, v, soft_cap=2.0, sinks=sinks)
             return out + 1, lse
 
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
         for change in range(2):
             p.spans = [row[change:] for row in p.spans]
             attention.plan(*p.step)
-            for one, other in zip(compiled(p.q, p.k, p.v), layer(p.q, p.k, p.v)):
-                self.assertTrue(torch.equal(one, other))
+            for sinks in (None, p.sinks):
+                for one, other in zip(compiled(p.q, p.k, p.v, sinks), layer(p.q, p.k, p.v, sinks)):
+                    self.assertTrue(torch.equal(one, other))
+        found = attention(p.q, p.k, p.v, soft_cap=2.0, sinks=p.sinks)
+        assert_close(self, found, reference(p, soft_cap=2.0, sinks=p.sinks))
 
     def test_what_torch_checks_of_operators(self):
         p = problem(13)
         attention = planned(p)
-        torch.library.opcheck(torch.ops.spanforge.span_attention, (p.q, p.k, p.v, attention.handle, 0.125))
+        for more in [(), (2.0,), (0.0, p.sinks)]:
+            arguments = (p.q, p.k, p.v, attention.handle, 0.125, *more)
+            torch.library.opcheck(torch.ops.spanforge.span_attention, arguments)
 
     def test_an_object_that_is_gone_is_named(self):
         p = problem(17)
         with self.assertRaisesRegex(SpanforgeError, "no SpanAttention 0: keep the object"):
             torch.ops.spanforge.span_attention(p.q, p.k, p.v, 0, 1.0)
+
+
+class RecordingDriver:
+    """A stand-in for `spanforge.driver.Driver` that keeps what is launched: kernel, grid, threads, and
+    arguments by name."""
+
+    properties = DeviceProperties("recording", "sm_90a", 3, 232_448)
+
+    def __init__(self):
+        self.launched = []
+
+    def load(self, code):
+        return code
+
+    def launch(self, code, kernel, grid, threads, shared_bytes, values, stream):
+        arguments = {name: values[name] for name, _ in abi.ARGUMENTS[kernel]}
+        self.launched.append((kernel, grid, threads, arguments))
+
+    def take(self):
+        launched, self.launched = self.launched, []
+        return launched
+
+
+class Launches(unittest.TestCase):
+    """Of two KV heads with groups of four, by 6 blocks, of kernels that take one row or four at a time."""
+
+    SHAPE = AttentionShape("bf16", 8, 2, 128, page_size=16)
+    LIMITS = Limits(rows=10, spans=20, requests=3, max_pages=4)
+    ONE = spec()
+    FOUR = spec(core="mma", query_rows=4, heads_per_warp=8)
+    PAGES = {"page_table": [[0, 1, 2, 3]] * 3, "kv_len": [64] * 3, "pages": 4}
+
+    def attention(self, *kernels):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        artifact = Artifact.load(write(Path(folder.name) / "artifact", manifest(list(kernels))))
+        self.driver = RecordingDriver()
+        return SpanAttention(artifact, self.SHAPE, self.LIMITS, "cpu", self.driver)
+
+    def step(self, attention, row_request, spans=None, per_head=False, **pages):
+        """Plans a step, whose rows all select the same where nothing else is said. Returns the names of
+        what was launched."""
+        spans = spans or [[(0, 8), (20, 30)]] * len(row_request)
+        attention.plan(spans, row_request, **self.PAGES | pages, per_head=per_head)
+        return [kernel for kernel, *_ in self.driver.launched]
+
+    def tensors(self, rows):
+        k, v = torch.zeros(2, 4, 16, 2, 128, dtype=torch.bfloat16)
+        return torch.zeros(rows, 8, 128, dtype=torch.bfloat16), k, v
+
+    def test_of_a_kernel_that_takes_one_row(self):
+        attention = self.attention(kernel(self.ONE))
+        buffers = attention._buffers
+        self.assertNotIn("tile_spans", buffers)
+        self.step(attention, [0, 0, 1])
+        q, k, v = self.tensors(3)
+        out, lse = attention.run(q, k, v, 0.5)
+        plan, decode, merge = self.driver.take()
+        names = ["span_ptr", "spans", "set_tokens", "span_tokens"]
+        self.assertEqual(plan[:3], ("plan", (1, 1), 256))
+        self.assertEqual([plan[3][name] is buffers[name] for name in names], [True] * 4)
+        self.assertEqual(plan[3]["sets"], 3)
+        self.assertEqual(decode[:3], ("decode", (6, 1), self.ONE.configuration.threads(self.ONE.shape)))
+        arguments = decode[3]
+        for name, expected in [("q", q), ("k", k), ("v", v), ("out", out), ("lse", lse)]:
+            self.assertIs(arguments[name], expected)
+        for name in ("span_ptr", "spans", "set_tokens", "span_tokens", "page_table", "row_request"):
+            self.assertIs(arguments[name], buffers[name])
+        for name in ("tile_ptr", "span_rows", "sinks"):
+            self.assertIsNone(arguments[name])
+        integers = {name: n for name, n in arguments.items() if isinstance(n, int)}
+        self.assertEqual(
+            integers,
+            {
+                **{"tiles": 3, "kv_heads": 2, "span_heads": 1, "page_size": 16, "max_pages": 4},
+                **{"page_stride": 16 * 2 * 128, "token_stride": 2 * 128, "head_stride": 128},
+                **{"smallest_share": 128, "scale_bits": 0x3F00_0000, "soft_cap_bits": 0},
+            },
+        )
+        self.assertEqual(merge[:3], ("merge", (3 * 2, 1), 128))
+        self.assertEqual((merge[3]["tiles"], merge[3]["blocks"]), (3, 6))
+        self.assertEqual((merge[3]["tile_ptr"], merge[3]["sinks"]), (None, None))
+
+    def test_of_a_kernel_that_takes_several_rows(self):
+        attention = self.attention(kernel(self.FOUR), kernel(self.ONE))
+        buffers = attention._buffers
+        # Two blocks on each of three multiprocessors, two states of 16 columns each.
+        self.assertEqual(buffers["partial_acc"].numel(), 6 * 2 * 16 * 128)
+        self.assertEqual(buffers["partial_ml"].numel(), 6 * 2 * 16 * 2)
+        sizes = [("span_ptr", 21), ("set_tokens", 21), ("tile_span_ptr", 21), ("tile_ptr", 11), ("spans", 40)]
+        sizes += [("tile_spans", 80), ("span_rows", 40), ("span_tokens", 41), ("arrivals", 20)]
+        for name, size in sizes:
+            self.assertEqual(buffers[name].numel(), size, name)
+        self.step(attention, [0, 0, 0, 0, 0, 1, 2], [[[(0, 1)], [(4, 8)]]] * 7, per_head=True)
+        self.assertEqual(buffers["tile_ptr"][:5].tolist(), [0, 4, 5, 6, 7])
+        q, k, v = self.tensors(7)
+        sinks = torch.zeros(8)
+        attention.run(q, k, v, soft_cap=2.0, sinks=sinks)
+        overlay, plan, decode, merge = self.driver.take()
+        # Eight sets and one behind them, four warps to a block.
+        self.assertEqual(overlay[:3], ("overlay", (3, 1), 128))
+        for name, argument in overlay[3].items():
+            self.assertIs(argument, {"tiles": 4, "span_heads": 2}.get(name, buffers.get(name)))
+        self.assertEqual(plan[3]["sets"], 8)
+        for of_tiles in (plan[3], decode[3]):
+            self.assertIs(of_tiles["span_ptr"], buffers["tile_span_ptr"])
+            self.assertIs(of_tiles["spans"], buffers["tile_spans"])
+        for name in ("tile_ptr", "span_rows", "row_request"):
+            self.assertIs(decode[3][name], buffers[name])
+        for launched in (decode[3], merge[3]):
+            self.assertIs(launched["sinks"], sinks)
+            self.assertEqual((launched["tiles"], launched["span_heads"]), (4, 2))
+        self.assertEqual(decode[3]["soft_cap_bits"], 0x4000_0000)
+        # 16 columns of 32 fours of elements, 128 to a block.
+        self.assertEqual(merge[:3], ("merge", (4 * 2, 4), 128))
+        self.assertIs(merge[3]["tile_ptr"], buffers["tile_ptr"])
+
+    def test_of_layers_without_a_merge_kernel(self):
+        last = spec(merge="last-arriver")
+        attention = self.attention(kernel(last))
+        self.step(attention, [0])
+        attention.run(*self.tensors(1))
+        self.assertEqual([name for name, *_ in self.driver.take()], ["plan", "decode"])
+
+    def test_the_plan_is_made_when_spans_or_tiles_change_and_only_then(self):
+        attention = self.attention(kernel(self.FOUR))
+        row_request = array("i", [0, 0, 1])
+        planned = ["overlay", "plan"]
+        self.assertEqual(self.step(attention, row_request), planned)
+        self.assertEqual(self.step(attention, row_request), planned)
+        # Another request of the same rows, and other pages.
+        row_request[2] = 2
+        self.assertEqual(self.step(attention, row_request, page_table=[[3, 2, 1, 0]] * 3), planned)
+        self.assertEqual(attention._buffers["row_request"][:3].tolist(), [0, 0, 2])
+        self.assertEqual(attention._buffers["page_table"][:4].tolist(), [3, 2, 1, 0])
+        captured = attention.captured
+        self.assertEqual(captured, (str(self.FOUR), 3, 2, 1, 4))
+        # A step that is refused leaves no plan, and the spans where they are.
+        with self.assertRaises(StepError):
+            self.step(attention, [0, 0, 7])
+        with self.assertRaisesRegex(StepError, "there is no plan"):
+            attention.run(*self.tensors(3))
+        self.assertEqual(self.step(attention, row_request), planned)
+        self.driver.take()
+        # The same spans, other tiles.
+        self.assertEqual(self.step(attention, [0, 1, 2]), planned)
+        self.assertEqual(attention.captured, (str(self.FOUR), 3, 3, 1, 4))
+        self.driver.take()
+        # As many sets of the same spans, but of two KV heads each.
+        spans = [[(0, 8), (20, 30)]] * 4
+        self.step(attention, [0, 0, 1, 1], spans)
+        self.driver.take()
+        self.assertEqual(self.step(attention, [0, 1], [spans[:2]] * 2, per_head=True), planned)
+        self.assertEqual(attention.captured, (str(self.FOUR), 2, 2, 2, 4))
+
+    def test_each_step_has_the_kernel_of_its_bucket(self):
+        one, four = (2, 1, 16, 8), (8, 4, 16, 8)
+        attention = self.attention(kernel(self.ONE, {one: 1.0}), kernel(self.FOUR, {four: 1.0}))
+        self.assertEqual(self.step(attention, [0, 1]), ["plan"])
+        self.assertEqual(attention.kernel, str(self.ONE))
+        self.driver.take()
+        self.assertEqual(self.step(attention, [0] * 4 + [1] * 4), ["overlay", "plan"])
+        self.assertEqual(attention.kernel, str(self.FOUR))
+        self.assertEqual(attention._buffers["tile_ptr"][:3].tolist(), [0, 4, 8])
+        self.driver.take()
+        # The same spans, but not of query tiles.
+        self.assertEqual(self.step(attention, [0, 1, 2, 0, 1, 2, 0, 1]), ["plan"])
+        self.assertEqual(attention.kernel, str(self.ONE))
+        self.assertIs(self.driver.take()[0][3]["spans"], attention._buffers["spans"])
 
 
 if __name__ == "__main__":

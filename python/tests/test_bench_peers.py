@@ -66,6 +66,14 @@ class Peers(unittest.TestCase):
             bench_peers.main(["cases.json", "--peers", "nobody"])
         self.assertIn("nobody", error.getvalue())
 
+    def test_are_not_given_several_rows_of_a_request(self):
+        drafts = [CASE["rows"][0], CASE["rows"][0] | {"same_request": True}]
+        case = CASE | {"name": "1x90@2", "rows": drafts}
+        with contextlib.redirect_stderr(io.StringIO()) as error, self.assertRaises(SystemExit):
+            with mock.patch.dict(CASE, case):
+                rows("sdpa")
+        self.assertIn("case '1x90@2' has several rows of one request", error.getvalue())
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -63,20 +63,21 @@ class Calls(unittest.TestCase):
     def test_launches(self):
         code = self.driver.load(b"code")
         self.assertEqual(self.driver.load(b"code"), code)
-        names = ["row_tokens", "out", "lse", "partial_acc", "partial_ml"]
+        names = ["set_tokens", "out", "lse", "partial_acc", "partial_ml"]
         values = {name: Address(0x7F00_0000_0010 + at) for at, name in enumerate(names)}
-        values |= {"rows": 5, "kv_heads": -2, "blocks": 2**31 - 1, "smallest_share": -(2**31)}
-        self.driver.launch(code, "merge", 10, 128, 0, values, stream=0x7F12_3456_789A)
-        plan = {name: Address(at) for at, name in enumerate(["span_ptr", "spans", "row_tokens"])}
-        plan |= {"span_tokens": Address(2**64 - 1), "rows": 1}
+        values |= {"tile_ptr": None, "sinks": None, "tiles": 5, "kv_heads": -2, "span_heads": 1}
+        values |= {"blocks": 2**31 - 1, "smallest_share": -(2**31)}
+        self.driver.launch(code, "merge", (10, 3), 128, 0, values, stream=0x7F12_3456_789A)
+        plan = {name: Address(at) for at, name in enumerate(["span_ptr", "spans", "set_tokens"])}
+        plan |= {"span_tokens": Address(2**64 - 1), "sets": 1}
         for shared in (50_000, 40_000, 60_000):
-            self.driver.launch(code, "plan", 1, 256, shared, plan, stream=0)
+            self.driver.launch(code, "plan", (1, 1), 256, shared, plan, stream=0)
         self.assertEqual(
             self.calls(),
             [
                 "load",
-                "launch spanforge_merge 10,1,1 128,1,1 0 7f123456789a 7f0000000010 7f0000000011 "
-                "7f0000000012 7f0000000013 7f0000000014 5 -2 2147483647 -2147483648",
+                "launch spanforge_merge 10,3,1 128,1,1 0 7f123456789a 0 7f0000000010 0 7f0000000011 "
+                "7f0000000012 7f0000000013 7f0000000014 5 -2 1 2147483647 -2147483648",
                 "attribute spanforge_plan 8 50000",
                 "launch spanforge_plan 1,1,1 256,1,1 50000 0 0 1 2 ffffffffffffffff 1",
                 "launch spanforge_plan 1,1,1 256,1,1 40000 0 0 1 2 ffffffffffffffff 1",
@@ -89,9 +90,9 @@ class Calls(unittest.TestCase):
         with self.assertRaisesRegex(DriverError, r"^cuModuleLoadData: the image is invalid \(BAD_IMAGE\)$"):
             self.driver.load(b"none")
         code = self.driver.load(b"code")
-        plan = {name: Address(0) for name in ["span_ptr", "spans", "row_tokens", "span_tokens"]}
+        plan = {name: Address(0) for name in ["span_ptr", "spans", "set_tokens", "span_tokens"]}
         with self.assertRaisesRegex(DriverError, "^cuLaunchKernel: something else"):
-            self.driver.launch(code, "plan", 1, 2048, 0, plan | {"rows": 1}, stream=0)
+            self.driver.launch(code, "plan", (1, 1), 2048, 0, plan | {"sets": 1}, stream=0)
         self.assertEqual(self.calls(), ["load"])
 
 

@@ -1,6 +1,6 @@
-"""Against the Rust side: `SPANFORGE=PATH` is the `spanforge` command. An artifact is tuned and loaded, its
-choice of kernels compared with that of `inspect`, and its kernels are run by `SpanAttention` on the
-emulated GPU, which checks every access."""
+"""Against the Rust side: `SPANFORGE=PATH` is the `spanforge` command. Artifacts are tuned and loaded, one for
+steps of all kinds and one for several rows of each request, the choice of kernels is compared with that of
+`inspect`, and the kernels are run by `SpanAttention` on the emulated GPU, which checks every access."""
 
 import json
 import os
@@ -35,58 +35,88 @@ def spanforge(folder, *arguments):
 
 
 def setUpModule():
-    global ARTIFACT
+    global ARTIFACT, SEVERAL_ROWS
+    ARTIFACT = tuned("--batch 1,16 --queries 1,4 --budget 12")
+    SEVERAL_ROWS = tuned("--batch 4 --queries 4 --budget 6")
+
+
+def tuned(options):
     folder = tempfile.TemporaryDirectory()
     unittest.addModuleCleanup(folder.cleanup)
     tune = "tune --workload ssas-llama2 --query-heads 2 --kv-heads 1 --head-dim 64 --dtype bf16 --device"
-    options = "emulated:h200 --batch 1,16 --budget 12 --cases 1".split()
-    printed = spanforge(folder.name, *tune.split(), *options)
-    ARTIFACT = Artifact.load(Path(folder.name) / printed.splitlines()[-1])
+    printed = spanforge(folder.name, *tune.split(), *f"emulated:h200 --cases 1 {options}".split())
+    return Artifact.load(Path(folder.name) / printed.splitlines()[-1])
+
+
+def only(artifact, entry):
+    """The artifact with one of its kernels."""
+    one = Artifact(artifact.root, artifact.manifest, artifact._files)
+    one.kernels = [entry]
+    return one
 
 
 class AgainstRust(unittest.TestCase):
     def test_the_kernel_chosen_is_that_of_inspect(self):
         device = DeviceProperties("H200", "sm_90a", 132, 232_448)
         shape = ARTIFACT.kernels[0].spec.shape
-        for batch in [(1, 1, 1), (1, 512, 32), (3, 300, 40), (4, 512, 32), (16, 512, 32), (64, 9999, 64)]:
-            bucket = ",".join(map(str, batch))
-            options = ["--explain", "--json", "--bucket", bucket]
+        for batch in [
+            (1, 1, 1, 1),
+            (1, 1, 512, 32),
+            (3, 1, 300, 40),
+            (4, 1, 512, 32),
+            (16, 1, 512, 32),
+            (16, 4, 512, 32),
+            (64, 1, 9999, 64),
+        ]:
+            rows, queries, *rest = map(str, batch)
+            options = ["--explain", "--json", "--queries", queries, "--bucket", ",".join([rows, *rest])]
             said = json.loads(spanforge(".", "inspect", str(ARTIFACT.root), *options))["explanation"]
             selected = ARTIFACT.select(shape, device, Bucket(*batch))
             chosen = said["kernels"][said["chosen"]]
             self.assertEqual(selected.entry.id, chosen["id"], batch)
-            self.assertEqual(vars(selected.served_as.bucket), said["served_as"], batch)
+            self.assertEqual(
+                vars(selected.served_as.bucket), {"rows_per_request": 1} | said["served_as"], batch
+            )
 
     def test_kernels_on_the_emulated_gpu_compute_the_reference(self):
-        merges = set()
-        for entry in ARTIFACT.kernels:
-            for seed, layout, pad in [(1, "NHD", 0), (2, "HND", 0), (3, "NHD", 8), (4, "HND", 64)]:
-                p = problem(seed, layout=layout, pad=pad, rows=5, longest=500)
-                driver = EmulatedDriver(SPANFORGE, multiprocessors=[1, 3, 7][seed % 3])
-                one = Artifact(ARTIFACT.root, ARTIFACT.manifest, ARTIFACT._files)
-                one.kernels = [entry]
-                attention = SpanAttention(one, p.shape, LIMITS, "cpu", driver)
+        merges, query_rows = set(), set()
+        for artifact, entry in [(a, e) for a in (ARTIFACT, SEVERAL_ROWS) for e in a.kernels]:
+            configuration = entry.spec.configuration
+            for seed, layout, pad, multiprocessors, options in [
+                (1, "NHD", 0, 3, {}),
+                (5, "HND", 0, 7, {"in_runs": True}),
+                (3, "NHD", 8, 1, {"in_runs": True}),
+                (6, "HND", 64, 3, {"in_runs": True, "per_head": True}),
+            ]:
+                p = problem(seed, layout=layout, pad=pad, rows=8, longest=500, **options)
+                driver = EmulatedDriver(SPANFORGE, multiprocessors)
+                attention = SpanAttention(only(artifact, entry), p.shape, LIMITS, "cpu", driver)
                 attention.plan(*p.step)
                 self.assertEqual(attention.kernel, entry.id)
-                first = attention.run(p.q, p.k, p.v, scale=0.2)
-                assert_close(self, first, reference(p, 0.2))
-                # The next layer, with the scratch memory of the first.
-                for one, other in zip(first, attention.run(p.q, p.k, p.v, scale=0.2)):
-                    self.assertTrue(torch.equal(one, other))
-                merges.add(entry.spec.configuration.merge)
+                for more in [(0.2,), (0.2, 1.5, p.sinks)]:
+                    first = attention.run(p.q, p.k, p.v, *more)
+                    assert_close(self, first, reference(p, *more))
+                    # The next layer, with the scratch memory of the first.
+                    for one, other in zip(first, attention.run(p.q, p.k, p.v, *more)):
+                        self.assertTrue(torch.equal(one, other))
+                merges.add(configuration.merge)
+                query_rows.add(configuration.query_rows)
                 self.assertEqual(driver.launched.count("plan"), 1)
+                self.assertEqual(driver.launched.count("overlay"), configuration.query_rows > 1)
         self.assertIn("second-kernel", merges)
+        self.assertGreater(max(query_rows), 1)
 
     def test_the_plan_kernel_runs_when_spans_change_and_only_then(self):
         p = problem(6, rows=4)
         driver = EmulatedDriver(SPANFORGE)
-        attention = SpanAttention(ARTIFACT, p.shape, LIMITS, "cpu", driver)
+        entry = next(e for e in ARTIFACT.kernels if e.spec.configuration.query_rows == 1)
+        attention = SpanAttention(only(ARTIFACT, entry), p.shape, LIMITS, "cpu", driver)
         for _ in range(2):
             attention.plan(*p.step)
         self.assertEqual(driver.launched, ["plan"])
         plan = attention._plan
         lengths = [sum(end - start for start, end in canonical(row)) for row in p.spans]
-        made = attention._buffers["row_tokens"][: plan.rows + 1].tolist()
+        made = attention._buffers["set_tokens"][: plan.rows + 1].tolist()
         self.assertEqual(made, [sum(lengths[:row]) for row in range(plan.rows + 1)])
         # Other pages alone need no plan; other spans do, fewer rows too.
         p.page_table = p.page_table[::-1]

@@ -26,7 +26,7 @@ def drawn(seed, **options):
     """A problem of the artifact's shape, on the GPU."""
     shape = ARTIFACT.kernels[seed % len(ARTIFACT.kernels)].spec.shape
     p = problem(seed, shape.dtype, shape.group_size, shape.head_dim, **options)
-    p.q, p.k, p.v = (tensor.cuda() for tensor in (p.q, p.k, p.v))
+    p.q, p.k, p.v, p.sinks = (tensor.cuda() for tensor in (p.q, p.k, p.v, p.sinks))
     return p
 
 
@@ -42,6 +42,15 @@ class Gpu(unittest.TestCase):
             assert_close(self, first, reference(p))
             for one, other in zip(first, attention(p.q, p.k, p.v)):
                 self.assertTrue(torch.equal(one, other), "bit for bit, with the scratch memory used")
+
+    def test_with_soft_cap_sinks_and_spans_of_each_kv_head(self):
+        for seed in range(12):
+            p = drawn(seed, rows=16, longest=2000, per_head=seed % 2 == 1, in_runs=seed % 3 > 0)
+            attention = SpanAttention(ARTIFACT, p.shape, LIMITS)
+            attention.plan(*p.step)
+            for soft_cap, sinks in [(1.5, None), (0.0, p.sinks), (30.0, p.sinks)]:
+                found = attention(p.q, p.k, p.v, soft_cap=soft_cap, sinks=sinks)
+                assert_close(self, found, reference(p, soft_cap=soft_cap, sinks=sinks))
 
     def test_on_another_stream_and_after_other_steps(self):
         p = drawn(1, rows=8)

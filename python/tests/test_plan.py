@@ -1,15 +1,17 @@
 """Plans: what is refused, and a reading of the arrays as the kernels read them
-(`kernels/cuda/plan.cuh`, `decode.cuh`), which visits exactly the selected tokens, each once."""
+(`kernels/cuda/overlay.cuh`, `plan.cuh`, `decode.cuh`), which visits exactly the selected tokens, each
+once."""
 
 import bisect
 import random
 import unittest
+from array import array
 from collections import Counter
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from unittest import mock
 
 from spanforge import AttentionShape, Bucket, plan_step
 from spanforge.errors import StepError
-from spanforge.spans import canonical, tokens
 
 SHAPE = AttentionShape("bf16", 8, 2, 128, page_size=16)
 
@@ -26,17 +28,62 @@ def step(**changes):
     return plan_step(SHAPE, **arguments | changes)
 
 
+def of_heads(*sets):
+    """A change of the first row's spans to those of each KV head."""
+    return {"spans": [list(sets), [[], []]], "per_head": True}
+
+
 class Refusals(unittest.TestCase):
     def test_a_step_as_arrays(self):
         plan = step(spans=[[(10, 20), (0, 3), (2, 4), (7, 7)], [(30, 40)]])
         self.assertEqual(list(plan.span_ptr), [0, 2, 3])
         self.assertEqual(list(plan.spans), [0, 4, 10, 20, 30, 40])
         self.assertEqual(list(plan.page_table), [3, 1, -1, -1, 0, 2])
-        self.assertEqual((plan.rows, plan.requests, plan.max_pages), (2, 2, 3))
-        self.assertEqual(plan.bucket, Bucket(2, 16, 8))
+        self.assertEqual((plan.rows, plan.span_heads, plan.requests, plan.max_pages), (2, 1, 2, 3))
+        self.assertEqual(plan.bucket, Bucket(2, 1, 16, 8))
         self.assertEqual(plan.row_spans(0), [(0, 4), (10, 20)])
         nothing = plan_step(SHAPE, [], [], [], [], 0)
         self.assertEqual((nothing.rows, nothing.max_pages, list(nothing.span_ptr)), (0, 0, [0]))
+
+    def test_a_step_whose_kv_heads_have_spans_of_their_own(self):
+        plan = step(spans=[[[(2, 4), (0, 3)], [(10, 20)]], [[], [(30, 40)]]], per_head=True)
+        self.assertEqual((plan.rows, plan.span_heads), (2, 2))
+        self.assertEqual(list(plan.span_ptr), [0, 1, 2, 2, 3])
+        self.assertEqual(list(plan.spans), [0, 4, 10, 20, 30, 40])
+        self.assertEqual([plan.row_spans(1, head) for head in range(2)], [[], [(30, 40)]])
+        # Of the mean of both heads: 12 of 24 tokens, one of three spans.
+        self.assertEqual(plan.bucket, Bucket(2, 1, 8, 16))
+        # Of one KV head it is the same as of all.
+        one = AttentionShape("bf16", 4, 1, 128, page_size=16)
+        several, alone = (
+            plan_step(one, spans, [0], [[0]], [16], 1, per_head)
+            for spans, per_head in [([[[(1, 3)]]], True), ([[(1, 3)]], False)]
+        )
+        self.assertEqual(several, alone)
+
+    def test_rows_of_one_request_count_where_they_follow_each_other(self):
+        for row_request, rows_per_request, tiles in [
+            ([0, 0, 1, 1], 2, [0, 2, 4]),
+            ([0, 1, 0, 1], 1, [0, 1, 2, 3, 4]),
+            ([1, 1, 1, 1], 4, [0, 3, 4]),
+            ([0, 1, 1, 1], 2, [0, 1, 4]),
+            ([], 1, [0]),
+        ]:
+            plan = step(
+                spans=[[(0, 8)]] * len(row_request), row_request=row_request, page_table=[[0] * 3] * 2
+            )
+            self.assertEqual(plan.bucket.rows_per_request, rows_per_request, row_request)
+            self.assertEqual(list(plan.query_tiles(3)), tiles)
+            self.assertEqual(list(plan.query_tiles(1)), list(range(len(row_request) + 1)))
+        plan = step(spans=[[]] * 8, row_request=[1, 1, 1, 1, 1, 0, 0, 1])
+        self.assertEqual(list(plan.query_tiles(4)), [0, 4, 5, 7, 8])
+
+    def test_a_plan_stays_what_was_checked(self):
+        given = {"row_request": array("i", [0, 1]), "kv_len": array("i", [20, 40])}
+        plan = step(**given)
+        for values in given.values():
+            values[0] = 99
+        self.assertEqual((list(plan.row_request), list(plan.kv_len)), ([0, 1], [20, 40]))
 
     def test_everything_a_kernel_trusts_is_checked(self):
         for changes, message in [
@@ -58,6 +105,12 @@ class Refusals(unittest.TestCase):
             ({"page_table": [[3, 4, -1], [-1, 0, 2]]}, r"page_table\[0, 1\] is 4, but row 0 selects"),
             ({"page_table": [[3, 1, -1], [-1, -1, 2]]}, r"page_table\[1, 1\] is -1, but row 1"),
             ({"pages": 3}, "the cache has pages 0 to 2"),
+            (of_heads([], [(0, 21)]), r"row 0: \[0, 21\) ends past the KV length 20 of request 0"),
+            (of_heads([], [(4, 0)]), r"row 0, KV head 1: \[4, 0\) is no span"),
+            (of_heads((0, 4), []), r"row 0, KV head 0: spans are pairs of start and end, got \(0, 4\)"),
+            (of_heads([]), "row 0 has 1 lists of spans, expected one for each of the 2 KV heads"),
+            ({"spans": [7], "per_head": True}, "row 0: spans are a list for each KV head, got 7"),
+            ({"spans": [[[], []]], "per_head": True}, "row_request has 2 entries and spans 1 rows"),
         ]:
             with self.subTest(message), self.assertRaisesRegex(StepError, message):
                 step(**changes)
@@ -69,6 +122,15 @@ class Refusals(unittest.TestCase):
         plan_step(wide, [[(0, most)]], [0], **one)
         with self.assertRaisesRegex(StepError, "selected tokens of all rows is 4294967294"):
             plan_step(wide, [[(0, most)]] * 2, [0, 0], **one)
+        # A batch of that many spans takes gigabytes, so the limit is a small one here.
+        with mock.patch("spanforge.plan.I32_MAX", 16):
+            step(spans=[[(0, 1), (2, 3), (4, 5), (6, 7)]] * 2, page_table=[[0] * 3] * 2, kv_len=[16] * 2)
+            with self.assertRaisesRegex(StepError, "twice the spans is 18; the kernels count up to 16"):
+                step(
+                    spans=[[(0, 1), (2, 3), (4, 5), (6, 7)], [(at, at + 1) for at in range(0, 10, 2)]],
+                    page_table=[[0] * 3] * 2,
+                    kv_len=[16] * 2,
+                )
 
     def test_shapes_are_checked(self):
         for shape, message in [
@@ -83,72 +145,143 @@ class Refusals(unittest.TestCase):
                 shape.kernel_shape()
 
 
-def visited(plan, kv_heads, page_size, blocks, smallest_share):
-    """Per (row, KV head) the (page, slot) pairs that the blocks of a decode launch read, in order, and
-    how many blocks take part in each."""
-    span_ptr, spans = plan.span_ptr, list(zip(plan.spans[::2], plan.spans[1::2]))
+def overlaid(plan, tile_ptr):
+    """What the overlay kernel makes of a plan for those query tiles: `tile_span_ptr`, `tile_spans` and
+    `span_rows`, one after the other set by set, where it leaves room for twice the spans of each."""
+    pairs = list(zip(plan.spans[::2], plan.spans[1::2]))
+    span_ptr, heads = plan.span_ptr, plan.span_heads
+    tile_span_ptr, tile_spans, span_rows = [], [], []
+    for first, end in pairwise(tile_ptr):
+        for head in range(heads):
+            sets = [
+                pairs[span_ptr[at] : span_ptr[at + 1]]
+                for at in range(first * heads + head, end * heads, heads)
+            ]
+            before = sum(span_ptr[row * heads + head] - span_ptr[row * heads] for row in range(first, end))
+            tile_span_ptr.append(2 * (span_ptr[first * heads] + before))
+            assert tile_span_ptr[-1] == len(tile_spans), "room begins where that of the set before ends"
+            room_end = len(tile_spans) + 2 * sum(map(len, sets))
+            edges = sorted({edge for spans in sets for span in spans for edge in span})
+            for start, stop in pairwise(edges):
+                rows = sum(
+                    1 << row for row, spans in enumerate(sets) if any(s <= start < e for s, e in spans)
+                )
+                if rows:
+                    tile_spans.append((start, stop))
+                    span_rows.append(rows)
+            assert len(tile_spans) <= room_end, "n spans give at most 2n - 1"
+            padding = room_end - len(tile_spans)
+            tile_spans += [(0, 0)] * padding
+            span_rows += [0] * padding
+    return [*tile_span_ptr, 2 * len(pairs)], tile_spans, span_rows
+
+
+def visited(plan, kv_heads, page_size, blocks, smallest_share, query_rows):
+    """Per (row, KV head) the (page, slot) pairs that the blocks of a decode launch read, in order; how many
+    blocks take part in each (query tile, KV head), and how many tokens they read in all."""
+    tile_ptr = plan.query_tiles(query_rows)
+    tiles = len(tile_ptr) - 1
+    if query_rows > 1:
+        span_ptr, spans, span_rows = overlaid(plan, tile_ptr)
+    else:
+        span_ptr, spans = plan.span_ptr, list(zip(plan.spans[::2], plan.spans[1::2]))
+        span_rows = [1] * len(spans)
     # The plan kernel.
+    sets = tiles * plan.span_heads
     span_tokens = list(accumulate((end - start for start, end in spans), initial=0))
-    row_tokens = [span_tokens[at] for at in span_ptr]
-    # The decode kernel: heads outermost, cut into equal shares.
-    selected = row_tokens[plan.rows]
-    share = max(-(-selected * kv_heads // blocks), smallest_share)
-    reads, pieces = {}, Counter()
+    set_tokens = [span_tokens[at] for at in span_ptr]
+    # The decode kernel: KV heads that a set serves outermost, cut into equal shares.
+    selected = set_tokens[sets]
+    work = selected * (kv_heads // plan.span_heads)
+    share = max(-(-work // blocks), smallest_share)
+    reads, pieces, tokens_read = {}, Counter(), 0
     for block in range(blocks):
-        at, stop = block * share, min(selected * kv_heads, (block + 1) * share)
+        at, stop = block * share, min(work, (block + 1) * share)
         while at < stop:
-            head, begin = divmod(at, selected)
-            row = bisect.bisect_right(row_tokens, begin, 0, plan.rows) - 1
-            end = min(row_tokens[row + 1], begin + stop - at)
-            pieces[row, head] += 1
-            table = plan.page_table[plan.row_request[row] * plan.max_pages :]
+            repeat, begin = divmod(at, selected)
+            of_set = bisect.bisect_right(set_tokens, begin, 0, sets) - 1
+            tile = of_set // plan.span_heads
+            head = repeat + of_set % plan.span_heads
+            end = min(set_tokens[of_set + 1], begin + stop - at)
+            pieces[tile, head] += 1
+            tokens_read += end - begin
+            table = plan.page_table[plan.row_request[tile_ptr[tile]] * plan.max_pages :]
             for index in range(begin, end):
-                low, high = span_ptr[row], span_ptr[row + 1]
+                low, high = span_ptr[of_set], span_ptr[of_set + 1]
                 span = bisect.bisect_right(span_tokens, index, low, high) - 1
                 position = spans[span][0] + index - span_tokens[span]
                 page, slot = divmod(position, page_size)
-                reads.setdefault((row, head), []).append((table[page], slot))
+                for row in range(tile_ptr[tile], tile_ptr[tile + 1]):
+                    if span_rows[span] >> (row - tile_ptr[tile]) & 1:
+                        reads.setdefault((row, head), []).append((table[page], slot))
             at += end - begin
-    return reads, pieces
+    return reads, pieces, tokens_read
+
+
+def selected_tokens(spans):
+    return {token for start, end in spans for token in range(start, end)}
 
 
 class Reading(unittest.TestCase):
     def test_exactly_the_selected_tokens_are_visited_once(self):
-        shared = 0
+        seen = Counter()
         for seed in range(300):
             draw = random.Random(seed)
             page_size, kv_heads = draw.choice([1, 3, 16, 64]), draw.choice([1, 2, 3])
+            per_head, query_rows = draw.random() < 0.4, draw.choice([1, 2, 4, 32])
             requests = draw.randrange(1, 4)
             kv_len = [draw.randrange(150) for _ in range(requests)]
             max_pages = max(-(-n // page_size) for n in kv_len) + draw.randrange(3)
             free = draw.sample(range(1000), requests * max_pages)
             page_table = [free[r * max_pages : (r + 1) * max_pages] for r in range(requests)]
-            row_request = [draw.randrange(requests) for _ in range(draw.randrange(6))]
-            spans = []
+            row_request = [draw.randrange(requests) for _ in range(draw.randrange(9))]
+            if draw.random() < 0.6:
+                row_request.sort()
+
+            def drawn(kv_len, draw=draw):
+                edges = [draw.randrange(kv_len + 1) for _ in range(2 * draw.randrange(5))]
+                return [tuple(sorted(pair)) for pair in zip(edges[::2], edges[1::2])]
+
+            # Per row the spans of each KV head.
+            sets = []
             for request in row_request:
-                edges = [draw.randrange(kv_len[request] + 1) for _ in range(2 * draw.randrange(5))]
-                spans.append([tuple(sorted(pair)) for pair in zip(edges[::2], edges[1::2])])
+                own = [drawn(kv_len[request]) for _ in range(kv_heads)]
+                sets.append(own if per_head else own[:1] * kv_heads)
             needed = {
                 (request, token // page_size)
-                for request, row in zip(row_request, spans)
-                for token in tokens(canonical(row))
+                for request, of_heads in zip(row_request, sets)
+                for spans in of_heads
+                for token in selected_tokens(spans)
             }
             for request in range(requests):
                 for entry in range(max_pages):
                     if (request, entry) not in needed:
                         page_table[request][entry] = draw.choice([-1, -(2**31), 2**31 - 1])
             shape = AttentionShape("f16", kv_heads, kv_heads, 64, page_size)
-            plan = plan_step(shape, spans, row_request, page_table, kv_len, pages=1000)
-            reads, pieces = visited(plan, kv_heads, page_size, draw.choice([1, 2, 7, 64]), 8)
-            shared += any(count > 1 for count in pieces.values())
+            spans = sets if per_head else [of_heads[0] for of_heads in sets]
+            plan = plan_step(shape, spans, row_request, page_table, kv_len, 1000, per_head)
+            blocks = draw.choice([1, 2, 7, 64])
+            reads, pieces, tokens_read = visited(plan, kv_heads, page_size, blocks, 8, query_rows)
             for row, request in enumerate(row_request):
-                expected = [
-                    (page_table[request][token // page_size], token % page_size)
-                    for token in sorted({t for start, end in spans[row] for t in range(start, end)})
-                ]
                 for head in range(kv_heads):
+                    expected = [
+                        (page_table[request][token // page_size], token % page_size)
+                        for token in sorted(selected_tokens(sets[row][head]))
+                    ]
                     self.assertEqual(reads.get((row, head), []), expected, (seed, row, head))
-        self.assertGreater(shared, 50, "rows that several blocks share are among the cases")
+            # What several rows of a tile select is read once.
+            tile_ptr = plan.query_tiles(query_rows)
+            unions = [
+                len(set().union(*(selected_tokens(sets[row][head]) for row in range(*tile))))
+                for tile in pairwise(tile_ptr)
+                for head in range(kv_heads)
+            ]
+            self.assertEqual(tokens_read, sum(unions), seed)
+            seen["a tile shared by blocks"] += any(count > 1 for count in pieces.values())
+            seen["a token read for several rows"] += tokens_read < sum(map(len, reads.values()))
+            seen["such a token for one KV head"] += per_head and tokens_read < sum(map(len, reads.values()))
+        self.assertEqual(len(seen), 3)
+        self.assertGreater(min(seen.values()), 20, seen)
 
 
 if __name__ == "__main__":

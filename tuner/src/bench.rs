@@ -17,7 +17,7 @@ use spanforge_spans::{Dtype, KvLayout, SpanSet};
 /// The cases that are measured where none are named: both models of Declarative Attention and short
 /// spans as a self-selecting model has them, small batches and large; mixes of long and short rows
 /// that other libraries are measured with; and the same tokens in longer and longer spans.
-pub const CASES: [&str; 19] = [
+pub const CASES: [&str; 23] = [
     "da-gemma4/1",
     "da-gemma4/16",
     "da-gemma4/64",
@@ -37,6 +37,10 @@ pub const CASES: [&str; 19] = [
     "64x2K/16",
     "64x2K/128",
     "64x2K/1K",
+    "da-gemma4/16@4",
+    "da-qwen3.6/16@4",
+    "16x4K@8",
+    "1x4K@256",
 ];
 
 /// The model whose attention a mix has where nothing else is said: Llama-3-8B.
@@ -278,6 +282,33 @@ mod tests {
         assert_eq!(all.rows.iter().map(|r| r.spans.len_tokens()).collect::<Vec<_>>(), [196, 5]);
     }
 
+    /// Each new token sees the ones before it, all of one request are side by side, and dense rows see
+    /// what there is of their own time.
+    #[test]
+    fn new_tokens_attend_to_those_before_them() {
+        let drafts = case("2x100/32@3", 0).unwrap();
+        assert_eq!(drafts.queries(), 3);
+        assert_eq!((drafts.bucket().rows, drafts.bucket().rows_per_request), (8, 4));
+        let first = &drafts.rows[..3];
+        let same: Vec<bool> = drafts.rows.iter().map(|row| row.same_request).collect();
+        assert_eq!(same, [false, true, true, false, true, true]);
+        for (new, row) in first.iter().enumerate() {
+            let new = new as u32;
+            assert_eq!((row.kv_len, row.spans.len_tokens()), (196 + new, u64::from(100 + new)));
+            assert!((196..196 + new).all(|token| row.spans.contains(token)));
+        }
+        let all = dense(&drafts);
+        assert_eq!(all.rows[2].spans, SpanSet::full(198));
+        let problem = drafts.problem(0, 1 << 30).unwrap();
+        assert_eq!(
+            (&problem.row_request[..], &problem.kv_len[..]),
+            (&[0, 0, 0, 1, 1, 1][..], &[198; 2][..])
+        );
+        // The floor reads what they have in common once.
+        assert_eq!(problem.tile_kv_bytes(u32::MAX), 2 * 2 * 102 * 8 * 128 * 2);
+        assert_eq!(problem.selected_kv_bytes(), 2 * 2 * (100 + 101 + 102) * 8 * 128 * 2);
+    }
+
     #[test]
     fn every_named_case_is_one() {
         for name in CASES {
@@ -313,6 +344,9 @@ mod tests {
         for name in ["1x", "0x4K", "1x0", "1x4K/0", "1x4K+", "5000x1", "1x2048K", "1xK", "9x9x9"] {
             let error = case(name, 0).unwrap_err().to_string();
             assert!(error.contains("ROWSxTOKENS"), "{name}: {error}");
+        }
+        for name in ["16x4K@", "16x4K@0", "16x4K@4097", "da-gemma4@x"] {
+            assert!(case(name, 0).unwrap_err().to_string().contains("new tokens"), "{name}");
         }
         assert!(case("da-gemma4/0", 0).unwrap_err().to_string().contains("number of rows"));
         assert!(case("nothing", 0).unwrap_err().to_string().contains("da-gemma4"));

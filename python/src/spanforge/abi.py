@@ -3,59 +3,51 @@ other side. Arguments are pointers and 32-bit integers only."""
 
 import struct
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
+OVERLAY_THREADS = 128
+"""Threads of a block of the overlay kernel; it is launched with one warp per set of spans and one more."""
 PLAN_THREADS = 256
 """Threads of a block of the plan kernel; it is launched with one block."""
 MERGE_THREADS = 128
-"""Threads of a block of the merge kernel; it is launched with one block per row and KV head."""
+"""Threads of a block of the merge kernel; it is launched with a grid of query tiles times KV heads by as
+many blocks as share the elements of each."""
 
-SYMBOLS = {"plan": "spanforge_plan", "decode": "spanforge_decode", "merge": "spanforge_merge"}
+SYMBOLS = {
+    "overlay": "spanforge_overlay",
+    "plan": "spanforge_plan",
+    "decode": "spanforge_decode",
+    "merge": "spanforge_merge",
+}
+
+
+def _arguments(pointers: str, integers: str) -> list[tuple[str, str]]:
+    return [(name, "pointer") for name in pointers.split()] + [(name, "i32") for name in integers.split()]
+
 
 ARGUMENTS = {
-    "plan": [(name, "pointer") for name in ("span_ptr", "spans", "row_tokens", "span_tokens")]
-    + [("rows", "i32")],
-    "decode": [
-        (name, "pointer")
-        for name in (
-            "q",
-            "k",
-            "v",
-            "page_table",
-            "row_request",
-            "span_ptr",
-            "spans",
-            "row_tokens",
-            "span_tokens",
-            "out",
-            "lse",
-            "partial_acc",
-            "partial_ml",
-            "arrivals",
-        )
-    ]
-    + [
-        (name, "i32")
-        for name in (
-            "rows",
-            "kv_heads",
-            "page_size",
-            "max_pages",
-            "page_stride",
-            "token_stride",
-            "head_stride",
-            "smallest_share",
-            "scale_bits",
-        )
-    ],
-    "merge": [(name, "pointer") for name in ("row_tokens", "out", "lse", "partial_acc", "partial_ml")]
-    + [(name, "i32") for name in ("rows", "kv_heads", "blocks", "smallest_share")],
+    "overlay": _arguments(
+        "tile_ptr span_ptr spans tile_span_ptr tile_spans span_rows",
+        "tiles span_heads",
+    ),
+    "plan": _arguments("span_ptr spans set_tokens span_tokens", "sets"),
+    "decode": _arguments(
+        "q k v page_table row_request tile_ptr span_ptr spans span_rows set_tokens span_tokens sinks out lse "
+        "partial_acc partial_ml arrivals",
+        "tiles kv_heads span_heads page_size max_pages page_stride token_stride head_stride smallest_share "
+        "scale_bits soft_cap_bits",
+    ),
+    "merge": _arguments(
+        "tile_ptr set_tokens sinks out lse partial_acc partial_ml",
+        "tiles kv_heads span_heads blocks smallest_share",
+    ),
 }
-"""Per kernel the arguments in order: name, and `pointer` (a 64-bit device address) or `i32`."""
+"""Per kernel the arguments in order: name, and `pointer` (a 64-bit device address) or `i32`. To decode and
+merge, `tile_ptr`, `span_rows` and `sinks` may be null: where a tile is a row, and where there are none."""
 
 ARGUMENT_BYTES = {"pointer": 8, "i32": 4}
 
 
-def scale_bits(scale: float) -> int:
-    """The bits of `scale` as an f32, as the kernels take it."""
-    return struct.unpack("<i", struct.pack("<f", scale))[0]
+def float_bits(value: float) -> int:
+    """The bits of `value` as an f32, as the kernels take it."""
+    return struct.unpack("<i", struct.pack("<f", value))[0]

@@ -2,7 +2,7 @@
 and the evidence that chose them (`kernels/src/artifact.rs`).
 
     artifact = Artifact.load("artifacts/da-qwen3.6-bf16-d256-g6")
-    selected = artifact.select(KernelShape("bf16", 256, 6), device, Bucket.of(8, 8 * 4096, 40))
+    selected = artifact.select(KernelShape("bf16", 256, 6), device, Bucket.of(8, 8, 8 * 4096, 40))
 
 Loading reads every file, compares its SHA-256, and holds the manifest against itself and the sources;
 a changed byte is refused with the name of the file. The argument lists of the machine code are compared
@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -205,7 +205,10 @@ def _parse_kernels(path: Path, manifest: dict[str, Any]) -> list[KernelEntry]:
 def _parse_kernel(kernel: dict[str, Any]) -> KernelEntry:
     spec = kernel["spec"]
     buckets = tuple(
-        InBucket(_typed(Bucket, b["bucket"]), _number(b["time_us"]), _number(b["loss"]))
+        # Manifests leave out the rows of a request where they are one.
+        InBucket(
+            _typed(Bucket, {"rows_per_request": 1} | b["bucket"]), _number(b["time_us"]), _number(b["loss"])
+        )
         for b in kernel.get("buckets", [])
     )
     values = kernel | {
@@ -218,11 +221,13 @@ def _parse_kernel(kernel: dict[str, Any]) -> KernelEntry:
 
 
 def _typed(kind: type, values: dict[str, Any]) -> Any:
-    """An instance of a dataclass from the fields it has; other fields are ignored, as the Rust loader
-    does."""
-    chosen = {field.name: values[field.name] for field in fields(kind)}
+    """An instance of a dataclass from the fields it has; other fields are ignored and those with a default
+    may be missing, as the Rust loader does."""
+    chosen = {}
     for field in fields(kind):
-        value = chosen[field.name]
+        if field.name not in values and field.default is not MISSING:
+            continue
+        value = chosen[field.name] = values[field.name]
         if field.type in (int, str) and type(value) is not field.type:
             raise TypeError(f"{field.name} is {value!r}, expected {field.type.__name__}")
     return kind(**chosen)

@@ -12,6 +12,7 @@ reference computes the same.
 import itertools
 import math
 import weakref
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 
 from . import abi
 from .artifact import ALIGNMENT_BYTES, Artifact, KernelEntry
-from .configuration import AttentionShape
+from .configuration import AttentionShape, Configuration
 from .driver import Driver
 from .errors import DriverError, StepError
 from .plan import I32_MAX, Plan, plan_step
@@ -34,7 +35,8 @@ DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 @dataclass(frozen=True)
 class Limits:
     """The most that a step may ask for; device memory is allocated for it once. `spans` counts the
-    canonical spans of all rows together, `max_pages` the page table entries per request."""
+    canonical spans of all rows together, and of all KV heads where each has its own, `max_pages` the page
+    table entries per request."""
 
     rows: int
     spans: int
@@ -50,8 +52,8 @@ class SpanAttention:
     `DriverError` where there is no GPU, `StepError` for limits beyond what kernels count.
 
     Launches go to torch's current stream and share scratch memory: use one stream at a time. A launch
-    that is captured in a CUDA graph has the kernel, the rows and the page table's width of the step
-    planned last; capture again where `captured` changes.
+    that is captured in a CUDA graph has the kernel, the rows, their query tiles and sets of spans, and
+    the page table's width of the step planned last; capture again where `captured` changes.
     """
 
     def __init__(
@@ -81,6 +83,9 @@ class SpanAttention:
         self._artifact, self._driver = artifact, driver
         self._plan: Plan | None = None
         self._entry: KernelEntry | None = None
+        self._tiles = 0
+        # What the device holds, by buffer.
+        self._held: dict[str, array] = {}
         # Whether the plan on the device is that of the spans on the device.
         self._is_planned = False
         if driver is not None:
@@ -93,28 +98,40 @@ class SpanAttention:
     def _allocate(self, entries: list[KernelEntry]) -> None:
         """Memory for steps within the limits, whichever kernel runs them."""
         shape, limits = self.shape, self.limits
-        slots = 2 * max(self._blocks(entry) for entry in entries) * shape.query_heads // shape.kv_heads
+        kernel_shape = shape.kernel_shape()
+        configurations = [entry.spec.configuration for entry in entries]
+        # Two partial states of each block, for all columns of a query tile.
+        states = max(2 * self._blocks(c) * c.columns(kernel_shape) for c in configurations)
+        has_overlay = any(c.query_rows > 1 for c in configurations)
+        sets = limits.rows * shape.kv_heads
+        planned_spans = (2 if has_overlay else 1) * limits.spans
 
         def empty(count: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             # Tensors without elements have no address.
             return torch.empty(max(count, 1), dtype=dtype, device=self.device)
 
         self._buffers = {
-            "span_ptr": empty(limits.rows + 1),
+            "span_ptr": empty(sets + 1),
             "spans": empty(2 * limits.spans),
             "row_request": empty(limits.rows),
             "page_table": empty(limits.requests * limits.max_pages),
-            "row_tokens": empty(limits.rows + 1),
-            "span_tokens": empty(limits.spans + 1),
-            "partial_acc": empty(slots * shape.head_dim, torch.float32),
-            "partial_ml": empty(slots * 2, torch.float32),
-            "arrivals": empty(limits.rows * shape.kv_heads).zero_(),
+            "set_tokens": empty(sets + 1),
+            "span_tokens": empty(planned_spans + 1),
+            "partial_acc": empty(states * shape.head_dim, torch.float32),
+            "partial_ml": empty(states * 2, torch.float32),
+            "arrivals": empty(sets).zero_(),
         }
+        if has_overlay:
+            self._buffers |= {
+                "tile_ptr": empty(limits.rows + 1),
+                "tile_span_ptr": empty(sets + 1),
+                "tile_spans": empty(2 * planned_spans),
+                "span_rows": empty(planned_spans),
+            }
 
-    def _blocks(self, entry: KernelEntry) -> int:
+    def _blocks(self, configuration: Configuration) -> int:
         """Blocks of a decode launch: fixed, whatever the step."""
-        per_multiprocessor = entry.spec.configuration.blocks_per_multiprocessor
-        return self._driver.properties.multiprocessors * per_multiprocessor
+        return self._driver.properties.multiprocessors * configuration.blocks_per_multiprocessor
 
     @property
     def kernel(self) -> str | None:
@@ -122,24 +139,27 @@ class SpanAttention:
         return None if self._entry is None else self._entry.id
 
     @property
-    def captured(self) -> tuple[str | None, int, int]:
-        """What a captured launch depends on besides addresses: kernel, rows, page table width."""
+    def captured(self) -> tuple[str | None, int, int, int, int]:
+        """What a captured launch depends on besides the arguments of the call: kernel, rows, query tiles,
+        sets of spans of each row, page table width."""
         plan = self._current_plan()
-        return self.kernel, plan.rows, plan.max_pages
+        return self.kernel, plan.rows, self._tiles, plan.span_heads, plan.max_pages
 
     def plan(
         self,
-        spans: Iterable[Iterable[Span]],
+        spans: Iterable[Iterable[Span]] | Iterable[Iterable[Iterable[Span]]],
         row_request: Iterable[int],
         page_table: Sequence[Sequence[int]],
         kv_len: Iterable[int],
         pages: int,
+        per_head: bool = False,
     ) -> None:
         """Checks a step (see `plan_step`), copies what changed to the device and has the device plan
-        it. Where the spans are those of the step before, the plan is reused. Raises `StepError`; there
-        is no plan then."""
-        last, self._plan = self._plan, None
-        plan = plan_step(self.shape, spans, row_request, page_table, kv_len, pages)
+        it. Where the spans are those of the step before, the plan is reused. Rows of one request that
+        follow each other are read together by kernels that take several. Raises `StepError`; there is no
+        plan then."""
+        self._plan = None
+        plan = plan_step(self.shape, spans, row_request, page_table, kv_len, pages, per_head)
         for what, found, limit in (
             ("rows", plan.rows, self.limits.rows),
             ("spans", len(plan.spans) // 2, self.limits.spans),
@@ -151,87 +171,125 @@ class SpanAttention:
                     f"{found} {what}, and it was loaded for at most {limit}: load it with larger Limits"
                 )
         if self._driver is not None:
-            self._upload(plan, last)
+            self._upload(plan)
         self._plan = plan
 
-    def _upload(self, plan: Plan, last: Plan | None) -> None:
+    def _upload(self, plan: Plan) -> None:
         properties = self._driver.properties
         shape = self.shape.kernel_shape()
         entry = self._artifact.select(shape, properties, plan.bucket).entry
-        changed = [
-            name
-            for name in ("span_ptr", "spans", "row_request", "page_table")
-            if last is None or getattr(plan, name).tobytes() != getattr(last, name).tobytes()
-        ]
-        if entry is not self._entry or {"span_ptr", "spans"} & set(changed):
+        query_rows = entry.spec.configuration.query_rows
+        tile_ptr = plan.query_tiles(query_rows)
+        self._tiles = len(tile_ptr) - 1
+        arrays = {name: getattr(plan, name) for name in ("span_ptr", "spans", "row_request", "page_table")}
+        if query_rows > 1:
+            arrays["tile_ptr"] = tile_ptr
+        changed = {name: values for name, values in arrays.items() if self._held.get(name) != values}
+        if entry is not self._entry or {"span_ptr", "spans", "tile_ptr"} & set(changed):
             self._is_planned = False
         self._entry = entry
         self._code = self._driver.load(self._artifact.code(entry, properties))
-        for name in changed:
-            values = getattr(plan, name)
+        for name, values in changed.items():
+            # A copy that fails leaves open what is there.
+            self._held.pop(name, None)
             if len(values):
                 source = torch.frombuffer(values, dtype=torch.int32)
                 self._buffers[name][: len(values)].copy_(source)
+            self._held[name] = values
         if not self._is_planned and plan.rows:
-            values = self._buffers | {"rows": plan.rows}
-            self._launch("plan", 1, abi.PLAN_THREADS, 0, values)
+            sets = self._tiles * plan.span_heads
+            if query_rows > 1:
+                # A warp for each set, and one for what is behind the last.
+                grid = -(-(sets + 1) // (abi.OVERLAY_THREADS // 32))
+                values = self._buffers | {"tiles": self._tiles, "span_heads": plan.span_heads}
+                self._launch("overlay", (grid, 1), abi.OVERLAY_THREADS, 0, values)
+            self._launch("plan", (1, 1), abi.PLAN_THREADS, 0, self._planned_buffers() | {"sets": sets})
             self._is_planned = True
 
+    def _planned_buffers(self) -> dict[str, torch.Tensor | None]:
+        """The buffers as plan, decode and merge take them: with the spans of query tiles, where the kernel
+        takes several rows at a time."""
+        buffers = self._buffers
+        if self._entry.spec.configuration.query_rows == 1:
+            return buffers | {"tile_ptr": None, "span_rows": None}
+        return buffers | {"span_ptr": buffers["tile_span_ptr"], "spans": buffers["tile_spans"]}
+
     def run(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float | None = None,
+        soft_cap: float = 0.0,
+        sinks: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention of one layer for the planned step.
 
         `q` is `[rows, query_heads, head_dim]`, contiguous; `k` and `v` are the layer's pages, `[pages,
         page_size, kv_heads, head_dim]` (NHD) or `[pages, kv_heads, page_size, head_dim]` (HND), with any
         strides that are multiples of 8 elements, the last one 1. `scale` is by default
-        `1 / sqrt(head_dim)`. Returns `out`, as `q`, and the LSE `[rows, query_heads]` in float32. Raises
-        `StepError` for tensors that do not serve the plan.
+        `1 / sqrt(head_dim)`. Logits are capped at `soft_cap`, smoothly: `soft_cap * tanh(logit /
+        soft_cap)`; 0 is no cap. `sinks` is `[query_heads]` in float32, contiguous: a logit that the softmax
+        of each query head has besides those of tokens, with a value of zero. Returns `out`, as `q`, and the
+        LSE `[rows, query_heads]` in float32. Raises `StepError` for tensors that do not serve the plan.
         """
         plan = self._current_plan()
         scale = 1 / math.sqrt(self.shape.head_dim) if scale is None else scale
-        self._check(plan, q, k, v, scale)
+        self._check_logits(scale, soft_cap, sinks)
+        self._check_tensors(plan, q, k, v)
         if self._driver is None:
-            return self._by_reference(plan, q, k, v, scale)
+            return self._by_reference(plan, q, k, v, scale, soft_cap, sinks)
         out = torch.empty_like(q)
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         if plan.rows == 0:
             return out, lse
         page, outer, inner, _ = k.stride()
         token, head = (outer, inner) if self.shape.layout == "NHD" else (inner, outer)
-        spec = self._entry.spec
-        values = self._buffers | {
+        kernel_shape, configuration = self._entry.spec.shape, self._entry.spec.configuration
+        blocks = self._blocks(configuration)
+        values = self._planned_buffers() | {
             "q": q,
             "k": k,
             "v": v,
+            "sinks": sinks,
             "out": out,
             "lse": lse,
-            "rows": plan.rows,
+            "tiles": self._tiles,
             "kv_heads": self.shape.kv_heads,
+            "span_heads": plan.span_heads,
             "page_size": self.shape.page_size,
             "max_pages": plan.max_pages,
             "page_stride": page,
             "token_stride": token,
             "head_stride": head,
-            "smallest_share": spec.configuration.smallest_share,
-            "scale_bits": abi.scale_bits(scale),
-            "blocks": self._blocks(self._entry),
+            "smallest_share": configuration.smallest_share,
+            "scale_bits": abi.float_bits(scale),
+            "soft_cap_bits": abi.float_bits(soft_cap),
+            "blocks": blocks,
         }
-        self._launch("decode", values["blocks"], self._entry.threads, self._entry.shared_bytes, values)
-        if spec.configuration.merge == "second-kernel":
-            grid = plan.rows * self.shape.kv_heads
+        self._launch("decode", (blocks, 1), self._entry.threads, self._entry.shared_bytes, values)
+        if configuration.merge == "second-kernel":
+            # Each thread merges four elements.
+            quads = configuration.columns(kernel_shape) * kernel_shape.head_dim // 4
+            grid = self._tiles * self.shape.kv_heads, -(-quads // abi.MERGE_THREADS)
             self._launch("merge", grid, abi.MERGE_THREADS, 0, values)
         return out, lse
 
     def __call__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float | None = None,
+        soft_cap: float = 0.0,
+        sinks: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`run` as an operator that torch.compile traces."""
         scale = 1 / math.sqrt(self.shape.head_dim) if scale is None else scale
-        return torch.ops.spanforge.span_attention(q, k, v, self.handle, scale)
+        return torch.ops.spanforge.span_attention(q, k, v, self.handle, scale, soft_cap, sinks)
 
     def _launch(
-        self, kernel: str, grid: int, threads: int, shared_bytes: int, values: dict[str, Any]
+        self, kernel: str, grid: tuple[int, int], threads: int, shared_bytes: int, values: dict[str, Any]
     ) -> None:
         stream = 0
         if self.device.type == "cuda":
@@ -245,24 +303,49 @@ class SpanAttention:
             raise
 
     def _by_reference(
-        self, plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+        self,
+        plan: Plan,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        soft_cap: float,
+        sinks: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        spans = [plan.row_spans(row) for row in range(plan.rows)]
+        sets = [[plan.row_spans(row, head) for head in range(plan.span_heads)] for row in range(plan.rows)]
+        per_head = plan.span_heads > 1
+        spans = sets if per_head else [one for (one,) in sets]
         table = [
             plan.page_table[at : at + plan.max_pages]
             for at in range(0, plan.requests * plan.max_pages, plan.max_pages or 1)
         ]
-        return span_attention_reference(q, k, v, spans, plan.row_request, table, scale, self.shape.layout)
+        return span_attention_reference(
+            q, k, v, spans, plan.row_request, table, scale, self.shape.layout, soft_cap, sinks, per_head
+        )
 
     def _current_plan(self) -> Plan:
         if self._plan is None:
             raise StepError("there is no plan: plan the step first, and again after an error")
         return self._plan
 
-    def _check(self, plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> None:
-        shape = self.shape
+    def _check_logits(self, scale: float, soft_cap: float, sinks: torch.Tensor | None) -> None:
         if not abs(scale) <= _F32_MAX:
             raise StepError(f"scale is {scale}: give a number that is finite in float32")
+        if not 0 <= soft_cap <= _F32_MAX:
+            raise StepError(
+                f"soft_cap is {soft_cap}: give a number above 0 that is finite in float32, or 0 for no cap"
+            )
+        if sinks is None:
+            return
+        found = list(sinks.shape), sinks.dtype, sinks.device
+        expected = [self.shape.query_heads], torch.float32, self.device
+        if found != expected:
+            raise StepError("sinks is {} {} on {}, expected {} {} on {}".format(*found, *expected))
+        if not sinks.is_contiguous():
+            raise StepError("sinks is not contiguous: give sinks.contiguous()")
+
+    def _check_tensors(self, plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        shape = self.shape
         page = (shape.page_size, shape.kv_heads)
         if shape.layout == "HND":
             page = page[::-1]
@@ -309,16 +392,28 @@ _handles = itertools.count(1)
 
 @torch.library.custom_op("spanforge::span_attention", mutates_args=())
 def _span_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, handle: int, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    handle: int,
+    scale: float,
+    soft_cap: float = 0.0,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     attention = _instances.get(handle)
     if attention is None:
         raise StepError(f"there is no SpanAttention {handle}: keep the object while it is called")
-    return attention.run(q, k, v, scale)
+    return attention.run(q, k, v, scale, soft_cap, sinks)
 
 
 @_span_attention.register_fake
 def _(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, handle: int, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    handle: int,
+    scale: float,
+    soft_cap: float = 0.0,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)

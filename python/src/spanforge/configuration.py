@@ -57,10 +57,12 @@ class Configuration:
     smallest_share: int
     merge: str
     core: str = "fma"
+    query_rows: int = 1
 
     def is_within_bounds(self) -> bool:
         """Whether every value is one that sizes can be computed from."""
         counts = (
+            self.query_rows,
             self.tile_tokens,
             self.stages,
             self.token_warps,
@@ -81,8 +83,12 @@ class Configuration:
             and self.merge in ("second-kernel", "last-arriver")
         )
 
+    def columns(self, shape: KernelShape) -> int:
+        """Query heads of all rows of a query tile that share a KV head."""
+        return self.query_rows * shape.group_size
+
     def _head_warps(self, shape: KernelShape) -> int:
-        return -(-shape.group_size // self.heads_per_warp)
+        return -(-self.columns(shape) // self.heads_per_warp)
 
     def threads(self, shape: KernelShape) -> int:
         """Threads per block of the decode kernel."""
@@ -96,17 +102,18 @@ class Configuration:
         padding, query = 0, self.heads_per_warp * shape.head_dim * 4
         if self.core == "mma":
             padding, query = 4, -(-self.heads_per_warp // 8) * 8 * row_bytes
-        states = self.token_warps * shape.group_size * (shape.head_dim + padding + 2) * 4
+        states = self.token_warps * self.columns(shape) * (shape.head_dim + padding + 2) * 4
         query = self._head_warps(shape) * query if self.query == "shared" else 0
         offsets = 2 * self.tile_tokens * 8 if is_staged else 0
-        return -(-max(ring, states) // 16) * 16 + query + offsets
+        rows = (self.stages + 1) * self.tile_tokens * 4 if self.query_rows > 1 else 0
+        return -(-max(ring, states) // 16) * 16 + query + offsets + rows
 
 
 @dataclass(frozen=True)
 class KernelSpec:
     """A kernel: what for, and how. As text it is its identifier, such as
     `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`, with `mma-` before `staged` for
-    tensor cores."""
+    tensor cores, and `r4-` before it for query tiles of four rows."""
 
     shape: KernelShape
     configuration: Configuration
@@ -114,8 +121,9 @@ class KernelSpec:
     def __str__(self) -> str:
         c = self.configuration
         core = "mma-" if c.core == "mma" else ""
+        rows = f"r{c.query_rows}-" if c.query_rows != 1 else ""
         return (
-            f"{self.shape}-{core}{c.load_path}-t{c.tile_tokens}-s{c.stages}-w{c.token_warps}"
+            f"{self.shape}-{core}{rows}{c.load_path}-t{c.tile_tokens}-s{c.stages}-w{c.token_warps}"
             f"-h{c.heads_per_warp}-v{c.vector_bytes}-u{c.unroll}-q{c.query[:1]}-p{c.l2_prefetch}"
             f"-b{c.min_blocks}-x{c.blocks_per_multiprocessor}-m{c.smallest_share}"
             f"-{c.merge.split('-')[0]}"

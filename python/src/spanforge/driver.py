@@ -65,16 +65,17 @@ class Driver:
         self,
         code: bytes,
         kernel: str,
-        grid: int,
+        grid: tuple[int, int],
         threads: int,
         shared_bytes: int,
         values: Mapping[str, Any],
         stream: int,
     ) -> None:
-        """Queues a kernel (`plan`, `decode` or `merge`) on a stream (a `CUstream` as an integer).
-        `values` has its arguments by name: integers, and tensors, whose addresses are passed."""
+        """Queues a kernel (`overlay`, `plan`, `decode` or `merge`) on a stream (a `CUstream` as an integer),
+        with `grid` blocks in x and y. `values` has its arguments by name: integers, and tensors, whose
+        addresses are passed, null for `None`."""
         arguments = [
-            c_void_p(values[name].data_ptr()) if kind == "pointer" else c_int(values[name])
+            _address(values[name]) if kind == "pointer" else c_int(values[name])
             for name, kind in abi.ARGUMENTS[kernel]
         ]
         pointers = (c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
@@ -89,7 +90,7 @@ class Driver:
                     c_int(shared_bytes),
                 )
                 self._opted_in[code, kernel] = shared_bytes
-            sizes = (c_uint(n) for n in (grid, 1, 1, threads, 1, 1, shared_bytes))
+            sizes = (c_uint(n) for n in (*grid, 1, threads, 1, 1, shared_bytes))
             self._call("cuLaunchKernel", function, *sizes, c_void_p(stream), pointers, None)
 
     def _describe(self, device: c_int) -> DeviceProperties:
@@ -146,6 +147,10 @@ class Driver:
             self._code(describe, c_int(code), byref(text))
             words.append((text.value or b"unknown error").decode())
         raise DriverError(f"{name}: {words[0]} ({words[1]})")
+
+
+def _address(tensor: Any) -> c_void_p:
+    return c_void_p(0 if tensor is None else tensor.data_ptr())
 
 
 class _Current:

@@ -4,8 +4,9 @@ entries that selected tokens need name pages, counts fit 32 bits (`kernels/src/a
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 from .bucket import Bucket
 from .configuration import AttentionShape
@@ -17,16 +18,18 @@ I32_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked step. All arrays are of 32-bit integers; the spans of row `r` are
-    `spans[2 * span_ptr[r] : 2 * span_ptr[r + 1]]`, start and end in turn, in logical positions of the
-    row's request, canonical."""
+    """A checked step. All arrays are of 32-bit integers. A row has one *set* of spans, or one for each KV
+    head: set `s` is `spans[2 * span_ptr[s] : 2 * span_ptr[s + 1]]`, start and end in turn, in logical
+    positions of the row's request, canonical."""
 
     rows: int
+    span_heads: int
+    """Sets of spans of each row: 1, or as many as KV heads."""
     requests: int
     max_pages: int
     pages: int
     span_ptr: array
-    """`[rows + 1]`"""
+    """`[rows * span_heads + 1]`"""
     spans: array
     """`[spans, 2]`"""
     row_request: array
@@ -37,26 +40,39 @@ class Plan:
     """`[requests]`"""
     bucket: Bucket
 
-    def row_spans(self, row: int) -> list[Span]:
-        """The canonical spans of one row."""
-        pairs = self.spans[2 * self.span_ptr[row] : 2 * self.span_ptr[row + 1]]
+    def row_spans(self, row: int, head: int = 0) -> list[Span]:
+        """The canonical spans of one row; those of one KV head where each has its own."""
+        at = row * self.span_heads + head
+        pairs = self.spans[2 * self.span_ptr[at] : 2 * self.span_ptr[at + 1]]
         return list(zip(pairs[::2], pairs[1::2]))
+
+    def query_tiles(self, query_rows: int) -> array:
+        """The query tiles of a kernel whose tiles have up to `query_rows` rows: the first row of each, and
+        the number of rows last. Rows of one request that follow each other share tiles."""
+        first_rows, end = array("i"), 0
+        for _, run in groupby(self.row_request):
+            begin, end = end, end + len(list(run))
+            first_rows.extend(range(begin, end, query_rows))
+        first_rows.append(self.rows)
+        return first_rows
 
 
 def plan_step(
     shape: AttentionShape,
-    spans: Iterable[Iterable[Span]],
+    spans: Iterable[Iterable[Span]] | Iterable[Iterable[Iterable[Span]]],
     row_request: Iterable[int],
     page_table: Sequence[Sequence[int]],
     kv_len: Iterable[int],
     pages: int,
+    per_head: bool = False,
 ) -> Plan:
     """Checks one decode step and lays it out, for all layers.
 
     `spans` has per row the selected tokens as `(start, end)` ranges in logical positions, in any order;
-    they may overlap, repeat and be empty. `row_request` is `[rows]`, `kv_len` `[requests]` in tokens,
-    `page_table` `[requests, max_pages]`: the page of each run of `page_size` positions, where entries
-    that no selected token needs may be anything. `pages` is how many each layer's cache has.
+    they may overlap, repeat and be empty. With `per_head` each KV head has its own: per row a list for each
+    KV head. `row_request` is `[rows]`, `kv_len` `[requests]` in tokens, `page_table` `[requests,
+    max_pages]`: the page of each run of `page_size` positions, where entries that no selected token needs
+    may be anything. `pages` is how many each layer's cache has.
 
     Raises `StepError`, naming what is at fault.
     """
@@ -72,8 +88,9 @@ def plan_step(
                 "all requests have the same number"
             )
         table.extend(_integers(f"page_table[{request}]", entries))
-    span_ptr, flat = _lay_out(spans)
-    rows, requests = len(span_ptr) - 1, len(kv_len)
+    span_heads = shape.kv_heads if per_head else 1
+    span_ptr, flat = _lay_out(_of_heads(spans, shape.kv_heads) if per_head else _of_rows(spans))
+    rows, requests = (len(span_ptr) - 1) // span_heads, len(kv_len)
     if len(page_table) != requests:
         raise StepError(f"page_table has {len(page_table)} requests and kv_len {requests}")
     if len(row_request) != rows:
@@ -83,6 +100,8 @@ def plan_step(
         ("rows x KV heads", rows * shape.kv_heads),
         ("tokens per page", shape.page_size),
         ("selected tokens of all rows", tokens),
+        # Query tiles have room for twice as many.
+        ("twice the spans", len(flat)),
         ("pages", pages),
     ):
         if found > I32_MAX:
@@ -94,8 +113,12 @@ def plan_step(
                 f"kv_len[{request}] is {length}, expected 0 to {room}, which is what the page table has "
                 f"room for (max_pages {max_pages} x page_size {shape.page_size})"
             )
-    bucket = Bucket.of(rows, tokens, len(flat) // 2)
-    plan = Plan(rows, requests, max_pages, pages, span_ptr, flat, row_request, table, kv_len, bucket)
+    runs = sum(1 for _ in groupby(row_request))
+    # Where each KV head has its own spans, those of the mean of all heads.
+    bucket = Bucket.of(rows, runs, tokens // span_heads, len(flat) // 2 // span_heads)
+    plan = Plan(
+        rows, span_heads, requests, max_pages, pages, span_ptr, flat, row_request, table, kv_len, bucket
+    )
     for row, request in enumerate(row_request):
         if not 0 <= request < requests:
             raise StepError(f"row {row} belongs to request {request}, but there are {requests} requests")
@@ -103,20 +126,43 @@ def plan_step(
     return plan
 
 
-def _lay_out(spans: Iterable[Iterable[Span]]) -> tuple[array, array]:
+def _of_rows(spans: Iterable[Iterable[Span]]) -> Iterator[tuple[str, Iterable[Span]]]:
+    """The sets of rows that have one each, and whose they are."""
+    for row, raw in enumerate(spans):
+        yield f"row {row}", raw
+
+
+def _of_heads(
+    spans: Iterable[Iterable[Iterable[Span]]], kv_heads: int
+) -> Iterator[tuple[str, Iterable[Span]]]:
+    """The sets of rows that have one for each KV head, and whose they are."""
+    for row, sets in enumerate(spans):
+        try:
+            sets = list(sets)
+        except TypeError:
+            raise StepError(f"row {row}: spans are a list for each KV head, got {sets!r}") from None
+        if len(sets) != kv_heads:
+            raise StepError(
+                f"row {row} has {len(sets)} lists of spans, expected one for each of the {kv_heads} KV heads"
+            )
+        for head, raw in enumerate(sets):
+            yield f"row {row}, KV head {head}", raw
+
+
+def _lay_out(sets: Iterable[tuple[str, Iterable[Span]]]) -> tuple[array, array]:
     """`span_ptr` and the flat canonical spans."""
     span_ptr, flat = array("i", [0]), array("i")
-    for row, raw in enumerate(spans):
+    for where, raw in sets:
         try:
             raw = [(start, end) for start, end in raw]
         except (TypeError, ValueError):
-            raise StepError(f"row {row}: spans are pairs of start and end, got {raw!r}") from None
+            raise StepError(f"{where}: spans are pairs of start and end, got {raw!r}") from None
         for start, end in raw:
             if not (isinstance(start, int) and isinstance(end, int)):
-                raise StepError(f"row {row}: [{start!r}, {end!r}) is not a span: give two integers")
+                raise StepError(f"{where}: [{start!r}, {end!r}) is not a span: give two integers")
             if not 0 <= start <= end <= I32_MAX:
                 raise StepError(
-                    f"row {row}: [{start}, {end}) is no span: positions are 0 to {I32_MAX}, and the "
+                    f"{where}: [{start}, {end}) is no span: positions are 0 to {I32_MAX}, and the "
                     "start is not behind the end (spans are half-open)"
                 )
         for span in canonical(raw):
@@ -128,7 +174,7 @@ def _lay_out(spans: Iterable[Iterable[Span]]) -> tuple[array, array]:
 def _check_row(plan: Plan, page_size: int, row: int, request: int) -> None:
     """No span of a row ends past the KV length, and the page table entries it needs name pages."""
     table = plan.page_table[request * plan.max_pages : (request + 1) * plan.max_pages]
-    for start, end in plan.row_spans(row):
+    for start, end in chain(*(plan.row_spans(row, head) for head in range(plan.span_heads))):
         if end > plan.kv_len[request]:
             raise StepError(
                 f"row {row}: [{start}, {end}) ends past the KV length {plan.kv_len[request]} of request "
@@ -143,8 +189,7 @@ def _check_row(plan: Plan, page_size: int, row: int, request: int) -> None:
 
 
 def _integers(what: str, values: Iterable[int]) -> array:
-    if isinstance(values, array) and values.typecode == "i":
-        return values
+    """A copy, which stays what was checked whatever becomes of `values`."""
     try:
         return array("i", values)
     except (TypeError, OverflowError) as error:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .errors import StepError
 from .spans import Span, canonical, tokens
 
 
@@ -12,42 +13,62 @@ def span_attention_reference(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    spans: Sequence[Sequence[Span]],
+    spans: Sequence[Sequence[Span]] | Sequence[Sequence[Sequence[Span]]],
     row_request: Sequence[int],
     page_table: Sequence[Sequence[int]],
     scale: float | None = None,
     layout: str = "NHD",
+    soft_cap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    per_head: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax over exactly the selected tokens, times V, per row and query head, in float64.
 
     `q` is `[rows, query_heads, head_dim]`; `k` and `v` are pages, `[pages, page_size, kv_heads,
     head_dim]` (NHD) or `[pages, kv_heads, page_size, head_dim]` (HND). `spans` has per row the selected
-    tokens in logical positions: position `t` of request `r` is slot `t % page_size` of page
-    `page_table[r][t // page_size]`. Query heads `h * group .. (h + 1) * group` read KV head `h`. `scale`
-    is the factor of q . k, by default `1 / sqrt(head_dim)`.
+    tokens in logical positions, with `per_head` a list of them for each KV head: position `t` of request
+    `r` is slot `t % page_size` of page `page_table[r][t // page_size]`. Query heads `h * group .. (h + 1) *
+    group` read KV head `h`. `scale` is the factor of q . k, by default `1 / sqrt(head_dim)`. Logits are
+    capped at `soft_cap`, smoothly: `soft_cap * tanh(logit / soft_cap)`; 0 is no cap. `sinks` is
+    `[query_heads]`: a logit that the softmax of each query head has besides those of tokens, with a value
+    of zero; -inf is none.
 
     Returns `out`, as `q`, and `lse` `[rows, query_heads]` in float32, the natural logarithm of the
-    softmax's denominator. A row that selects nothing gets 0 and -inf. Tokens that are not selected are
-    not read and may be NaN.
+    softmax's denominator. A row that selects nothing gets 0, and its sinks or -inf. Tokens that are not
+    selected are not read and may be NaN. Raises `StepError` for a row with other than a list for each KV
+    head where it is to have one.
     """
     if layout == "HND":
         k, v = k.transpose(1, 2), v.transpose(1, 2)
     rows, query_heads, head_dim = q.shape
     page_size, kv_heads = k.shape[1:3]
+    group = query_heads // kv_heads
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    out = torch.zeros_like(q)
-    lse = torch.full((rows, query_heads), -math.inf, device=q.device)
+    if sinks is None:
+        sinks = torch.full((query_heads,), -math.inf, device=q.device)
+    out = torch.empty_like(q)
+    lse = torch.empty(rows, query_heads, device=q.device)
+    # KV heads that a set of spans serves.
+    served = 1 if per_head else kv_heads
     for row in range(rows):
-        positions = tokens(canonical(spans[row]))
-        if not positions:
-            continue
         table = page_table[row_request[row]]
-        pages = torch.tensor([table[t // page_size] for t in positions], device=q.device)
-        slots = torch.tensor([t % page_size for t in positions], device=q.device)
-        # [tokens, kv_heads, head_dim], and the queries by the KV head they read.
-        keys, values = k[pages, slots].double(), v[pages, slots].double()
-        queries = q[row].double().view(kv_heads, query_heads // kv_heads, head_dim)
-        logits = scale * torch.einsum("hgd,thd->hgt", queries, keys)
-        out[row] = torch.einsum("hgt,thd->hgd", logits.softmax(-1), values).flatten(0, 1).to(q.dtype)
-        lse[row] = logits.logsumexp(-1).flatten().float()
+        sets = spans[row] if per_head else [spans[row]]
+        if len(sets) * served != kv_heads:
+            raise StepError(
+                f"row {row} has {len(sets)} lists of spans, expected one for each of the {kv_heads} KV heads"
+            )
+        for head, selected in zip(range(0, kv_heads, served), sets):
+            places = [(table[t // page_size], t % page_size) for t in tokens(canonical(selected))]
+            pages, slots = torch.tensor(places, dtype=torch.long, device=q.device).view(-1, 2).unbind(1)
+            # [tokens, served, head_dim], and the queries by the KV head they read.
+            keys, values = (t[pages, slots, head : head + served].double() for t in (k, v))
+            readers = slice(head * group, (head + served) * group)
+            queries = q[row, readers].double().view(served, group, head_dim)
+            logits = scale * torch.einsum("hgd,thd->hgt", queries, keys)
+            if soft_cap:
+                logits = soft_cap * torch.tanh(logits / soft_cap)
+            logits = torch.cat([logits, sinks[readers].double().view(served, group, 1)], -1)
+            weights = logits.softmax(-1)[..., :-1]
+            out[row, readers] = torch.einsum("hgt,thd->hgd", weights, values).flatten(0, 1).to(q.dtype)
+            lse[row, readers] = logits.logsumexp(-1).flatten().float()
     return out, lse
