@@ -214,7 +214,9 @@ fn registers_needed(shape: &KernelShape, c: &Configuration) -> u32 {
             QueryHome::Registers => shape.head_dim / 4 + shape.head_dim / 8,
             QueryHome::Shared => shape.head_dim / 4 + 4,
         };
-        return c.fragments() * (per_fragment + 6 * c.unroll + 4) + 48;
+        // Query tiles keep rows and places of columns besides.
+        let others = if c.query_rows > 1 { 64 } else { 48 };
+        return c.fragments() * (per_fragment + 6 * c.unroll + 4) + others;
     }
     let elements = c.elements_per_lane(shape);
     let held = match c.query {

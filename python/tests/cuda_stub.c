@@ -12,8 +12,9 @@ static int depth;
 #define NOTE(...) (used += (size_t)snprintf(calls + used, sizeof calls - used, __VA_ARGS__))
 
 /* Kernels by number, which is also their handle; sizes of their parameters as in kernels/src/abi.rs. */
-static const char *names[] = {"spanforge_overlay", "spanforge_plan", "spanforge_decode", "spanforge_merge"};
-static const int pointers[] = {6, 4, 17, 7}, integers[] = {2, 1, 11, 5};
+static const char *names[] = {"spanforge_overlay", "spanforge_plan", "spanforge_decode", "spanforge_merge",
+                              "spanforge_merge_outputs"};
+static const int pointers[] = {6, 4, 17, 7, 4}, integers[] = {2, 1, 11, 5, 1};
 
 const char *stub_calls(void) { return calls; }
 int stub_depth(void) { return depth; }
@@ -51,7 +52,7 @@ int cuModuleLoadData(void **module, const void *image) {
     return 0;
 }
 int cuModuleGetFunction(void **function, void *module, const char *name) {
-    for (uintptr_t i = 0; i < 4; ++i)
+    for (uintptr_t i = 0; i < 5; ++i)
         if (module == (void *)0x1000 && strcmp(name, names[i]) == 0) {
             *function = (void *)(0x7fff10000000 + i);
             return 0;

@@ -27,6 +27,7 @@ class EmulatedDriver:
             "plan": ["set_tokens", "span_tokens"],
             "decode": ["out", "lse", "partial_acc", "partial_ml", "arrivals"],
             "merge": ["out", "lse"],
+            "merge-outputs": ["out", "lse"],
         }[kernel]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

@@ -83,6 +83,19 @@ def problem(
     return Problem(shape, spans, row_request, page_table, kv_len, pages, q, k, v, sinks, per_head)
 
 
+def parts(p):
+    """The spans of each row in two parts, before a position and from it on: row by row in turn all are in
+    the second, all in the first, and some in both."""
+    before, behind = [], []
+    for row, spans in enumerate(p.spans):
+        selected = tokens(canonical(spans))
+        middle = selected[len(selected) // 2] if selected else 0
+        cut = (0, p.kv_len[p.row_request[row]], middle)[row % 3]
+        before.append([(min(start, cut), min(end, cut)) for start, end in spans])
+        behind.append([(max(start, cut), max(end, cut)) for start, end in spans])
+    return before, behind
+
+
 def assert_close(case, found, expected):
     """FlashMLA's tolerances: absolute or relative, and the cosine; the LSE tighter."""
     (out, lse), (wanted, wanted_lse) = found, expected

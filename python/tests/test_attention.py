@@ -5,6 +5,7 @@ import math
 import tempfile
 import unittest
 from array import array
+from dataclasses import replace
 from pathlib import Path
 
 from needs import needs
@@ -14,14 +15,16 @@ needs("torch")
 import torch
 
 from artifacts import kernel, manifest, spec, write
-from problems import assert_close, problem
+from problems import assert_close, parts, problem
 from spanforge import (
     Artifact,
     AttentionShape,
     DeviceProperties,
+    KernelShape,
     Limits,
     SpanAttention,
     abi,
+    merge_outputs_reference,
     span_attention_reference,
 )
 from spanforge.errors import DriverError, SpanforgeError, StepError
@@ -130,6 +133,52 @@ class Reference(unittest.TestCase):
         self.assertFalse(torch.equal(reference(p)[0], reference(p, 1.0)[0]))
 
 
+class Merging(unittest.TestCase):
+    def test_two_parts_are_merged_into_the_whole(self):
+        for seed in range(10):
+            p = problem(seed, "f32", layout="HND" if seed % 2 else "NHD", rows=6)
+            # The sink is in one of the two.
+            for sinks in (None, p.sinks):
+                of_parts = parts(p)
+                one = reference(replace(p, spans=of_parts[0]), sinks=sinks)
+                other = reference(replace(p, spans=of_parts[1]))
+                for two in ((*one, *other), (*other, *one)):
+                    found = merge_outputs_reference(*two)
+                    for part, whole in zip(found, reference(p, sinks=sinks)):
+                        torch.testing.assert_close(part, whole, atol=2e-6, rtol=2e-6)
+
+    def test_where_one_is_empty_the_other_stays_bit_for_bit(self):
+        """An empty one has an output that is not looked at."""
+        generator = torch.Generator().manual_seed(0)
+        for dtype, bits in [(torch.bfloat16, torch.int16), (torch.float32, torch.int32)]:
+            full = torch.randn(4, 2, 64, generator=generator).to(dtype)
+            full[..., :2] = torch.tensor([-0.0, torch.finfo(dtype).tiny])
+            lse = torch.tensor([-100.0, 0.3, 2e4, 1e-9])[:, None].expand(4, 2).contiguous()
+            empty, no_lse = torch.full_like(full, math.nan), torch.full_like(lse, -math.inf)
+            for two in ((full, lse, empty, no_lse), (empty, no_lse, full, lse)):
+                out, merged_lse = merge_outputs_reference(*two)
+                self.assertTrue(torch.equal(out.view(bits), full.view(bits)))
+                self.assertTrue(torch.equal(merged_lse, lse))
+            out, merged_lse = merge_outputs_reference(empty, no_lse, empty, no_lse)
+            self.assertFalse(out.view(bits).any())
+            self.assertTrue(torch.equal(merged_lse, no_lse))
+
+    def test_on_a_cpu_it_is_done_in_place(self):
+        p = problem(8, "f32", rows=6)
+        attention = planned(p)
+        expected = attention.run(p.q, p.k, p.v)
+        written = []
+        for spans in parts(p):
+            attention.plan(*replace(p, spans=spans).step)
+            written += attention.run(p.q, p.k, p.v)
+        other = [tensor.clone() for tensor in written[2:]]
+        # The rows are not those of the plan.
+        attention.plan([[]], [0], p.page_table, p.kv_len, p.pages)
+        attention.merge_outputs(*written)
+        for found, wanted in zip(written, (*expected, *other)):
+            torch.testing.assert_close(found, wanted, atol=2e-6, rtol=2e-6)
+
+
 class Attention(unittest.TestCase):
     def test_on_a_cpu_the_reference_computes(self):
         for layout in ("NHD", "HND"):
@@ -159,9 +208,13 @@ class Attention(unittest.TestCase):
             (lambda: attention.run(p.q, p.k[:-1], p.v[:-1]), "pages, and the step was planned for"),
             (lambda: attention.run(p.q, p.k, p.v, math.nan), "scale is nan"),
             (lambda: attention.run(p.q, p.k, p.v, 1e300), "scale is 1e"),
-            (lambda: attention.run(p.q, p.k, p.v, soft_cap=-1.0), "soft_cap is -1.0: give a number above 0"),
+            (
+                lambda: attention.run(p.q, p.k, p.v, soft_cap=-1.0),
+                "soft_cap is -1.0: give a number from 1e-30",
+            ),
+            (lambda: attention.run(p.q, p.k, p.v, soft_cap=9e-31), "soft_cap is 9e-31"),
+            (lambda: attention.run(p.q, p.k, p.v, soft_cap=1.1e30), "to 1e30, or 0 for no cap"),
             (lambda: attention.run(p.q, p.k, p.v, soft_cap=math.nan), "soft_cap is nan"),
-            (lambda: attention.run(p.q, p.k, p.v, soft_cap=1e300), "soft_cap is 1e"),
             (
                 lambda: attention.run(p.q, p.k, p.v, sinks=p.sinks[:1]),
                 r"sinks is \[1\] .*, expected \[[246]\]",
@@ -250,12 +303,12 @@ class Launches(unittest.TestCase):
     FOUR = spec(core="mma", query_rows=4, heads_per_warp=8)
     PAGES = {"page_table": [[0, 1, 2, 3]] * 3, "kv_len": [64] * 3, "pages": 4}
 
-    def attention(self, *kernels):
+    def attention(self, *kernels, shape=SHAPE):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         artifact = Artifact.load(write(Path(folder.name) / "artifact", manifest(list(kernels))))
         self.driver = RecordingDriver()
-        return SpanAttention(artifact, self.SHAPE, self.LIMITS, "cpu", self.driver)
+        return SpanAttention(artifact, shape, self.LIMITS, "cpu", self.driver)
 
     def step(self, attention, row_request, spans=None, per_head=False, **pages):
         """Plans a step, whose rows all select the same where nothing else is said. Returns the names of
@@ -341,6 +394,56 @@ class Launches(unittest.TestCase):
         self.step(attention, [0])
         attention.run(*self.tensors(1))
         self.assertEqual([name for name, *_ in self.driver.take()], ["plan", "decode"])
+
+    def test_of_merging_outputs(self):
+        """Of three query heads a row, four to a block, for any rows."""
+        shape = AttentionShape("bf16", 3, 1, 128, page_size=16)
+        three = kernel(spec(KernelShape("bf16", 128, 3), heads_per_warp=3))
+        attention = self.attention(three, shape=shape)
+        out, lse = torch.zeros(2, 3, 3, 128, dtype=torch.bfloat16), torch.zeros(2, 3, 3)
+        with self.assertRaisesRegex(StepError, "there is no plan"):
+            attention.merge_outputs(out[0], lse[0], out[1], lse[1])
+        # The kernel alone is that of the plan.
+        self.step(attention, [])
+        for rows, blocks in [(1, 1), (3, 3)]:
+            written = out[0, :rows], lse[0, :rows], out[1, :rows], lse[1, :rows]
+            attention.merge_outputs(*written)
+            ((*launch, arguments),) = self.driver.take()
+            self.assertEqual(launch, ["merge-outputs", (blocks, 1), 128])
+            names = "out", "lse", "other_out", "other_lse"
+            self.assertEqual(arguments, dict(zip(names, written)) | {"heads": 3 * rows})
+        attention.merge_outputs(out[0, :0], lse[0, :0], out[1, :0], lse[1, :0])
+        self.assertEqual(self.driver.take(), [])
+
+    def test_outputs_that_cannot_be_merged_are_refused(self):
+        attention = self.attention(kernel(self.ONE))
+        self.step(attention, [0])
+        self.driver.take()
+        wide = torch.zeros(2, 8, 136, dtype=torch.bfloat16)
+        shifted = wide.flatten()[1 : 1 + 2 * 8 * 128].view(2, 8, 128)
+        out, lse = wide[..., :128].contiguous(), torch.zeros(2, 8)
+        good = {"out": out, "lse": lse, "other_out": out, "other_lse": lse}
+        huge = out[:1].expand(2**28, 8, 128)
+        for changed, message in [
+            ({"out": out[0]}, r"out is \[8, 128\] .*, expected \[1, 8, 128\]"),
+            ({"out": out[..., :64]}, r"out is \[2, 8, 64\] .*, expected \[2, 8, 128\]"),
+            ({"out": out.half()}, "out is .* torch.float16 on cpu, expected .* torch.bfloat16 on cpu"),
+            ({"out": huge}, "rows x query heads is 2147483648; the kernels count up to 2147483647"),
+            ({"out": wide[..., :128]}, r"out is not contiguous: copy it with out.contiguous\(\)"),
+            ({"out": shifted}, "out is not 16-byte aligned"),
+            ({"other_out": out[:1]}, r"other_out is \[1, 8, 128\] .*, expected \[2"),
+            ({"other_out": out.float()}, "other_out is .* torch.float32 on"),
+            ({"other_out": out.to("meta")}, "other_out is .* on meta, expected .* on cpu"),
+            ({"other_out": shifted}, "other_out is not 16-byte aligned"),
+            ({"lse": lse[:1]}, r"lse is \[1, 8\] .*, expected \[2, 8\]"),
+            ({"lse": lse.double()}, "lse is .* torch.float64 on cpu, expected .* torch.float32"),
+            ({"lse": lse.T.contiguous().T}, "lse is not contiguous"),
+            ({"other_lse": lse[:, :4]}, r"other_lse is \[2, 4\] .*, expected \[2, 8\]"),
+            ({"other_lse": torch.zeros(2, 16)[:, ::2]}, "other_lse is not contiguous"),
+        ]:
+            with self.subTest(message), self.assertRaisesRegex(StepError, "^" + message):
+                attention.merge_outputs(**good | changed)
+        self.assertEqual(self.driver.take(), [])
 
     def test_the_plan_is_made_when_spans_or_tiles_change_and_only_then(self):
         attention = self.attention(kernel(self.FOUR))

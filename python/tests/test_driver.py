@@ -70,6 +70,8 @@ class Calls(unittest.TestCase):
         self.driver.launch(code, "merge", (10, 3), 128, 0, values, stream=0x7F12_3456_789A)
         plan = {name: Address(at) for at, name in enumerate(["span_ptr", "spans", "set_tokens"])}
         plan |= {"span_tokens": Address(2**64 - 1), "sets": 1}
+        outputs = {name: Address(at) for at, name in enumerate(["out", "lse", "other_out", "other_lse"])}
+        self.driver.launch(code, "merge-outputs", (2, 1), 128, 0, outputs | {"heads": 7}, stream=0)
         for shared in (50_000, 40_000, 60_000):
             self.driver.launch(code, "plan", (1, 1), 256, shared, plan, stream=0)
         self.assertEqual(
@@ -78,6 +80,7 @@ class Calls(unittest.TestCase):
                 "load",
                 "launch spanforge_merge 10,3,1 128,1,1 0 7f123456789a 0 7f0000000010 0 7f0000000011 "
                 "7f0000000012 7f0000000013 7f0000000014 5 -2 1 2147483647 -2147483648",
+                "launch spanforge_merge_outputs 2,1,1 128,1,1 0 0 0 1 2 3 7",
                 "attribute spanforge_plan 8 50000",
                 "launch spanforge_plan 1,1,1 256,1,1 50000 0 0 1 2 ffffffffffffffff 1",
                 "launch spanforge_plan 1,1,1 256,1,1 40000 0 0 1 2 ffffffffffffffff 1",

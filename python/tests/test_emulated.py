@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 import unittest
+from dataclasses import replace
 from pathlib import Path
 
 from needs import needs
@@ -18,8 +19,8 @@ if not os.environ.get("SPANFORGE"):
 import torch
 
 from emulated import EmulatedDriver
-from problems import assert_close, problem
-from spanforge import Artifact, Bucket, DeviceProperties, Limits, SpanAttention
+from problems import assert_close, parts, problem
+from spanforge import Artifact, Bucket, DeviceProperties, Limits, SpanAttention, merge_outputs_reference
 from spanforge.spans import canonical
 from test_attention import reference
 
@@ -105,6 +106,24 @@ class AgainstRust(unittest.TestCase):
                 self.assertEqual(driver.launched.count("overlay"), configuration.query_rows > 1)
         self.assertIn("second-kernel", merges)
         self.assertGreater(max(query_rows), 1)
+
+    def test_two_parts_are_merged_on_the_emulated_gpu(self):
+        p = problem(5, rows=6)
+        driver = EmulatedDriver(SPANFORGE)
+        attention = SpanAttention(ARTIFACT, p.shape, LIMITS, "cpu", driver)
+        written = []
+        for spans in parts(p):
+            attention.plan(*replace(p, spans=spans).step)
+            written.append(attention.run(p.q, p.k, p.v))
+        one, other = written
+        expected = merge_outputs_reference(*one, *other)
+        is_empty = (one[1] == -torch.inf) | (other[1] == -torch.inf)
+        self.assertTrue(is_empty.any() and not is_empty.all())
+        attention.merge_outputs(*one, *other)
+        self.assertEqual(driver.launched[-1], "merge-outputs")
+        assert_close(self, one, expected)
+        for found, wanted, bits in zip(one, expected, (torch.int16, torch.int32)):
+            self.assertTrue(torch.equal(found[is_empty].view(bits), wanted[is_empty].view(bits)))
 
     def test_the_plan_kernel_runs_when_spans_change_and_only_then(self):
         p = problem(6, rows=4)

@@ -2,6 +2,7 @@
 
 import os
 import unittest
+from dataclasses import replace
 
 from needs import needs
 
@@ -14,8 +15,8 @@ if not torch.cuda.is_available():
 if not os.environ.get("SPANFORGE_ARTIFACT"):
     raise unittest.SkipTest("needs an artifact: SPANFORGE_ARTIFACT=artifacts/NAME")
 
-from problems import assert_close, problem
-from spanforge import Artifact, Limits, SpanAttention
+from problems import assert_close, parts, problem
+from spanforge import Artifact, Limits, SpanAttention, merge_outputs_reference
 from test_attention import reference
 
 ARTIFACT = Artifact.load(os.environ["SPANFORGE_ARTIFACT"])
@@ -51,6 +52,18 @@ class Gpu(unittest.TestCase):
             for soft_cap, sinks in [(1.5, None), (0.0, p.sinks), (30.0, p.sinks)]:
                 found = attention(p.q, p.k, p.v, soft_cap=soft_cap, sinks=sinks)
                 assert_close(self, found, reference(p, soft_cap=soft_cap, sinks=sinks))
+
+    def test_two_parts_are_merged(self):
+        for seed in range(6):
+            p = drawn(seed, rows=17, longest=2000)
+            attention = SpanAttention(ARTIFACT, p.shape, LIMITS)
+            written = []
+            for spans in parts(p):
+                attention.plan(*replace(p, spans=spans).step)
+                written += attention(p.q, p.k, p.v)
+            expected = merge_outputs_reference(*written)
+            attention.merge_outputs(*written)
+            assert_close(self, written[:2], expected)
 
     def test_on_another_stream_and_after_other_steps(self):
         p = drawn(1, rows=8)

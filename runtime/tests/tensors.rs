@@ -157,7 +157,7 @@ fn what_is_wrong_with_a_tensor_is_named() {
     for (file, part) in [
         (
             good().without("span_ptr"),
-            "there is no tensor `span_ptr` ([rows + 1] I32); the file has: k, kv_len, page_table, q, row_request, spans, v",
+            "there is no tensor `span_ptr` ([rows + 1] I32, or [rows * kv_heads + 1]); the file has: k, kv_len, page_table, q, row_request, spans, v",
         ),
         (good().with("q", F32, &[2, 4, 64]), "tensor `q` is F32, expected F16 or BF16"),
         (good().with("v", BF16, &[2, 3, 2, 64]), "tensor `v` is BF16, expected F16 as q"),
@@ -181,7 +181,7 @@ fn what_is_wrong_with_a_tensor_is_named() {
         ),
         (
             good().with("span_ptr", I32, &[2]),
-            "tensor `span_ptr` has shape [2], expected [rows + 1]: q has 2 rows",
+            "tensor `span_ptr` has shape [2], expected [rows + 1], or [rows * kv_heads + 1] where each KV head has its own spans: q has 2 rows and k has 2 KV heads",
         ),
         (good().with("spans", I32, &[2, 5]), "tensor `spans` has shape [2, 5], expected [n, 2]"),
         (good().with("spans", I32, &[10]), "tensor `spans` has shape [10], expected [n, 2]"),
@@ -204,6 +204,16 @@ fn what_is_wrong_with_a_tensor_is_named() {
         (
             good().with_metadata("scale", "1e99"),
             "metadata `scale` is \"1e99\", expected a finite number",
+        ),
+        (
+            good().with_metadata("soft_cap", "none"),
+            "metadata `soft_cap` is \"none\", expected a finite number",
+        ),
+        (good().with_metadata("soft_cap", "-1"), "soft_cap is -1: it must be a number from 1e-30"),
+        (good().with("sinks", F16, &[4]), "tensor `sinks` is F16, expected F32"),
+        (
+            good().with("sinks", F32, &[3]),
+            "tensor `sinks` has shape [3], expected [4]: q has 4 query",
         ),
         (good().with("q", F16, &[2, 3, 64]), "3 query heads and 2 KV heads are not served"),
         // Read as HND, a page has 2 tokens and there are 3 KV heads.

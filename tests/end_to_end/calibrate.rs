@@ -18,7 +18,7 @@ fn slower(here: &Path, factor: f64) {
 #[test]
 fn a_slower_clock_is_found_and_written_to_a_profile_that_predicts_it() {
     let here = folder();
-    slower(here.path(), 0.6);
+    slower(here.path(), 0.5);
     let [workload, batch] = ["--workload=ssas-llama2", "--batch=4"];
     let device = "--device=emulated:slower.json";
     let tune = ["tune", workload, "--batch=1,4", device, "--cases=1", "--budget=18"];
@@ -43,7 +43,7 @@ fn a_slower_clock_is_found_and_written_to_a_profile_that_predicts_it() {
     let figures = fit["figures"].as_array().unwrap();
     let clock = figures.iter().find(|figure| figure["name"] == "boost_clock").unwrap();
     let ratio = clock["after"].as_f64().unwrap() / clock["before"].as_f64().unwrap();
-    assert!((ratio - 0.6).abs() < 0.06, "{fit}");
+    assert!((ratio - 0.5).abs() < 0.06, "{fit}");
     assert_eq!(fit["times"], 2 * 18, "each batch counts: {fit}");
     assert!(fit["before"]["median_error"].as_f64().unwrap() > 0.1, "{fit}");
     assert!(fit["held_out"]["median_error"].as_f64().unwrap() < 0.05, "{fit}");

@@ -242,7 +242,7 @@ fn a_guided_run_tries_first_what_another_run_found_fastest() {
     spanforge(here.path(), small("--device=emulated:h200", "--budget=16")).expect(0);
     let guide = Kept::read(&journals(here.path())[0]).expect("a journal").fastest();
     let journal = journals(here.path())[0].display().to_string();
-    let mut run = command(here.path(), small("--device=emulated:a100", "--budget=8"));
+    let mut run = command(here.path(), small("--device=emulated:l4", "--budget=8"));
     run.args(["--guide", &journal]);
     finish(run).expect(0).says("by guided search");
     let guided = journals(here.path()).into_iter().find(|path| *path != Path::new(&journal));
@@ -250,8 +250,8 @@ fn a_guided_run_tries_first_what_another_run_found_fastest() {
     let default = guided.candidates[&0].spec;
     let tried: Vec<_> = (1..8).map(|index| guided.candidates[&index].spec).collect();
     // But for what does not fit into the other device's shared memory.
-    let a100 = spanforge_device::open("emulated:a100").unwrap();
-    let space = SearchSpace::new(default.shape, Limits::of(a100.properties()));
+    let l4 = spanforge_device::open("emulated:l4").unwrap();
+    let space = SearchSpace::new(default.shape, Limits::of(l4.properties()));
     let fits = |spec: &KernelSpec| space.broken_constraint(&spec.configuration).is_none();
     assert!(!guide.iter().all(fits));
     let guide = guide.into_iter().filter(|spec| *spec != default && fits(spec));

@@ -59,6 +59,7 @@ fn rare_problems_are_rare_but_there() {
     let spec = spec();
     let edges = Edges::of(&spec);
     let (mut spans, mut rows, mut shared, mut high) = (0, 0, 0, 0);
+    let (mut caps, mut sinks, mut own, mut together) = (0, 0, 0, 0);
     for seed in 0..1000 {
         let recipe = generate_recipe(spec.shape, &edges, seed);
         spans += u32::from(recipe.rows.iter().any(|row| row.spans.len() > 256));
@@ -67,6 +68,10 @@ fn rare_problems_are_rare_but_there() {
         let page = u64::from(a.page_size * a.kv_heads * a.head_dim);
         high += u32::from(u64::from(recipe.first_page) * page >= 1 << 31);
         let problem = recipe.problem().unwrap();
+        caps += u32::from(problem.soft_cap > 0.0);
+        sinks += u32::from(!problem.sinks.is_empty());
+        own += u32::from(problem.span_heads() > 1);
+        together += u32::from(problem.bucket().rows_per_request > 1);
         let firsts: Vec<i32> =
             problem.page_table.chunks(problem.max_pages.max(1)).map(|table| table[0]).collect();
         shared += u32::from(firsts.len() > 1 && firsts[1..].contains(&firsts[0]));
@@ -75,6 +80,9 @@ fn rare_problems_are_rare_but_there() {
         assert!((3..=30).contains(&count), "{what}: {count}");
     }
     assert!(shared > 30 && high > 20, "{shared} {high}");
+    for (what, count) in [("caps", caps), ("sinks", sinks), ("own", own), ("together", together)] {
+        assert!((60..=400).contains(&count), "{what}: {count}");
+    }
 }
 
 /// No logit that is meant to be far from zero is near it, and none leaves the range of its kind.
@@ -140,11 +148,14 @@ proptest! {
         let a = problem.attention;
         let rows = problem.k.len() / a.head_dim as usize;
         let mut selected = vec![false; rows];
-        for row in 0..problem.rows() {
-            let request = problem.row_request[row] as usize;
-            for token in problem.spans.row(row).tokens() {
+        // Where each KV head has spans of its own, sets are by row and head.
+        let sets = problem.span_heads() as usize;
+        for set in 0..sets * problem.rows() {
+            let request = problem.row_request[set / sets] as usize;
+            let heads = if sets == 1 { 0..a.kv_heads as usize } else { set % sets..set % sets + 1 };
+            for token in problem.spans.row(set).tokens() {
                 let page = problem.page_table[request * problem.max_pages + (token / a.page_size) as usize];
-                for head in 0..a.kv_heads as usize {
+                for head in heads.clone() {
                     let slot = (token % a.page_size) as usize;
                     selected[a.layout.row_index(
                         page as usize, slot, head, a.page_size as usize, a.kv_heads as usize,

@@ -24,6 +24,7 @@ _NEED_TORCH = {
     "Limits": "attention",
     "SpanAttention": "attention",
     "attention_mask": "masks",
+    "merge_outputs_reference": "reference",
     "span_attention_reference": "reference",
 }
 

@@ -11,13 +11,15 @@ PLAN_THREADS = 256
 """Threads of a block of the plan kernel; it is launched with one block."""
 MERGE_THREADS = 128
 """Threads of a block of the merge kernel; it is launched with a grid of query tiles times KV heads by as
-many blocks as share the elements of each."""
+many blocks as share the elements of each. That which merges outputs is launched with one warp per query
+head of all rows."""
 
 SYMBOLS = {
     "overlay": "spanforge_overlay",
     "plan": "spanforge_plan",
     "decode": "spanforge_decode",
     "merge": "spanforge_merge",
+    "merge-outputs": "spanforge_merge_outputs",
 }
 
 
@@ -41,6 +43,7 @@ ARGUMENTS = {
         "tile_ptr set_tokens sinks out lse partial_acc partial_ml",
         "tiles kv_heads span_heads blocks smallest_share",
     ),
+    "merge-outputs": _arguments("out lse other_out other_lse", "heads"),
 }
 """Per kernel the arguments in order: name, and `pointer` (a 64-bit device address) or `i32`. To decode and
 merge, `tile_ptr`, `span_rows` and `sinks` may be null: where a tile is a row, and where there are none."""

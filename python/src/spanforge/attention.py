@@ -25,7 +25,7 @@ from .configuration import AttentionShape, Configuration
 from .driver import Driver
 from .errors import DriverError, StepError
 from .plan import I32_MAX, Plan, plan_step
-from .reference import span_attention_reference
+from .reference import merge_outputs_reference, span_attention_reference
 from .spans import Span
 
 _F32_MAX = torch.finfo(torch.float32).max
@@ -288,6 +288,30 @@ class SpanAttention:
         scale = 1 / math.sqrt(self.shape.head_dim) if scale is None else scale
         return torch.ops.spanforge.span_attention(q, k, v, self.handle, scale, soft_cap, sinks)
 
+    def merge_outputs(
+        self, out: torch.Tensor, lse: torch.Tensor, other_out: torch.Tensor, other_lse: torch.Tensor
+    ) -> None:
+        """Adds attention over other tokens, `other_out` and `other_lse`, to `out` and `lse`, in place:
+        outputs weighted by e^LSE. A sink may be in one of the two.
+
+        `out` and `other_out` are `[n, query_heads, head_dim]`, `lse` and `other_lse` `[n, query_heads]` in
+        float32, all contiguous, of any `n` rows. Where one of the two is empty (its LSE is -inf) the result
+        is the other, bit for bit; where both are, 0 and -inf. Raises `StepError` where there is no plan,
+        which has the kernel, and for tensors that do not serve.
+        """
+        self._check_written(self._current_plan(), out, lse, other_out, other_lse)
+        if self._driver is None:
+            merged, merged_lse = merge_outputs_reference(out, lse, other_out, other_lse)
+            out.copy_(merged)
+            lse.copy_(merged_lse)
+            return
+        heads = lse.numel()
+        if heads == 0:
+            return
+        grid = -(-heads // (abi.MERGE_THREADS // 32)), 1
+        values = {"out": out, "lse": lse, "other_out": other_out, "other_lse": other_lse, "heads": heads}
+        self._launch("merge-outputs", grid, abi.MERGE_THREADS, 0, values)
+
     def _launch(
         self, kernel: str, grid: tuple[int, int], threads: int, shared_bytes: int, values: dict[str, Any]
     ) -> None:
@@ -331,18 +355,42 @@ class SpanAttention:
     def _check_logits(self, scale: float, soft_cap: float, sinks: torch.Tensor | None) -> None:
         if not abs(scale) <= _F32_MAX:
             raise StepError(f"scale is {scale}: give a number that is finite in float32")
-        if not 0 <= soft_cap <= _F32_MAX:
-            raise StepError(
-                f"soft_cap is {soft_cap}: give a number above 0 that is finite in float32, or 0 for no cap"
-            )
-        if sinks is None:
-            return
-        found = list(sinks.shape), sinks.dtype, sinks.device
-        expected = [self.shape.query_heads], torch.float32, self.device
+        # Kernels divide by it.
+        if soft_cap != 0 and not 1e-30 <= soft_cap <= 1e30:
+            raise StepError(f"soft_cap is {soft_cap}: give a number from 1e-30 to 1e30, or 0 for no cap")
+        if sinks is not None:
+            self._check_whole("sinks", sinks, [self.shape.query_heads], torch.float32)
+
+    def _check_written(
+        self,
+        plan: Plan,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        other_out: torch.Tensor,
+        other_lse: torch.Tensor,
+    ) -> None:
+        heads = [out.shape[0] if out.dim() == 3 else plan.rows, self.shape.query_heads]
+        if math.prod(heads) > I32_MAX:
+            raise StepError(f"rows x query heads is {math.prod(heads)}; the kernels count up to {I32_MAX}")
+        dtype = DTYPES.get(self.shape.dtype) if self._driver is not None else out.dtype
+        for name, tensor in (("out", out), ("other_out", other_out)):
+            self._check_whole(name, tensor, [*heads, self.shape.head_dim], dtype)
+            self._check_aligned(name, tensor)
+        for name, tensor in (("lse", lse), ("other_lse", other_lse)):
+            self._check_whole(name, tensor, heads, torch.float32)
+
+    def _check_whole(self, name: str, tensor: torch.Tensor, shape: list[int], dtype: torch.dtype) -> None:
+        """A tensor that is read in one piece."""
+        found = list(tensor.shape), tensor.dtype, tensor.device
+        expected = shape, dtype, self.device
         if found != expected:
-            raise StepError("sinks is {} {} on {}, expected {} {} on {}".format(*found, *expected))
-        if not sinks.is_contiguous():
-            raise StepError("sinks is not contiguous: give sinks.contiguous()")
+            raise StepError("{} is {} {} on {}, expected {} {} on {}".format(name, *found, *expected))
+        if not tensor.is_contiguous():
+            raise StepError(f"{name} is not contiguous: copy it with {name}.contiguous()")
+
+    def _check_aligned(self, name: str, tensor: torch.Tensor) -> None:
+        if self._driver is not None and tensor.data_ptr() % ALIGNMENT_BYTES:
+            raise StepError(f"{name} is not {ALIGNMENT_BYTES}-byte aligned: copy it to a new tensor")
 
     def _check_tensors(self, plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         shape = self.shape
@@ -362,8 +410,7 @@ class SpanAttention:
                 raise StepError(
                     f"{name} is {tensor.dtype} on {tensor.device}, expected {dtype} on {self.device}"
                 )
-            if self._driver is not None and tensor.data_ptr() % ALIGNMENT_BYTES:
-                raise StepError(f"{name} is not {ALIGNMENT_BYTES}-byte aligned: copy it to a new tensor")
+            self._check_aligned(name, tensor)
         if k.shape[0] < plan.pages:
             raise StepError(f"k and v have {k.shape[0]} pages, and the step was planned for {plan.pages}")
         if self._driver is None:

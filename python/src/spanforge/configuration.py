@@ -13,6 +13,8 @@ ELEMENT_BYTES = 2
 
 _LARGEST_VALUE = 4096
 """Beyond this no parameter of a configuration is meant."""
+_LARGEST_QUERY_ROWS = 32
+"""The most rows of a query tile: a word has a bit for each."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Configuration:
         return (
             all(1 <= count <= _LARGEST_VALUE for count in counts)
             and self.unroll <= 16
+            and self.query_rows <= _LARGEST_QUERY_ROWS
             and self.vector_bytes in (8, 16)
             and self.l2_prefetch in (0, 64, 128, 256)
             and self.core in ("fma", "mma")

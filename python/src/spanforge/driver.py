@@ -71,9 +71,9 @@ class Driver:
         values: Mapping[str, Any],
         stream: int,
     ) -> None:
-        """Queues a kernel (`overlay`, `plan`, `decode` or `merge`) on a stream (a `CUstream` as an integer),
-        with `grid` blocks in x and y. `values` has its arguments by name: integers, and tensors, whose
-        addresses are passed, null for `None`."""
+        """Queues a kernel, one of `abi.SYMBOLS`, on a stream (a `CUstream` as an integer), with `grid` blocks
+        in x and y. `values` has its arguments by name: integers, and tensors, whose addresses are passed,
+        null for `None`."""
         arguments = [
             _address(values[name]) if kind == "pointer" else c_int(values[name])
             for name, kind in abi.ARGUMENTS[kernel]

@@ -72,3 +72,24 @@ def span_attention_reference(
             out[row, readers] = torch.einsum("hgt,thd->hgd", weights, values).flatten(0, 1).to(q.dtype)
             lse[row, readers] = logits.logsumexp(-1).flatten().float()
     return out, lse
+
+
+def merge_outputs_reference(
+    out: torch.Tensor, lse: torch.Tensor, other_out: torch.Tensor, other_lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over the tokens of two attentions that have none in common, from what they have returned:
+    outputs weighted by e^LSE, in float64. A sink may be in one of the two.
+
+    `out` and `other_out` are `[rows, query_heads, head_dim]`, `lse` and `other_lse` `[rows, query_heads]`.
+    Returns both merged, in the dtypes of `out` and `lse`. Where one of the two is empty (its LSE is -inf) the
+    other comes back bit for bit, and where both are, 0 and -inf. The output of an empty one may be NaN.
+    """
+    both = torch.stack([lse, other_lse]).double()
+    mine, theirs = both.softmax(0)[..., None]
+    merged = (mine * out.double() + theirs * other_out.double()).to(out.dtype)
+    merged_lse = both.logsumexp(0).to(lse.dtype)
+    is_empty, other_is_empty = lse == -math.inf, other_lse == -math.inf
+    merged[is_empty] = other_out[is_empty]
+    merged[other_is_empty] = out[other_is_empty]
+    merged[is_empty & other_is_empty] = 0
+    return merged, merged_lse
