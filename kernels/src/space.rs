@@ -37,6 +37,9 @@ const RESERVED_SHARED_BYTES: u64 = 1024;
 /// 32-bit registers of a multiprocessor, every architecture since sm_80 (same source).
 const REGISTERS_PER_MULTIPROCESSOR: u32 = 65_536;
 
+/// Parts of a multiprocessor that have a quarter of its registers each, and whole warps (same source).
+const PARTITIONS: u32 = 4;
+
 /// No parameter of a configuration is larger than this; the bound keeps sizes computed from
 /// hand-written configurations within their integers.
 const LARGEST_VALUE: u32 = 4096;
@@ -177,8 +180,10 @@ pub static CONSTRAINTS: [Constraint; 17] = [
         name: "registers",
         reason: "queries, accumulators and the rows in flight fit the registers that the cap leaves",
         holds: |s, _, c| {
-            let cap = REGISTERS_PER_MULTIPROCESSOR
-                / (c.threads(s) * c.blocks_per_multiprocessor.max(c.min_blocks));
+            let blocks = c.blocks_per_multiprocessor.max(c.min_blocks);
+            let warps = (c.threads(s) / 32 * blocks).div_ceil(PARTITIONS);
+            // Registers are given out by eights.
+            let cap = REGISTERS_PER_MULTIPROCESSOR / PARTITIONS / (32 * warps.max(1)) / 8 * 8;
             registers_needed(s, c) <= cap.min(255)
         },
     },
