@@ -39,7 +39,8 @@ pub struct ModelArguments {
 /// A model, or its attention, on a device.
 #[derive(Args, Clone, Debug)]
 pub struct DeviceArguments {
-    /// Artifact whose kernel is used on a device [default: the default configuration, compiled now]
+    /// Artifact whose kernels are used on a device [default: the default configurations for generated
+    /// tokens and for prompts, compiled now]
     #[arg(long, value_name = "DIR")]
     artifact: Option<PathBuf>,
     /// Device that all of the model runs on, such as cuda:0 or emulated:h200 [default: the CPU]
