@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 /// A run of one small kernel that goes on for seconds.
 fn fuzzing(folder: &Path, more: &[&str]) -> Child {
-    let mut run = command(folder, ["fuzz", "--configs", "1", "--json", "--device"]);
-    run.arg("emulated:h200").args(more).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut run =
+        command(folder, ["fuzz", "--configs", "1", "--json", "--device", "emulated:h200"]);
+    run.args(["--head-dim", "64", "--group-size", "4"]);
+    run.args(more).stdout(Stdio::piped()).stderr(Stdio::piped());
     run.spawn().expect("the binary starts")
 }
 
@@ -24,7 +26,7 @@ fn workers(parent: &Child, count: usize) -> Vec<u32> {
             .filter(|id| stat(*id).is_some_and(|(_, of)| of == parent.id()))
             .collect();
         if found.len() >= count {
-            std::thread::sleep(Duration::from_secs(2));
+            std::thread::sleep(Duration::from_secs(4));
             return found;
         }
         std::thread::sleep(Duration::from_millis(50));
