@@ -3,7 +3,7 @@
 //! few dozen kernels are drawn from a fixed seed and each meets many problems.
 
 use proptest::prelude::*;
-use spanforge_device::{Buffer, Compiler, Settings};
+use spanforge_device::{Buffer, Compiler, Device, Settings};
 use spanforge_kernels::abi::{OverlayBuffers, PlanBuffers};
 use spanforge_kernels::configuration::{Configuration, HEAD_DIMS};
 use spanforge_kernels::decoder::UploadOptions;
@@ -184,6 +184,21 @@ fn loads_from_shared_memory_have_no_bank_conflicts() {
     }
 }
 
+/// Integers on a device.
+fn upload(device: &dyn Device, name: &str, values: &[i32]) -> Buffer {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let buffer = device.allocate(name, bytes.len().max(4)).unwrap();
+    device.upload(buffer, 0, &bytes).unwrap();
+    buffer
+}
+
+/// The first `count` integers of a buffer.
+fn download(device: &dyn Device, buffer: Buffer, count: usize) -> Vec<i32> {
+    let mut bytes = vec![0; 4 * count];
+    device.download(buffer, 0, &mut bytes).unwrap();
+    bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
 /// Canonical batches of up to some hundred rows and a thousand spans: more than the plan's one block
 /// has threads, so that sums are carried from round to round.
 fn any_batch() -> impl Strategy<Value = SpanBatch> {
@@ -216,17 +231,8 @@ proptest! {
         let device = spanforge_device::open(DEVICE).unwrap();
         let image = compile(&compiler(), &spec, "sm_90a").unwrap();
         let module = device.load(&image).unwrap();
-        let upload = |name: &str, values: &[i32]| {
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            let buffer = device.allocate(name, bytes.len().max(4)).unwrap();
-            device.upload(buffer, 0, &bytes).unwrap();
-            buffer
-        };
-        let download = |buffer: Buffer| -> Vec<i32> {
-            let mut bytes = vec![0; buffer.bytes];
-            device.download(buffer, 0, &mut bytes).unwrap();
-            bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
-        };
+        let upload = |name, values| upload(device.as_ref(), name, values);
+        let download = |buffer: Buffer| download(device.as_ref(), buffer, buffer.bytes / 4);
         let pairs: Vec<i32> = batch.spans().iter().flatten().copied().collect();
         let plan = PlanBuffers {
             span_ptr: upload("span_ptr", batch.span_ptr()),
@@ -272,17 +278,8 @@ proptest! {
         let device = spanforge_device::open(DEVICE).unwrap();
         let image = compile(&compiler(), &spec, "sm_90a").unwrap();
         let module = device.load(&image).unwrap();
-        let upload = |name: &str, values: &[i32]| {
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            let buffer = device.allocate(name, bytes.len().max(4)).unwrap();
-            device.upload(buffer, 0, &bytes).unwrap();
-            buffer
-        };
-        let download = |buffer: Buffer, count: usize| -> Vec<i32> {
-            let mut bytes = vec![0; 4 * count];
-            device.download(buffer, 0, &mut bytes).unwrap();
-            bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
-        };
+        let upload = |name, values| upload(device.as_ref(), name, values);
+        let download = |buffer, count| download(device.as_ref(), buffer, count);
         let (tiles, room) = (tile_ptr.len() - 1, 2 * batch.spans().len());
         let overlay = OverlayBuffers {
             tile_ptr: upload("tile_ptr", &tile_ptr),

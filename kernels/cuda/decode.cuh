@@ -8,9 +8,9 @@
 //
 // Warps form a grid: HEAD_WARPS of them share tokens and split the tile's columns (its rows' query
 // heads), TOKEN_WARPS of them split the tokens. Where the columns are not a multiple of HEADS_PER_WARP
-// the last of the HEAD_WARPS computes with heads of zeros and writes nothing for them. Each warp keeps a softmax
-// state of its own, on CUDA cores (`lanes.cuh`) or tensor cores (`fragments.cuh`); at the end of a
-// piece the states are merged, in a fixed order, within the warp and over warps through shared
+// the last of the HEAD_WARPS computes with heads of zeros and writes nothing for them. Each warp keeps a
+// softmax state of its own, on CUDA cores (`lanes.cuh`) or tensor cores (`fragments.cuh`); at the end of
+// a piece the states are merged, in a fixed order, within the warp and over warps through shared
 // memory. Nothing depends on timing, so results repeat bit for bit.
 //
 // K and V rows come through a ring of tiles in shared memory (`tiles.cuh`) or, for CUDA cores,

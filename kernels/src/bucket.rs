@@ -1,6 +1,6 @@
 //! What decides, besides the shape, which configuration is fast: how many rows a batch has and each of
-//! its requests, how much each selects, and in what pieces. Batches that are alike in these, to a power of two, are in one
-//! bucket; a batch that was not tuned for is served as the bucket that is nearest to it.
+//! its requests, how much each selects, and in what pieces. Batches that are alike in these, to a power
+//! of two, are in one bucket; a batch that was not tuned for is served as the bucket that is nearest to it.
 
 use serde::{Deserialize, Serialize};
 use spanforge_spans::SpanBatch;
@@ -11,16 +11,12 @@ pub struct Bucket {
     /// Rows.
     pub rows: u32,
     /// Rows that follow each other and are of one request, on average.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[serde(default = "crate::configuration::one", skip_serializing_if = "is_one")]
     pub rows_per_request: u32,
     /// Selected tokens per row, on average.
     pub tokens_per_row: u32,
     /// Tokens per span, on average.
     pub tokens_per_span: u32,
-}
-
-fn one() -> u32 {
-    1
 }
 
 fn is_one(number: &u32) -> bool {

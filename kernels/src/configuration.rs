@@ -152,7 +152,8 @@ pub struct Configuration {
     pub merge: Merge,
 }
 
-fn one() -> u32 {
+/// What a number is that records from before it was written down lack.
+pub(crate) fn one() -> u32 {
     1
 }
 

@@ -5,14 +5,22 @@
 //! that are copied to the device: rows, requests, spans, KV lengths and page table. A run checks
 //! its buffers' sizes and queues its launches; it never waits for the device.
 
+mod checks;
+mod error;
+mod kernels;
+
+use self::checks::{check_buffers, check_limits};
+pub use self::error::AttentionError;
+pub(crate) use self::error::remedy;
+use self::kernels::Kernels;
 use crate::memory::{DeviceMemory, Mirror};
-use spanforge_device::{Buffer, Device, DeviceError, Image, Launch, LaunchReport};
+use spanforge_device::{Buffer, Device, Image, Launch, LaunchReport};
 use spanforge_kernels::abi::{Operands, OverlayBuffers, PlanBuffers, Scalars, Workspace, Written};
-use spanforge_kernels::artifact::{Artifact, ArtifactError};
-use spanforge_kernels::configuration::{AttentionShape, KernelShape, KernelSpec};
+use spanforge_kernels::artifact::Artifact;
+use spanforge_kernels::configuration::{AttentionShape, KernelSpec};
 use spanforge_kernels::launch::{WorkspaceBytes, query_tiles};
 use spanforge_kernels::problem::check_soft_cap;
-use spanforge_kernels::{Addressing, Bucket, KvStrides, Launcher, ProblemError};
+use spanforge_kernels::{Addressing, Bucket, KvStrides, ProblemError};
 use spanforge_spans::SpanBatch;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -28,74 +36,6 @@ pub struct SpanAttentionLimits {
     pub requests: usize,
     /// Page table entries per request.
     pub max_pages: usize,
-}
-
-/// What can go wrong in the attention module.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AttentionError {
-    /// The artifact has no kernel for the shape on this device.
-    #[error("{source}\n{}", remedy(shape))]
-    NoKernel {
-        /// The shape.
-        shape: KernelShape,
-        /// Why each kernel of the artifact does not serve.
-        source: ArtifactError,
-    },
-    /// The step is at fault, or the shape.
-    #[error(transparent)]
-    Problem(#[from] ProblemError),
-    /// The device is, or a check of the emulated one has reported.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// The image is for another shape.
-    #[error("the kernel is built for {kernel} and cannot serve {shape}")]
-    OtherShape {
-        /// Shape of the kernel.
-        kernel: KernelShape,
-        /// Shape of the model.
-        shape: KernelShape,
-    },
-    /// A step beyond the limits that the module was loaded for.
-    #[error(
-        "{found} {what}, and the module was loaded for at most {limit}; load it with larger limits"
-    )]
-    Limit {
-        /// What is counted.
-        what: &'static str,
-        /// How many.
-        found: usize,
-        /// The most.
-        limit: usize,
-    },
-    /// Limits beyond what the kernels' 32-bit integers hold.
-    #[error("limits of {found} {what}: the kernels count up to {}", i32::MAX)]
-    Limits {
-        /// What is counted.
-        what: &'static str,
-        /// How many; `usize::MAX` for more than that.
-        found: usize,
-    },
-    /// A run without a plan.
-    #[error("there is no plan to run: plan the step first, and again after an error")]
-    NotPlanned,
-    /// A buffer or number of a run that does not serve the plan.
-    #[error("{operand}: {fault}")]
-    Operand {
-        /// Which.
-        operand: &'static str,
-        /// What is wrong and what was expected.
-        fault: String,
-    },
-}
-
-/// What makes a kernel for a shape.
-pub(crate) fn remedy(shape: &KernelShape) -> String {
-    format!(
-        "`spanforge tune --workload W` makes one, where W is a workload or a trace in {} with \
-         head_dim {} and {} query head(s) per KV head",
-        shape.dtype, shape.head_dim, shape.group_size
-    )
 }
 
 /// Where the tokens of each request lie, on the host. One map serves all layers.
@@ -194,55 +134,6 @@ struct Overlay {
     tile_span_ptr: DeviceMemory,
     tile_spans: DeviceMemory,
     span_rows: DeviceMemory,
-}
-
-/// The kernels that steps choose from.
-struct Kernels {
-    device: Arc<dyn Device>,
-    /// At least one.
-    launchers: Vec<Launcher>,
-    /// The kernel of each bucket, by its place; none where one kernel serves all.
-    buckets: Vec<(Bucket, usize)>,
-    /// The place of the one in use.
-    current: usize,
-}
-
-impl Kernels {
-    fn new(device: &Arc<dyn Device>) -> Self {
-        Self { device: Arc::clone(device), launchers: Vec::new(), buckets: Vec::new(), current: 0 }
-    }
-
-    fn current(&self) -> &Launcher {
-        &self.launchers[self.current]
-    }
-
-    /// Loads one more, and says its place.
-    fn load(&mut self, image: &Image, spec: KernelSpec) -> Result<usize, AttentionError> {
-        if let Some(place) = self.launchers.iter().position(|l| *l.spec() == spec) {
-            return Ok(place);
-        }
-        let module = self.device.load(image)?;
-        self.launchers.push(Launcher::new(module, spec, self.device.properties()));
-        Ok(self.launchers.len() - 1)
-    }
-
-    /// Takes the kernel for a batch into use, and says whether another one was.
-    fn choose(&mut self, spans: &SpanBatch, row_request: &[i32]) -> bool {
-        let known = self.buckets.iter().map(|(bucket, _)| *bucket);
-        let nearest = Bucket::of_spans(spans, row_request).nearest(known);
-        let chosen = self.buckets.iter().find(|(bucket, _)| Some(*bucket) == nearest);
-        let place = chosen.map_or(0, |(_, place)| *place);
-        std::mem::replace(&mut self.current, place) != place
-    }
-}
-
-impl Drop for Kernels {
-    fn drop(&mut self) {
-        for launcher in &self.launchers {
-            // A device that refuses has lost the module already.
-            let _ = self.device.unload(launcher.module());
-        }
-    }
 }
 
 /// The step that runs are for.
@@ -625,46 +516,4 @@ impl SpanAttention {
         let sinks = operands.sinks.map(|sinks| ("sinks", sinks, 4, 4 * u64::from(a.query_heads)));
         check_buffers(sinks)
     }
-}
-
-/// Checks buffers: name, buffer, alignment and bytes that it needs.
-fn check_buffers(
-    buffers: impl IntoIterator<Item = (&'static str, Buffer, u64, u64)>,
-) -> Result<(), AttentionError> {
-    let fault = |operand, fault: String| Err(AttentionError::Operand { operand, fault });
-    for (operand, buffer, alignment, bytes) in buffers {
-        if (buffer.bytes as u64) < bytes {
-            return fault(
-                operand,
-                format!("the buffer has {} bytes, expected {bytes}", buffer.bytes),
-            );
-        }
-        if !buffer.address.is_multiple_of(alignment) {
-            return fault(
-                operand,
-                format!("address {:#x} is not {alignment}-byte aligned", buffer.address),
-            );
-        }
-    }
-    Ok(())
-}
-
-fn check_limits(
-    attention: &AttentionShape,
-    limits: &SpanAttentionLimits,
-) -> Result<(), AttentionError> {
-    if attention.page_size == 0 {
-        return Err(ProblemError::PageSize.into());
-    }
-    for (what, found) in [
-        ("rows x KV heads", limits.rows.checked_mul(attention.kv_heads as usize)),
-        ("spans", limits.spans.checked_mul(2)),
-        ("page table entries", limits.requests.checked_mul(limits.max_pages)),
-    ] {
-        // Four bytes each are still a size.
-        if found.is_none_or(|found| found >= i32::MAX as usize) {
-            return Err(AttentionError::Limits { what, found: found.unwrap_or(usize::MAX) });
-        }
-    }
-    Ok(())
 }

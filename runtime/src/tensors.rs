@@ -89,15 +89,7 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
         ("spans", SPANS),
         ("kv_len", KV_LEN),
     ] {
-        let found = file.info(tensor, expected)?.dtype;
-        if found != FileDtype::I32 {
-            return Err(TensorFileError::Dtype {
-                path: path.to_owned(),
-                tensor: tensor.to_owned(),
-                found: found.to_string(),
-                expected: "I32".into(),
-            });
-        }
+        expect_dtype(&file, tensor, expected, FileDtype::I32)?;
     }
     let [requests, max_pages] = shape(&file, "page_table", PAGE_TABLE)?;
     let found = shape::<1>(&file, "row_request", ROW_REQUEST)?;
@@ -125,15 +117,7 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
     }
     let mut sinks = Vec::new();
     if file.has(SINKS_TENSOR) {
-        let found = file.info(SINKS_TENSOR, SINKS)?.dtype;
-        if found != FileDtype::F32 {
-            return Err(TensorFileError::Dtype {
-                path: path.to_owned(),
-                tensor: SINKS_TENSOR.into(),
-                found: found.to_string(),
-                expected: "F32".into(),
-            });
-        }
+        expect_dtype(&file, SINKS_TENSOR, SINKS, FileDtype::F32)?;
         let found = shape::<1>(&file, SINKS_TENSOR, SINKS)?;
         if found[0] != query_heads {
             let expected = format!("[{query_heads}]: q has {query_heads} query heads");
@@ -182,6 +166,25 @@ fn element_type(file: &TensorFile, tensor: &str, expected: &str) -> Result<Dtype
             expected: "F16 or BF16".into(),
         }),
     }
+}
+
+/// Fails for a tensor of another element type; `expected` is its shape in words.
+fn expect_dtype(
+    file: &TensorFile,
+    tensor: &str,
+    expected: &str,
+    dtype: FileDtype,
+) -> Result<(), TensorFileError> {
+    let found = file.info(tensor, expected)?.dtype;
+    if found == dtype {
+        return Ok(());
+    }
+    Err(TensorFileError::Dtype {
+        path: file.path().to_owned(),
+        tensor: tensor.to_owned(),
+        found: found.to_string(),
+        expected: dtype.to_string(),
+    })
 }
 
 fn shape<const N: usize>(

@@ -81,6 +81,23 @@ fn artifact_of(folder: &Path, kernels: Vec<(Merge, u32, Vec<InBucket>)>) -> Arti
     .unwrap()
 }
 
+/// A kernel's times in two buckets.
+fn timed(buckets: [Bucket; 2], us: [f64; 2]) -> Vec<InBucket> {
+    let of = |(bucket, time_us)| InBucket { bucket, time_us, loss: time_us - 1.0 };
+    buckets.into_iter().zip(us).map(of).collect()
+}
+
+fn uploaded(device: &Arc<dyn Device>, name: &str, elements: &[u16]) -> DeviceMemory {
+    let bytes: Vec<u8> = elements.iter().flat_map(|b| b.to_le_bytes()).collect();
+    uploaded_bytes(device, name, &bytes)
+}
+
+fn uploaded_bytes(device: &Arc<dyn Device>, name: &str, bytes: &[u8]) -> DeviceMemory {
+    let memory = DeviceMemory::allocate(device, name, bytes.len()).unwrap();
+    memory.upload(0, bytes).unwrap();
+    memory
+}
+
 fn assert_right(problem: &DecodeProblem, output: &DecodeOutput, what: &str) {
     let comparison = compare_with_oracle(problem, output).unwrap();
     assert!(comparison.passed, "{what}: {comparison}");
@@ -293,10 +310,7 @@ fn each_batch_is_run_by_the_kernel_of_the_nearest_bucket() {
     let folder = tempfile::tempdir().unwrap();
     let small = Bucket { rows: 1, rows_per_request: 1, tokens_per_row: 64, tokens_per_span: 32 };
     let large = Bucket { rows: 16, ..small };
-    let times = |us: [f64; 2]| {
-        let of = |(bucket, time_us)| InBucket { bucket, time_us, loss: time_us - 1.0 };
-        [small, large].into_iter().zip(us).map(of).collect::<Vec<_>>()
-    };
+    let times = |us| timed([small, large], us);
     let (one, other) = (Merge::SecondKernel, Merge::LastArriver);
     let artifact = artifact_of(
         folder.path(),
@@ -308,12 +322,7 @@ fn each_batch_is_run_by_the_kernel_of_the_nearest_bucket() {
     // A row alone, then many, then a row again: 3 rows are nearer to one than to 16.
     for (seed, rows, merge) in [(1, 1, other), (2, 12, one), (3, 3, other), (4, 9, one)] {
         let problem = generate(&Case { attention: GQA, rows, longest: 90, seed });
-        let upload = |name, elements: &[u16]| {
-            let bytes: Vec<u8> = elements.iter().flat_map(|b| b.to_le_bytes()).collect();
-            let memory = DeviceMemory::allocate(&device, name, bytes.len()).unwrap();
-            memory.upload(0, &bytes).unwrap();
-            memory
-        };
+        let upload = |name, elements| uploaded(&device, name, elements);
         let (k, v) = (upload("k", &problem.k), upload("v", &problem.v));
         let pages = page_map(&problem);
         let (spans, row_request) = (&problem.spans, &problem.row_request[..]);
@@ -336,13 +345,10 @@ fn rows_of_a_request_are_read_together() {
     let folder = tempfile::tempdir().unwrap();
     let single = Bucket { rows: 4, rows_per_request: 1, tokens_per_row: 64, tokens_per_span: 32 };
     let several = Bucket { rows_per_request: 4, ..single };
-    let timed = |us: [f64; 2]| {
-        let of = |(bucket, time_us)| InBucket { bucket, time_us, loss: time_us - 1.0 };
-        [single, several].into_iter().zip(us).map(of).collect::<Vec<_>>()
-    };
+    let times = |us| timed([single, several], us);
     let kernels = vec![
-        (Merge::SecondKernel, 1, timed([1.0, 2.0])),
-        (Merge::LastArriver, 4, timed([2.0, 1.0])),
+        (Merge::SecondKernel, 1, times([1.0, 2.0])),
+        (Merge::LastArriver, 4, times([2.0, 1.0])),
     ];
     let artifact = artifact_of(folder.path(), kernels);
     let specs: Vec<KernelSpec> = artifact.manifest().kernels.iter().map(|k| k.spec).collect();
@@ -362,14 +368,9 @@ fn rows_of_a_request_are_read_together() {
             max_pages: problem.max_pages,
         };
         let mut attention = SpanAttention::load(&artifact, device.clone(), a, limits).unwrap();
-        let upload = |name, bytes: Vec<u8>| {
-            let memory = DeviceMemory::allocate(&device, name, bytes.len()).unwrap();
-            memory.upload(0, &bytes).unwrap();
-            memory
-        };
-        let elements = |e: &[u16]| e.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<u8>>();
-        let (k, v) = (upload("k", elements(&problem.k)), upload("v", elements(&problem.v)));
-        let sinks = upload("sinks", problem.sinks.iter().flat_map(|s| s.to_le_bytes()).collect());
+        let (k, v) = (uploaded(&device, "k", &problem.k), uploaded(&device, "v", &problem.v));
+        let sinks: Vec<u8> = problem.sinks.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let sinks = uploaded_bytes(&device, "sinks", &sinks);
         let heads = a.query_heads as usize;
         let layer = Layer::new(&device, &problem.q, rows * heads);
         let kv = PagedKv { k: k.buffer(), v: v.buffer(), strides: problem.strides() };
@@ -419,12 +420,7 @@ fn attention_over_parts_is_merged_into_the_whole() {
     let problem = generate(&Case { attention: GQA, rows: 3, longest: 90, seed: 5 });
     let limits = SpanAttentionLimits { rows: 3, spans: 64, requests: 3, max_pages: 20 };
     let mut attention = SpanAttention::load(&artifact, device.clone(), GQA, limits).unwrap();
-    let upload = |name, elements: &[u16]| {
-        let bytes: Vec<u8> = elements.iter().flat_map(|b| b.to_le_bytes()).collect();
-        let memory = DeviceMemory::allocate(&device, name, bytes.len()).unwrap();
-        memory.upload(0, &bytes).unwrap();
-        memory
-    };
+    let upload = |name, elements| uploaded(&device, name, elements);
     let (k, v) = (upload("k", &problem.k), upload("v", &problem.v));
     let kv = PagedKv { k: k.buffer(), v: v.buffer(), strides: problem.strides() };
     // Row 0 has nothing in the first part, row 1 nothing in the second, and row 2 something in both.

@@ -21,10 +21,10 @@ pub struct Recipe {
     /// Factor of q . k before the softmax.
     pub scale: f32,
     /// What logits are capped at, smoothly; 0 for no cap.
-    #[serde(default, skip_serializing_if = "is_zero_f32")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub soft_cap: f32,
     /// Seed of the sinks: a logit for each query head, one in eight of them -inf. 0 for none.
-    #[serde(default, skip_serializing_if = "is_zero_u64")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub sinks: u64,
     /// Tokens in the cache of each request.
     pub kv_len: Vec<u32>,
@@ -132,16 +132,8 @@ impl Values {
     }
 }
 
-fn is_zero(number: &u32) -> bool {
-    *number == 0
-}
-
-fn is_zero_u64(number: &u64) -> bool {
-    *number == 0
-}
-
-fn is_zero_f32(number: &f32) -> bool {
-    *number == 0.0
+fn is_zero<N: Default + PartialEq>(number: &N) -> bool {
+    *number == N::default()
 }
 
 /// Most elements of K that a recipe may ask for: half a gibibyte.
