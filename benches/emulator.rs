@@ -11,7 +11,7 @@ use spanforge_emulator::profile;
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::decoder::UploadOptions;
 use spanforge_kernels::{Decoder, KernelSpec};
-use spanforge_spans::{Dtype, KvLayout, SpanSet};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanSet};
 use spanforge_tuner::Workload;
 use spanforge_tuner::export::compile;
 use spanforge_tuner::workload::WorkloadRow;
@@ -26,6 +26,7 @@ fn workload(tokens: u32) -> Workload {
         name: "bench".into(),
         attention: AttentionShape {
             dtype: Dtype::F16,
+            kv_dtype: KvDtype::Same,
             query_heads: 8,
             kv_heads: 2,
             head_dim: 64,

@@ -4,7 +4,8 @@
 namespace {
 
 struct Configuration {
-    using Element = spanforge::${ element }$;
+    using Element = spanforge::${ element }$;  // of q and the output
+    using Kv = spanforge::${ kv_element }$;
     static constexpr int HEAD_DIM = ${ head_dim }$;
     static constexpr int GROUP = ${ group_size }$;
     static constexpr int QUERY_ROWS = ${ query_rows }$;

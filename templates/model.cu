@@ -2,6 +2,7 @@
 #include "model.cuh"
 
 using Element = spanforge::${ element }$;
+using Kv = spanforge::${ kv_element }$;
 
 extern "C" __global__ void spanforge_embed(
     const unsigned* table, const int* tokens, float* x, int size
@@ -16,10 +17,10 @@ extern "C" __global__ void spanforge_rms_norm(
 }
 
 extern "C" __global__ void spanforge_rotate_and_keep(
-    const unsigned* qkv, const float2* turns, const long long* places, unsigned* q, unsigned* k,
-    unsigned* v, int query_heads, int kv_heads, int head_dim, long long head_stride
+    const unsigned* qkv, const float2* turns, const long long* places, unsigned* q, void* k, void* v,
+    int query_heads, int kv_heads, int head_dim, long long head_stride
 ) {
-    spanforge::rotate_and_keep<Element>(
+    spanforge::rotate_and_keep<Element, Kv>(
         qkv, turns, places, q, k, v, query_heads, kv_heads, head_dim, head_stride
     );
 }

@@ -5,12 +5,12 @@
 use proptest::prelude::*;
 use spanforge_device::{Buffer, Compiler, Device, Settings};
 use spanforge_kernels::abi::{OverlayBuffers, PlanBuffers};
-use spanforge_kernels::configuration::{Configuration, HEAD_DIMS};
+use spanforge_kernels::configuration::{AttentionShape, Configuration, Core, HEAD_DIMS};
 use spanforge_kernels::decoder::UploadOptions;
 use spanforge_kernels::launch::Launcher;
 use spanforge_kernels::launch::query_tiles;
-use spanforge_kernels::{Decoder, KernelShape, KernelSpec, Limits, SearchSpace};
-use spanforge_spans::{Dtype, SpanBatch, SpanSet};
+use spanforge_kernels::{DecodeProblem, Decoder, KernelShape, KernelSpec, Limits, SearchSpace};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanBatch, SpanSet};
 use spanforge_tuner::Workload;
 use spanforge_tuner::evaluate::predict;
 use spanforge_tuner::export::compile;
@@ -54,18 +54,21 @@ fn space_for(shape: KernelShape, rows: u32) -> SearchSpace {
     SearchSpace::for_rows(shape, Limits::of(device.properties()), rows)
 }
 
-/// The default configuration of every head dimension, of both types, for plain, odd and large groups, one
-/// row at a time and several.
+/// The default configuration of every head dimension, of both types and of both kinds of caches, for plain,
+/// odd and large groups, one row at a time and several.
 #[test]
 fn default_configurations_match_the_oracle() {
     let compiler = compiler();
     for (index, head_dim) in HEAD_DIMS.into_iter().enumerate() {
         for (turn, group_size) in [1, 3, 6, 8].into_iter().enumerate() {
-            let dtype = if (index + turn) % 2 == 0 { Dtype::F16 } else { Dtype::Bf16 };
-            let shape = KernelShape { dtype, head_dim, group_size };
-            for rows in [1, 4, 32] {
-                let configuration = space_for(shape, rows).default_configuration().unwrap();
-                assert_correct(&compiler, KernelSpec { shape, configuration }, 0..12);
+            for (kv, kv_dtype) in KvDtype::ALL.into_iter().enumerate() {
+                let bf16 = (index + turn + kv) % 2 == 1;
+                let dtype = if bf16 { Dtype::Bf16 } else { Dtype::F16 };
+                let shape = KernelShape { dtype, kv_dtype, head_dim, group_size };
+                for rows in [1, 4, 32] {
+                    let configuration = space_for(shape, rows).default_configuration().unwrap();
+                    assert_correct(&compiler, KernelSpec { shape, configuration }, 0..12);
+                }
             }
         }
     }
@@ -76,10 +79,13 @@ fn default_configurations_match_the_oracle() {
 fn tensor_cores_of_either_architecture_add_well_enough() {
     let compiler = compiler();
     for mma in ["hopper", "ampere"] {
-        for (dtype, head_dim, group_size) in
-            [(Dtype::F16, 64, 4), (Dtype::Bf16, 128, 8), (Dtype::F16, 512, 8)]
-        {
-            let shape = KernelShape { dtype, head_dim, group_size };
+        for (dtype, kv_dtype, head_dim, group_size) in [
+            (Dtype::F16, KvDtype::Same, 64, 4),
+            (Dtype::Bf16, KvDtype::Same, 128, 8),
+            (Dtype::F16, KvDtype::Same, 512, 8),
+            (Dtype::Bf16, KvDtype::E4m3, 128, 8),
+        ] {
+            let shape = KernelShape { dtype, kv_dtype, head_dim, group_size };
             let configuration = space(shape).default_configuration().unwrap();
             let device = format!("{DEVICE},mma={mma}");
             assert_correct_on(&device, &compiler, KernelSpec { shape, configuration }, 0..16);
@@ -93,20 +99,121 @@ fn default_configurations_spill_nothing() {
     let compiler = compiler();
     for (name, architecture) in [("emulated:a100", "sm_80"), (DEVICE, "sm_90a")] {
         let limits = Limits::of(spanforge_device::open(name).unwrap().properties());
-        for head_dim in HEAD_DIMS {
-            for group_size in [1, 3, 4, 6, 8, 16] {
-                let shape = KernelShape { dtype: Dtype::Bf16, head_dim, group_size };
-                for rows in [1, 4, 16] {
-                    let space = SearchSpace::for_rows(shape, limits, rows);
-                    let configuration = space.default_configuration().unwrap();
-                    let spec = KernelSpec { shape, configuration };
-                    let image = compile(&compiler, &spec, architecture).unwrap();
-                    for (kernel, resources) in &image.resources {
-                        let spilled = (resources.spill_store_bytes, resources.spill_load_bytes);
-                        assert_eq!(spilled, (0, 0), "{kernel} of {spec} on {architecture}");
-                    }
-                }
+        let groups = |kv_dtype: KvDtype| match kv_dtype {
+            KvDtype::Same => &[1, 3, 4, 6, 8, 16][..],
+            KvDtype::E4m3 => &[1, 6, 16],
+        };
+        let shapes = HEAD_DIMS.into_iter().flat_map(|head_dim| {
+            KvDtype::ALL.into_iter().flat_map(move |kv_dtype| {
+                groups(kv_dtype).iter().map(move |group_size| KernelShape {
+                    dtype: Dtype::Bf16,
+                    kv_dtype,
+                    head_dim,
+                    group_size: *group_size,
+                })
+            })
+        });
+        for (shape, rows) in shapes.flat_map(|shape| [1, 4, 16].map(|rows| (shape, rows))) {
+            let space = SearchSpace::for_rows(shape, limits, rows);
+            let configuration = space.default_configuration().unwrap();
+            let spec = KernelSpec { shape, configuration };
+            let image = compile(&compiler, &spec, architecture).unwrap();
+            for (kernel, resources) in &image.resources {
+                let spilled = (resources.spill_store_bytes, resources.spill_load_bytes);
+                assert_eq!(spilled, (0, 0), "{kernel} of {spec} on {architecture}");
             }
+        }
+    }
+}
+
+/// All 256 elements of e4m3, NaN among them, by either kind of cores and with the conversion of either
+/// architecture: as the value of the only token its output has them all, and a key that is one of them
+/// in one place and multiplied there alone is the LSE.
+#[test]
+fn every_element_of_8_bits_is_read_as_what_it_is() {
+    let compiler = compiler();
+    let group_size = 4;
+    let attention = AttentionShape {
+        dtype: Dtype::F16,
+        kv_dtype: KvDtype::E4m3,
+        query_heads: group_size,
+        kv_heads: 1,
+        head_dim: 256,
+        page_size: 256,
+        layout: KvLayout::Nhd,
+    };
+    let codes = || (0..256u16).cycle();
+    let tokens = SpanSet::from_pairs([(3, 4)]).unwrap();
+    let mut problem = DecodeProblem {
+        attention,
+        scale: 1.0,
+        soft_cap: 0.0,
+        pages: 1,
+        max_pages: 1,
+        kv_len: vec![256],
+        page_table: vec![0],
+        row_request: vec![0; 256],
+        spans: SpanBatch::from_sets(vec![&tokens; 256]).unwrap(),
+        sinks: Vec::new(),
+        k_scales: vec![1.0],
+        v_scales: vec![1.0],
+        q: vec![0; 256 * 4 * 256],
+        k: codes().take(256 * 256).collect(),
+        v: codes().take(256 * 256).collect(),
+    };
+    let one = Dtype::F16.encode(1.0);
+    for (row, query) in problem.q.chunks_exact_mut(4 * 256).enumerate() {
+        query.chunks_exact_mut(256).for_each(|head| head[row] = one);
+    }
+    let value = |code: u16| {
+        let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+        let size = match (code & 0x7f, exponent) {
+            (0x7f, _) => f32::NAN,
+            (_, 0) => mantissa * 2f32.powi(-9),
+            _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
+        };
+        if code & 0x80 == 0 { size } else { -size }
+    };
+    // A key that is not NaN anywhere, for the logits: NaN elsewhere would reach every one of them.
+    let keys = problem.k.clone();
+    for device_name in [DEVICE, "emulated:a100"] {
+        let device = spanforge_device::open(device_name).unwrap();
+        for core in [Core::Fma, Core::Mma] {
+            let shape = attention.kernel_shape().unwrap();
+            let space = SearchSpace::new(shape, Limits::of(device.properties()));
+            let mut configuration = space.default_configuration().unwrap();
+            if core == Core::Fma {
+                let groups_of_two = KernelShape { group_size: 2, ..shape };
+                let space = SearchSpace::new(groups_of_two, Limits::of(device.properties()));
+                configuration = space.default_configuration().unwrap();
+            }
+            assert_eq!(configuration.core, core);
+            let spec = KernelSpec { shape, configuration };
+            let architecture = &device.properties().architecture;
+            let image = compile(&compiler, &spec, architecture).unwrap();
+            let decoder = Decoder::load(device.as_ref(), &image, spec).unwrap();
+            let run = |problem: &DecodeProblem| {
+                let resident = decoder.upload(problem, UploadOptions::default()).unwrap();
+                decoder.run(&resident).unwrap();
+                resident.output().unwrap()
+            };
+            let same = |found: f32, expected: f32| {
+                found == expected || (found.is_nan() && expected.is_nan())
+            };
+            problem.k =
+                keys.iter().map(|code| if code & 0x7f == 0x7f { 0 } else { *code }).collect();
+            let output = run(&problem);
+            for (code, bits) in codes().zip(&output.out) {
+                let found = half::f16::from_bits(*bits).to_f32();
+                assert!(same(found, value(code)), "{code:#x} is {found} by {spec}");
+            }
+            for (row, lse) in output.lse.chunks_exact(4).enumerate() {
+                let expected = value(problem.k[row]);
+                let close = (lse[0] - expected).abs() <= 1e-6 * expected.abs().max(1.0);
+                assert!(close, "{row:#x} is {} by {spec}", lse[0]);
+            }
+            problem.k.clone_from(&keys);
+            assert!(run(&problem).lse.iter().all(|lse| lse.is_nan()), "{spec}");
         }
     }
 }
@@ -116,7 +223,7 @@ fn default_configurations_spill_nothing() {
 fn unusual_groups_match_the_oracle() {
     let compiler = compiler();
     for (head_dim, group_size) in [(64, 71), (128, 7), (256, 5), (64, 12)] {
-        let shape = KernelShape { dtype: Dtype::F16, head_dim, group_size };
+        let shape = KernelShape::new(Dtype::F16, head_dim, group_size);
         let configuration = space(shape).default_configuration().unwrap();
         assert_correct(&compiler, KernelSpec { shape, configuration }, 100..110);
     }
@@ -160,14 +267,18 @@ fn decoders_take_turns_at_a_problem() {
 fn loads_from_shared_memory_have_no_bank_conflicts() {
     let compiler = compiler();
     let device = spanforge_device::open(DEVICE).unwrap();
-    for (preset, queries, count) in [
-        ("ssas-llama2", 1, 8),
-        ("ssas-llama2", 16, 3),
-        ("da-qwen3.6", 1, 6),
-        ("da-qwen3.6", 4, 3),
-        ("da-gemma4", 1, 4),
+    for (preset, kv_dtype, queries, count) in [
+        ("ssas-llama2", KvDtype::Same, 1, 8),
+        ("ssas-llama2", KvDtype::Same, 16, 3),
+        ("da-qwen3.6", KvDtype::Same, 1, 6),
+        ("da-qwen3.6", KvDtype::Same, 4, 3),
+        ("da-gemma4", KvDtype::Same, 1, 4),
+        ("ssas-llama2", KvDtype::E4m3, 1, 4),
+        ("ssas-llama2", KvDtype::E4m3, 16, 3),
+        ("da-qwen3.6", KvDtype::E4m3, 1, 4),
     ] {
-        let workload = Workload::named(preset, 4, 1).unwrap().with_queries(queries);
+        let mut workload = Workload::named(preset, 4, 1).unwrap().with_queries(queries);
+        workload.attention.kv_dtype = kv_dtype;
         let shape = workload.attention.kernel_shape().unwrap();
         let space = space_for(shape, queries);
         let mut random = strategy("random", 5).unwrap();
@@ -342,9 +453,11 @@ proptest! {
         head_dim in 0..4usize,
         group_size in prop_oneof![Just(1u32), Just(3), Just(4), Just(6), Just(8)],
         bf16: bool,
+        of_8_bits: bool,
     ) {
         let dtype = if bf16 { Dtype::Bf16 } else { Dtype::F16 };
-        let shape = KernelShape { dtype, head_dim: HEAD_DIMS[head_dim], group_size };
+        let kv_dtype = if of_8_bits { KvDtype::E4m3 } else { KvDtype::Same };
+        let shape = KernelShape { dtype, kv_dtype, head_dim: HEAD_DIMS[head_dim], group_size };
         // One row at a time, or several.
         let rows = if seed % 3 == 0 { 1 } else { 16 };
         let space = space_for(shape, rows);

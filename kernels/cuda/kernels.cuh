@@ -24,15 +24,15 @@ extern "C" __global__ void __launch_bounds__(spanforge::Layout<Configuration>::T
 spanforge_decode(const void* q, const void* k, const void* v, const int* page_table,
                  const int* row_request, const int* tile_ptr, const int* span_ptr, const int2* spans,
                  const unsigned* span_rows, const int* set_tokens, const int* span_tokens,
-                 const float* sinks, void* out, float* lse, float* partial_acc, float2* partial_ml,
-                 int* arrivals, int tiles, int kv_heads, int span_heads, int page_size, int max_pages,
-                 int page_stride, int token_stride, int head_stride, int smallest_share,
-                 int scale_bits, int soft_cap_bits) {
+                 const float* sinks, const float* k_scales, const float* v_scales, void* out, float* lse,
+                 float* partial_acc, float2* partial_ml, int* arrivals, int tiles, int kv_heads,
+                 int span_heads, int page_size, int max_pages, int page_stride, int token_stride,
+                 int head_stride, int smallest_share, int scale_bits, int soft_cap_bits) {
     const spanforge::DecodeArguments a = {
         q, static_cast<const char*>(k), static_cast<const char*>(v), page_table, row_request,
-        tile_ptr, span_ptr, spans, span_rows, set_tokens, span_tokens, sinks, out, lse, partial_acc,
-        partial_ml, arrivals, tiles, kv_heads, span_heads, page_size, max_pages, page_stride,
-        token_stride, head_stride, smallest_share, __int_as_float(scale_bits),
+        tile_ptr, span_ptr, spans, span_rows, set_tokens, span_tokens, sinks, k_scales, v_scales, out,
+        lse, partial_acc, partial_ml, arrivals, tiles, kv_heads, span_heads, page_size, max_pages,
+        page_stride, token_stride, head_stride, smallest_share, __int_as_float(scale_bits),
         __int_as_float(soft_cap_bits)};
     spanforge::decode<Configuration>(a);
 }

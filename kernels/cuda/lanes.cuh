@@ -25,7 +25,7 @@ struct LaneState {
     __device__ __forceinline__ void begin(const DecodeArguments& a, const Piece& piece, char* shared,
                                           int head_warp, int lane) {
         const int lane_in_row = lane % L::LANES;
-        const float scale = a.scale * LOG2_E;
+        const float scale = key_scale<C>(a, piece.head) * LOG2_E;
         soft_cap = a.soft_cap;
         const long long first_head = Columns<C>(a, piece.tile, piece.head).place(0);
         const unsigned* q = static_cast<const unsigned*>(a.q) + first_head * (C::HEAD_DIM / 2);
@@ -81,13 +81,11 @@ struct LaneState {
     // Adds this lane's elements of one chunk of K rows to the logits.
     __device__ __forceinline__ void dot(const Chunk& k, int c, float (&logit)[L::HEADS]) const {
 #pragma unroll
-        for (int w = 0; w < L::VECTOR / 2; w += 2) {
-            float4 of_k;
-            C::Element::widen(k.word[w], of_k.x, of_k.y);
-            C::Element::widen(k.word[w + 1], of_k.z, of_k.w);
+        for (int i = 0; i < L::VECTOR / 4; ++i) {
+            const float4 of_k = widen_four<typename C::Kv>(k.word, i);
 #pragma unroll
             for (int h = 0; h < L::HEADS; ++h) {
-                const float4 of_q = query_at(h, c, 2 * w);
+                const float4 of_q = query_at(h, c, 4 * i);
                 logit[h] = fmaf(of_q.x, of_k.x, logit[h]);
                 logit[h] = fmaf(of_q.y, of_k.y, logit[h]);
                 logit[h] = fmaf(of_q.z, of_k.z, logit[h]);
@@ -138,14 +136,15 @@ struct LaneState {
     // Adds one chunk of a V row under its weights.
     __device__ __forceinline__ void accumulate(const Chunk& v, int c, const float (&weight)[L::HEADS]) {
 #pragma unroll
-        for (int w = 0; w < L::VECTOR / 2; ++w) {
-            float low, high;
-            C::Element::widen(v.word[w], low, high);
+        for (int i = 0; i < L::VECTOR / 4; ++i) {
+            const float4 of_v = widen_four<typename C::Kv>(v.word, i);
 #pragma unroll
             for (int h = 0; h < L::HEADS; ++h) {
-                float* to = &acc[h][c * L::VECTOR + 2 * w];
-                to[0] = fmaf(weight[h], low, to[0]);
-                to[1] = fmaf(weight[h], high, to[1]);
+                float* to = &acc[h][c * L::VECTOR + 4 * i];
+                to[0] = fmaf(weight[h], of_v.x, to[0]);
+                to[1] = fmaf(weight[h], of_v.y, to[1]);
+                to[2] = fmaf(weight[h], of_v.z, to[2]);
+                to[3] = fmaf(weight[h], of_v.w, to[3]);
             }
         }
     }
@@ -232,7 +231,7 @@ __device__ __forceinline__ void attend_direct(const DecodeArguments& a, const Pi
     using L = Layout<C>;
     using Chunk = typename L::Chunk;
     const int first = piece.begin + token_warp * 32;
-    TokenCursor cursor(a, piece, piece.tile, first + lane);
+    TokenCursor<C> cursor(a, piece, piece.tile, first + lane);
     for (int base = first; base < piece.end; base += L::TOKEN_WARPS * 32) {
         const long long mine = base + lane < piece.end ? cursor.offset(base + lane) : -1;
 #pragma unroll 1

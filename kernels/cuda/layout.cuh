@@ -22,6 +22,8 @@ struct DecodeArguments {
     const int* set_tokens;   // the plan
     const int* span_tokens;
     const float* sinks;      // [kv_heads * GROUP], or null
+    const float* k_scales;   // [kv_heads]: factors of elements of 8 bits, or null for 1
+    const float* v_scales;   // as k_scales
     void* out;               // as q
     float* lse;              // [rows, kv_heads * GROUP]
     float* partial_acc;      // [2 * blocks, COLUMNS, HEAD_DIM]
@@ -38,7 +40,7 @@ struct DecodeArguments {
 template <class C>
 struct Layout {
     using Chunk = Packed<C::VECTOR_BYTES>;
-    static constexpr int VECTOR = C::VECTOR_BYTES / 2;                // elements per load
+    static constexpr int VECTOR = C::VECTOR_BYTES / C::Kv::BYTES;     // elements per load
     static constexpr int VECTORS = C::HEAD_DIM / VECTOR;              // loads per row
     static constexpr int LANES = VECTORS < 32 ? VECTORS : 32;         // lanes per row
     static constexpr int CHUNKS = VECTORS / LANES;                    // loads per lane and row
@@ -52,7 +54,8 @@ struct Layout {
     static constexpr int FRAGMENTS = (HEADS + 7) / 8;                 // eights of heads per warp
     static constexpr int STEP =                                       // tokens per softmax update
         (C::TENSOR_CORES ? 16 : ROWS_PER_WARP) * C::UNROLL;
-    static constexpr int ROW_BYTES = 2 * C::HEAD_DIM;
+    static constexpr int ROW_BYTES = C::Kv::BYTES * C::HEAD_DIM;
+    static constexpr int QUERY_ROW_BYTES = 2 * C::HEAD_DIM;
     static constexpr int COPIES = ROW_BYTES / 16;                     // 16-byte copies per row
     static constexpr int WARP_ROWS = COPIES < 32 ? 32 / COPIES : 1;   // rows that a warp copies
     static constexpr int ROWS_AT_ONCE = THREADS / 32 * WARP_ROWS;     // and a block
@@ -67,9 +70,15 @@ struct Layout {
     static constexpr int STATES = TOKEN_WARPS * COLUMNS * (STATE + 2) * 4;
     static constexpr int QUERY_AT = ((RING > STATES ? RING : STATES) + 15) / 16 * 16;
     static constexpr int QUERY_BYTES =                                // 16 bits, or f32
-        HEAD_WARPS * (C::TENSOR_CORES ? FRAGMENTS * 8 * ROW_BYTES : HEADS * C::HEAD_DIM * 4);
+        HEAD_WARPS * (C::TENSOR_CORES ? FRAGMENTS * 8 * QUERY_ROW_BYTES : HEADS * C::HEAD_DIM * 4);
     static constexpr int QUERY = C::QUERY_SHARED ? QUERY_BYTES : 0;
-    static constexpr int OFFSETS_AT = QUERY_AT + QUERY;
+    // Tensor cores multiply elements of 8 bits as f16, and with them queries that are made f16 (`ToF16`):
+    // a factor for each.
+    static constexpr bool CONVERTED =
+        C::TENSOR_CORES && C::Kv::BYTES == 1 && !C::Element::IS_F16;
+    static constexpr int FACTORS_AT = QUERY_AT + QUERY;
+    static constexpr int FACTORS = CONVERTED && C::QUERY_SHARED ? HEAD_WARPS * FRAGMENTS * 8 * 4 : 0;
+    static constexpr int OFFSETS_AT = FACTORS_AT + FACTORS;
     static constexpr int OFFSETS = C::STAGED ? 2 * C::TILE * 8 : 0;   // two tiles of addresses
     // Which rows select the tokens of the tiles that are located and not used up.
     static constexpr int ROWS_AT = OFFSETS_AT + OFFSETS;
@@ -82,10 +91,21 @@ struct Layout {
         return (chunk * VECTOR + element / 4 * 4) * LANES + element % 4;
     }
 
-    // Where 16 bytes of a row lie in a tile. Tensor cores take the same 16 bytes of eight rows at a
-    // time: exchanged like this, they lie on different banks.
+    // Where 16 bytes of a row lie in a tile.
     static __device__ constexpr int place(int row, int chunk) {
-        return row * ROW_BYTES + (C::TENSOR_CORES ? chunk * 16 ^ row % 8 * 16 : chunk * 16);
+        return C::TENSOR_CORES ? exchanged<ROW_BYTES>(row, chunk) : row * ROW_BYTES + chunk * 16;
+    }
+
+    // And among the queries that tensor cores take.
+    static __device__ constexpr int query_place(int row, int chunk) {
+        return exchanged<QUERY_ROW_BYTES>(row, chunk);
+    }
+
+    // Tensor cores take the same 16 bytes of eight rows at a time: exchanged like this, they lie on
+    // different banks. Of rows of 64 bytes two lie side by side on all banks.
+    template <int BYTES>
+    static __device__ constexpr int exchanged(int row, int chunk) {
+        return row * BYTES + (chunk ^ (BYTES >= 128 ? row % 8 : row / 2 % 4)) * 16;
     }
 
     static_assert(C::STAGED || !C::TENSOR_CORES, "tensor cores take tiles from shared memory");
@@ -95,6 +115,17 @@ struct Layout {
     static_assert(C::HEAD_DIM % VECTOR == 0 && VECTORS % LANES == 0, "rows are whole vectors");
     static_assert(SHARED_BYTES == C::SHARED_BYTES, "the host computes the same size");
 };
+
+// What elements of K or V of a KV head are to be multiplied by.
+__device__ __forceinline__ float scale_of(const float* scales, int head) {
+    return scales == nullptr ? 1.f : scales[head];
+}
+
+// The factor of q . k, for elements of K as they are stored.
+template <class C>
+__device__ __forceinline__ float key_scale(const DecodeArguments& a, int head) {
+    return C::Kv::BYTES == 1 ? a.scale * scale_of(a.k_scales, head) : a.scale;
+}
 
 // Whether query head `h` of a head warp is one of the tile's columns, not padding.
 template <class C>

@@ -110,6 +110,11 @@ __device__ __forceinline__ void finish_piece(const DecodeArguments& a, const Pie
             const float2 other = ml[w * L::COLUMNS + c];
             merge_into(sum, other.x, other.y, states[w * (L::COLUMNS * L::STATE / 4) + at]);
         }
+        if constexpr (C::Kv::BYTES == 1) {
+            const float scale = scale_of(a.v_scales, piece.head);
+            sum.acc = make_float4(sum.acc.x * scale, sum.acc.y * scale, sum.acc.z * scale,
+                                  sum.acc.w * scale);
+        }
         if (piece.first && piece.last) {
             write_output<C>(a, columns, c, i % (C::HEAD_DIM / 4) * 4, sum);
         } else {

@@ -54,13 +54,20 @@ __device__ void rms_norm(
     }
 }
 
+// Rounds two floats to elements, and writes them as pair `at`.
+template <class Element>
+__device__ void put(void* to, long long at, float2 pair) {
+    if constexpr (Element::BYTES == 2) ((unsigned*)to)[at] = Element::narrow(pair.x, pair.y);
+    else ((unsigned short*)to)[at] = Element::narrow(pair.x, pair.y);
+}
+
 // From rows of queries, keys and values: turns the pairs (i, i + head_dim / 2) of queries and keys by
 // the row's angles `[head_dim / 2]` (cosine, sine), and keeps keys and values in the cache, where the
 // row's token begins at element `places[row]` of either and head h `h * head_stride` further.
-template <class Element>
+template <class Element, class Kv>
 __device__ void rotate_and_keep(
-    const unsigned* qkv, const float2* turns, const long long* places, unsigned* q, unsigned* k,
-    unsigned* v, int query_heads, int kv_heads, int head_dim, long long head_stride
+    const unsigned* qkv, const float2* turns, const long long* places, unsigned* q, void* k, void* v,
+    int query_heads, int kv_heads, int head_dim, long long head_stride
 ) {
     const int row = blockIdx.x, half = head_dim / 4, words = head_dim / 2;
     const unsigned* from = qkv + (long long)row * (query_heads + 2 * kv_heads) * words;
@@ -72,15 +79,23 @@ __device__ void rotate_and_keep(
         Element::widen(from[head * words + word], a0, a1);
         Element::widen(from[head * words + half + word], b0, b1);
         const float2 t0 = turn[2 * word], t1 = turn[2 * word + 1];
-        unsigned* to = head < query_heads
-            ? q + ((long long)row * query_heads + head) * words
-            : k + place + (head - query_heads) * (head_stride / 2);
-        to[word] = Element::narrow(a0 * t0.x - b0 * t0.y, a1 * t1.x - b1 * t1.y);
-        to[half + word] = Element::narrow(b0 * t0.x + a0 * t0.y, b1 * t1.x + a1 * t1.y);
+        const float2 a = make_float2(a0 * t0.x - b0 * t0.y, a1 * t1.x - b1 * t1.y);
+        const float2 b = make_float2(b0 * t0.x + a0 * t0.y, b1 * t1.x + a1 * t1.y);
+        if (head < query_heads) {
+            const long long to = ((long long)row * query_heads + head) * words + word;
+            put<Element>(q, to, a);
+            put<Element>(q, to + half, b);
+        } else {
+            const long long to = place + (head - query_heads) * (head_stride / 2) + word;
+            put<Kv>(k, to, a);
+            put<Kv>(k, to + half, b);
+        }
     }
     from += (query_heads + kv_heads) * words;
     for (int at = threadIdx.x; at < kv_heads * words; at += MODEL_THREADS) {
-        v[place + at / words * (head_stride / 2) + at % words] = from[at];
+        float2 pair;
+        Element::widen(from[at], pair.x, pair.y);
+        put<Kv>(v, place + at / words * (head_stride / 2) + at % words, pair);
     }
 }
 

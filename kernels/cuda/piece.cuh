@@ -14,31 +14,41 @@ struct Piece {
 };
 
 // Where the K and V rows of selected tokens lie. Each thread follows tokens in rising order and
-// keeps the span it is in, so finding the next token's span is mostly one comparison.
+// keeps the span it is in, so finding the next token is mostly one comparison and one load: of its page.
+template <class C>
 struct TokenCursor {
     const DecodeArguments& a;
-    const int* pages;
+    int request;
     int span;
-    long long head_offset;
+    int end;    // of the span, in selected tokens of all sets
+    int shift;  // from there to logical positions
+    int head;
 
     // `row` is one of the piece's query tile.
     __device__ __forceinline__ TokenCursor(const DecodeArguments& a, const Piece& piece, int row,
                                            int first)
-        : a(a), pages(a.page_table + static_cast<long long>(a.row_request[row]) * a.max_pages),
-          head_offset(static_cast<long long>(piece.head) * a.head_stride) {
+        : a(a), request(a.row_request[row]), head(piece.head) {
         const int low = a.span_ptr[piece.set];
         const int high = a.span_ptr[piece.set + 1];
-        span = last_at_most(a.span_tokens, low, high, min(first, piece.end - 1));
+        enter(last_at_most(a.span_tokens, low, high, min(first, piece.end - 1)));
+    }
+
+    __device__ __forceinline__ void enter(int next) {
+        span = next;
+        end = a.span_tokens[span + 1];
+        shift = a.spans[span].x - a.span_tokens[span];
     }
 
     // Byte offset of the K (and V) row of selected token `index` of the line.
     __device__ __forceinline__ long long offset(int index) {
-        while (a.span_tokens[span + 1] <= index) ++span;
-        const unsigned position = a.spans[span].x + (index - a.span_tokens[span]);
+        while (end <= index) enter(span + 1);
+        const unsigned position = shift + index;
         const unsigned page = position / static_cast<unsigned>(a.page_size);
         const unsigned slot = position - page * a.page_size;
-        return 2 * (pages[page] * static_cast<long long>(a.page_stride) +
-                    slot * static_cast<long long>(a.token_stride) + head_offset);
+        const int* pages = a.page_table + static_cast<long long>(request) * a.max_pages;
+        return C::Kv::BYTES * (pages[page] * static_cast<long long>(a.page_stride) +
+                               slot * static_cast<long long>(a.token_stride) +
+                               head * static_cast<long long>(a.head_stride));
     }
 
     // Which rows of the query tile select the token that `offset` was called for last.

@@ -21,7 +21,7 @@ __device__ __forceinline__ void attend_staged(const DecodeArguments& a, const Pi
     const int tiles = (piece.end - piece.begin + C::TILE - 1) / C::TILE;
     const int tid = threadIdx.x;
     const int first_query_row = Columns<C>(a, piece.tile, piece.head).first_row;
-    TokenCursor cursor(a, piece, first_query_row, piece.begin + tid);
+    TokenCursor<C> cursor(a, piece, first_query_row, piece.begin + tid);
     // Each warp copies whole rows, each lane the same 16 bytes of them.
     const int first_row = tid / 32 * L::WARP_ROWS + lane / L::COPIES;
     const int chunk = lane % L::COPIES;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use spanforge_device::{Argument, Buffer};
 
 /// Raised whenever an argument is added, removed or given another meaning.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Threads of a block of the plan kernel; it is launched with one block.
 pub const PLAN_THREADS: u32 = 256;
@@ -104,6 +104,8 @@ impl Kernel {
                 ("set_tokens", Pointer),
                 ("span_tokens", Pointer),
                 ("sinks", Pointer),
+                ("k_scales", Pointer),
+                ("v_scales", Pointer),
                 ("out", Pointer),
                 ("lse", Pointer),
                 ("partial_acc", Pointer),
@@ -161,6 +163,10 @@ pub struct Operands {
     pub row_request: Buffer,
     /// `[query_heads]` f32: a logit for each query head that its softmax has besides those of tokens.
     pub sinks: Option<Buffer>,
+    /// `[kv_heads]` f32: factors of elements of k of 8 bits. 1 where they are not given.
+    pub k_scales: Option<Buffer>,
+    /// As `k_scales`, of v.
+    pub v_scales: Option<Buffer>,
     /// `[rows, query_heads, head_dim]`.
     pub out: Buffer,
     /// `[rows, query_heads]` f32.
@@ -318,6 +324,8 @@ pub fn decode_arguments(
         Some(plan.set_tokens),
         Some(plan.span_tokens),
         operands.sinks,
+        operands.k_scales,
+        operands.v_scales,
         Some(operands.out),
         Some(operands.lse),
         Some(workspace.partial_acc),

@@ -2,15 +2,18 @@
 //! readable identifier that says both.
 
 use serde::{Deserialize, Serialize};
-use spanforge_spans::{Dtype, KvLayout};
+use spanforge_spans::{Dtype, KvDtype, KvLayout};
 use std::fmt;
 use std::str::FromStr;
 
 /// The part of a problem that is fixed when a kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct KernelShape {
-    /// Element type of q, k, v and the output.
+    /// Element type of q and the output.
     pub dtype: Dtype,
+    /// Element type of k and v.
+    #[serde(default, skip_serializing_if = "KvDtype::is_same")]
+    pub kv_dtype: KvDtype,
     /// Elements of one head's query, key or value.
     pub head_dim: u32,
     /// Query heads per KV head.
@@ -24,9 +27,19 @@ pub const HEAD_DIMS: [u32; 4] = [64, 128, 256, 512];
 pub const MAX_GROUP_SIZE: u32 = 128;
 
 impl KernelShape {
+    /// The shape with a cache of the queries' element type.
+    pub fn new(dtype: Dtype, head_dim: u32, group_size: u32) -> Self {
+        Self { dtype, kv_dtype: KvDtype::Same, head_dim, group_size }
+    }
+
+    /// Bytes of an element of K or V.
+    pub fn kv_bytes(&self) -> u32 {
+        self.kv_dtype.bytes(self.dtype) as u32
+    }
+
     /// Bytes of one K or V row: one token, one KV head.
     pub fn row_bytes(&self) -> u32 {
-        self.head_dim * self.dtype.bytes() as u32
+        self.head_dim * self.kv_bytes()
     }
 
     /// Fails for shapes that no configuration can serve, naming what is served.
@@ -43,7 +56,11 @@ impl KernelShape {
 
 impl fmt::Display for KernelShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-d{}-g{}", self.dtype, self.head_dim, self.group_size)
+        let kv = match self.kv_dtype {
+            KvDtype::Same => String::new(),
+            other => format!("{other}-"),
+        };
+        write!(f, "{}-{kv}d{}-g{}", self.dtype, self.head_dim, self.group_size)
     }
 }
 
@@ -175,7 +192,7 @@ impl Configuration {
 
     /// Elements per lane load.
     pub fn vector(&self, shape: &KernelShape) -> u32 {
-        self.vector_bytes / shape.dtype.bytes() as u32
+        self.vector_bytes / shape.kv_bytes()
     }
 
     /// Lanes that a K or V row is spread over.
@@ -212,16 +229,22 @@ impl Configuration {
         let ring = if staged { stages * 2 * tile * u64::from(shape.row_bytes()) } else { 0 };
         let (padding, queries) = match self.core {
             Core::Fma => (0, heads * head_dim * 4),
-            Core::Mma => (4, u64::from(self.fragments() * 8 * shape.row_bytes())),
+            Core::Mma => (4, u64::from(self.fragments() * 8 * 2 * shape.head_dim)),
         };
         let states = token_warps * columns * (head_dim + padding + 2) * 4;
         let query = match self.query {
             QueryHome::Registers => 0,
             QueryHome::Shared => u64::from(self.head_warps(shape)) * queries,
         };
+        let factors = match (self.core, shape.kv_dtype, shape.dtype, self.query) {
+            (Core::Mma, KvDtype::E4m3, Dtype::Bf16, QueryHome::Shared) => {
+                u64::from(self.head_warps(shape) * self.fragments() * 8 * 4)
+            }
+            _ => 0,
+        };
         let offsets = if staged { 2 * tile * 8 } else { 0 };
         let rows = if self.query_rows > 1 { (stages + 1) * tile * 4 } else { 0 };
-        ring.max(states).next_multiple_of(16) + query + offsets + rows
+        ring.max(states).next_multiple_of(16) + query + factors + offsets + rows
     }
 }
 
@@ -250,8 +273,11 @@ impl KernelSpec {
 /// Query heads, KV heads and head dimension of a model's attention, with the type of its cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AttentionShape {
-    /// Element type.
+    /// Element type of queries and outputs.
     pub dtype: Dtype,
+    /// Element type of keys and values.
+    #[serde(default, skip_serializing_if = "KvDtype::is_same")]
+    pub kv_dtype: KvDtype,
     /// Query heads.
     pub query_heads: u32,
     /// KV heads.
@@ -272,9 +298,20 @@ impl AttentionShape {
             return Err(ShapeError::Heads { query, kv });
         }
         let group_size = query / kv;
-        let shape = KernelShape { dtype: self.dtype, head_dim: self.head_dim, group_size };
+        let Self { dtype, kv_dtype, head_dim, .. } = *self;
+        let shape = KernelShape { dtype, kv_dtype, head_dim, group_size };
         shape.check()?;
         Ok(shape)
+    }
+
+    /// Bytes of an element of K or V.
+    pub fn kv_bytes(&self) -> usize {
+        self.kv_dtype.bytes(self.dtype)
+    }
+
+    /// Bits of the element of K or V that is nearest to a number.
+    pub fn encode_kv(&self, value: f32) -> u16 {
+        self.kv_dtype.encode(self.dtype, value)
     }
 
     /// Floating-point operations of the two products over `tokens` selected tokens of all rows
@@ -287,7 +324,8 @@ impl AttentionShape {
 impl fmt::Display for KernelSpec {
     /// The identifier, such as
     /// `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`, with `mma-` before
-    /// `staged` for tensor cores, and `r4-` before it for query tiles of four rows.
+    /// `staged` for tensor cores, `r4-` before it for query tiles of four rows, and `e4m3-` before `d128`
+    /// for a cache of such elements.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let c = &self.configuration;
         let core = match c.core {
@@ -344,6 +382,13 @@ impl FromStr for KernelSpec {
     fn from_str(id: &str) -> Result<Self, IdError> {
         let error = |fault: String| IdError { id: id.to_owned(), fault };
         let mut parts: Vec<&str> = id.split('-').collect();
+        let kv_dtype = match parts.get(1) {
+            Some(&"e4m3") => KvDtype::E4m3,
+            _ => KvDtype::Same,
+        };
+        if !kv_dtype.is_same() {
+            parts.remove(1);
+        }
         let core = if parts.get(3) == Some(&"mma") { Core::Mma } else { Core::Fma };
         if core == Core::Mma {
             parts.remove(3);
@@ -374,7 +419,8 @@ impl FromStr for KernelSpec {
             p => Err(error(format!("`{p}` is neither `{}` nor `{}`", names[0], names[1]))),
         };
         let dtype = Dtype::from_str(parts[0]).map_err(|e| error(e.to_string()))?;
-        let shape = KernelShape { dtype, head_dim: number(1, "d")?, group_size: number(2, "g")? };
+        let (head_dim, group_size) = (number(1, "d")?, number(2, "g")?);
+        let shape = KernelShape { dtype, kv_dtype, head_dim, group_size };
         shape.check().map_err(|e| error(e.to_string()))?;
         let configuration = Configuration {
             core,

@@ -9,6 +9,7 @@ use spanforge_device::{
     Basis, Buffer, Device, DeviceError, Image, KERNEL_LAUNCH, Launch, LaunchReport, ModuleId,
     TimeOptions, Timing,
 };
+use spanforge_spans::KvDtype;
 
 /// What can go wrong when a decoder is used.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +162,7 @@ impl<'d> Decoder<'d> {
         let rows = problem.rows();
         let spans = problem.spans.canonicalise();
         let strides = problem.strides();
+        let kv_bytes = a.kv_bytes() as u64;
         let raised = |page: &i32| match usize::try_from(*page) {
             Ok(known) if known < problem.pages => {
                 page.wrapping_add_unsigned(builder.options.first_page)
@@ -168,19 +170,18 @@ impl<'d> Decoder<'d> {
             _ => *page,
         };
         let page_table: Vec<i32> = problem.page_table.iter().map(raised).collect();
-        let ahead = u64::from(builder.options.first_page).wrapping_mul(2 * strides.page);
+        let ahead = u64::from(builder.options.first_page).wrapping_mul(kv_bytes * strides.page);
         let pages_ahead =
             |buffer: Buffer| Buffer { address: buffer.address.wrapping_sub(ahead), ..buffer };
         let operands = Operands {
             q: builder.input("q", &problem.q, |e| e.to_le_bytes())?,
-            k: pages_ahead(builder.input("k", &problem.k, |e| e.to_le_bytes())?),
-            v: pages_ahead(builder.input("v", &problem.v, |e| e.to_le_bytes())?),
+            k: pages_ahead(builder.kv("k", &problem.k, a.kv_dtype)?),
+            v: pages_ahead(builder.kv("v", &problem.v, a.kv_dtype)?),
             page_table: builder.input("page_table", &page_table, |e| e.to_le_bytes())?,
             row_request: builder.input("row_request", &problem.row_request, |e| e.to_le_bytes())?,
-            sinks: match problem.sinks.is_empty() {
-                true => None,
-                false => Some(builder.input("sinks", &problem.sinks, |e| e.to_le_bytes())?),
-            },
+            sinks: builder.floats("sinks", &problem.sinks)?,
+            k_scales: builder.floats("k_scales", &problem.k_scales)?,
+            v_scales: builder.floats("v_scales", &problem.v_scales)?,
             out: builder.scratch("out", 2 * problem.q.len())?,
             lse: builder.scratch("lse", 4 * rows * a.query_heads as usize)?,
         };
@@ -460,6 +461,20 @@ impl Builder<'_> {
     fn inner(&self, whole: Buffer) -> Buffer {
         let guard = self.options.guard_bytes;
         Buffer { address: whole.address + guard as u64, bytes: whole.bytes - 2 * guard }
+    }
+
+    /// K or V: of elements of 8 bits, the lower bytes.
+    fn kv(&mut self, name: &str, bits: &[u16], dtype: KvDtype) -> Result<Buffer, DeviceError> {
+        match dtype {
+            KvDtype::Same => self.input(name, bits, |e| e.to_le_bytes()),
+            KvDtype::E4m3 => self.input(name, bits, |e| [*e as u8]),
+        }
+    }
+
+    /// A buffer of numbers that need not be there: `None` where they are not.
+    fn floats(&mut self, name: &str, values: &[f32]) -> Result<Option<Buffer>, DeviceError> {
+        let there = !values.is_empty();
+        there.then(|| self.input(name, values, |e| e.to_le_bytes())).transpose()
     }
 
     /// A buffer of `values`, whose bytes are made a stretch at a time: a cache of gigabytes is not

@@ -5,10 +5,10 @@ use crate::addressing::{Addressing, KvStrides};
 use crate::bucket::Bucket;
 use crate::configuration::{AttentionShape, KernelShape, ShapeError};
 use crate::launch::query_tiles;
-use spanforge_spans::{BatchError, KvLayout, SpanBatch, SpanSet};
+use spanforge_spans::{BatchError, KvDtype, KvLayout, SpanBatch, SpanSet};
 use std::collections::BTreeSet;
 
-/// Inputs of a decode launch. Elements are raw bits of the shape's dtype.
+/// Inputs of a decode launch. Elements are raw bits of the shape's dtypes; those of 8 bits are lower bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecodeProblem {
     /// Heads, dimensions, page size and layout.
@@ -34,6 +34,10 @@ pub struct DecodeProblem {
     /// `[query_heads]`: a logit for each query head that its softmax has besides those of tokens, with a
     /// value of zero. Empty for none.
     pub sinks: Vec<f32>,
+    /// `[kv_heads]`: what elements of `k` are multiplied by, where they have 8 bits. Empty for 1.
+    pub k_scales: Vec<f32>,
+    /// As `k_scales`, of `v`.
+    pub v_scales: Vec<f32>,
     /// `[rows, query_heads, head_dim]`.
     pub q: Vec<u16>,
     /// `[pages, page_size, kv_heads, head_dim]` (NHD) or `[pages, kv_heads, page_size, head_dim]`
@@ -115,6 +119,14 @@ pub enum ProblemError {
     /// A soft cap that is none.
     #[error("soft_cap is {0}: it must be a number from 1e-30 to 1e30, or 0 for no cap")]
     SoftCap(String),
+    /// Factors of K or V that are none, or that the kernels would not use.
+    #[error("{tensor}: {fault}")]
+    Scales {
+        /// `k_scales` or `v_scales`.
+        tensor: &'static str,
+        /// What is wrong and what was expected.
+        fault: String,
+    },
     /// A sink that is no logit.
     #[error("sinks[{head}] is {value}: it must be a finite number, or -inf for none")]
     Sink {
@@ -171,6 +183,8 @@ impl DecodeProblem {
         }
         check_soft_cap(self.soft_cap)?;
         check_sinks(&self.sinks)?;
+        check_kv_scales("k_scales", &self.k_scales, self.attention.kv_dtype)?;
+        check_kv_scales("v_scales", &self.v_scales, self.attention.kv_dtype)?;
         self.addressing().check(&self.attention)?;
         self.check_sizes()
     }
@@ -186,6 +200,7 @@ impl DecodeProblem {
         let kv = (self.pages as u64).saturating_mul(page);
         let query = self.rows() as u64 * u64::from(a.query_heads) * u64::from(a.head_dim);
         let sinks = if self.sinks.is_empty() { 0 } else { u64::from(a.query_heads) };
+        let scales = |s: &[f32]| if s.is_empty() { 0 } else { u64::from(a.kv_heads) };
         let kv_shape = match a.layout {
             KvLayout::Nhd => "[pages, page_size, kv_heads, head_dim]",
             KvLayout::Hnd => "[pages, kv_heads, page_size, head_dim]",
@@ -195,6 +210,8 @@ impl DecodeProblem {
             ("k", self.k.len(), kv, kv_shape),
             ("v", self.v.len(), kv, kv_shape),
             ("sinks", self.sinks.len(), sinks, "[query_heads], or none"),
+            ("k_scales", self.k_scales.len(), scales(&self.k_scales), "[kv_heads], or none"),
+            ("v_scales", self.v_scales.len(), scales(&self.v_scales), "[kv_heads], or none"),
         ] {
             if found as u64 != expected {
                 return Err(ProblemError::TensorSize {
@@ -259,7 +276,7 @@ impl DecodeProblem {
     /// Bytes of K and V of so many tokens of all sets.
     fn kv_bytes(&self, tokens: u64) -> u64 {
         let a = &self.attention;
-        let row = u64::from(a.head_dim) * a.dtype.bytes() as u64;
+        let row = u64::from(a.head_dim) * a.kv_bytes() as u64;
         2 * tokens * u64::from(a.kv_heads / self.span_heads()) * row
     }
 
@@ -274,7 +291,7 @@ impl DecodeProblem {
         let meta = 4 * (canonical.rows() as u64 + 1)
             + 8 * canonical.spans().len() as u64
             + 4 * self.page_entries()
-            + 4 * self.sinks.len() as u64;
+            + 4 * (self.sinks.len() + self.k_scales.len() + self.v_scales.len()) as u64;
         self.tile_kv_bytes(u32::MAX) + io + meta
     }
 
@@ -291,6 +308,25 @@ pub fn check_soft_cap(soft_cap: f32) -> Result<(), ProblemError> {
     match soft_cap == 0.0 || (1e-30..=1e30).contains(&soft_cap) {
         true => Ok(()),
         false => Err(ProblemError::SoftCap(soft_cap.to_string())),
+    }
+}
+
+/// Fails for factors of K or V of which one is not a positive number, and for any where elements have
+/// none.
+pub fn check_kv_scales(
+    tensor: &'static str,
+    scales: &[f32],
+    kv_dtype: KvDtype,
+) -> Result<(), ProblemError> {
+    let fault = |fault: String| Err(ProblemError::Scales { tensor, fault });
+    if kv_dtype.is_same() && !scales.is_empty() {
+        return fault("only a cache of 8-bit elements has factors; leave them out".to_owned());
+    }
+    match scales.iter().enumerate().find(|(_, s)| !(s.is_finite() && **s > 0.0)) {
+        None => Ok(()),
+        Some((head, scale)) => {
+            fault(format!("that of KV head {head} is {scale}: not a positive number"))
+        }
     }
 }
 

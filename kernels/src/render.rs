@@ -6,7 +6,7 @@
 //! and line a person would edit.
 
 use crate::configuration::{Core, IdError, KernelSpec, LoadPath, Merge, QueryHome};
-use spanforge_spans::Dtype;
+use spanforge_spans::{Dtype, KvDtype};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use tera::{Context, Delimiters, Tera};
@@ -135,11 +135,12 @@ fn fill(
 }
 
 /// Renders the kernels of a decoder step besides attention (see [`crate::model`]).
-pub fn render_model(dtype: Dtype) -> Result<Rendered, RenderError> {
+pub fn render_model(dtype: Dtype, kv_dtype: KvDtype) -> Result<Rendered, RenderError> {
     let name = "model.cu";
     let mut context = Context::new();
     context.insert("element", element(dtype));
-    let filled = fill(name, MODEL_TEMPLATE, &context, &["element"])?;
+    context.insert("kv_element", kv_element(dtype, kv_dtype));
+    let filled = fill(name, MODEL_TEMPLATE, &context, &["element", "kv_element"])?;
     let mut text = String::new();
     inline(&mut text, name, &filled, &mut BTreeSet::new())?;
     Ok(Rendered { name: name.to_owned(), text })
@@ -165,6 +166,14 @@ fn element(dtype: Dtype) -> &'static str {
     }
 }
 
+/// The device code's name of the element type of a cache.
+fn kv_element(dtype: Dtype, kv_dtype: KvDtype) -> &'static str {
+    match kv_dtype {
+        KvDtype::Same => element(dtype),
+        KvDtype::E4m3 => "E4m3",
+    }
+}
+
 /// Starts the line of a rendered source that says what it was rendered for.
 const ID_MARKER: &str = "// spanforge-kernel: ";
 
@@ -176,8 +185,9 @@ pub fn spec_of(source: &str) -> Option<Result<KernelSpec, IdError>> {
 
 /// What templates can use. Only what the compiled code depends on is among them, so that
 /// configurations that differ in launch parameters alone share one compiled image.
-const VARIABLES: [&str; 17] = [
+const VARIABLES: [&str; 18] = [
     "element",
+    "kv_element",
     "head_dim",
     "group_size",
     "query_rows",
@@ -200,6 +210,7 @@ fn context(spec: &KernelSpec) -> Context {
     let (shape, c) = (&spec.shape, &spec.configuration);
     let mut context = Context::new();
     context.insert("element", element(shape.dtype));
+    context.insert("kv_element", kv_element(shape.dtype, shape.kv_dtype));
     context.insert("head_dim", &shape.head_dim);
     context.insert("group_size", &shape.group_size);
     context.insert("query_rows", &c.query_rows);

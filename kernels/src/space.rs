@@ -4,6 +4,7 @@
 
 use crate::configuration::{Configuration, Core, KernelShape, LoadPath, Merge, QueryHome};
 use serde::{Deserialize, Serialize};
+use spanforge_spans::KvDtype;
 
 mod defaults;
 #[cfg(test)]
@@ -222,14 +223,20 @@ fn registers_needed(shape: &KernelShape, c: &Configuration) -> u32 {
         };
         // Query tiles keep rows and places of columns besides.
         let others = if c.query_rows > 1 { 64 } else { 48 };
-        return c.fragments() * (per_fragment + 6 * c.unroll + 4) + others;
+        // Eight bits are loaded for two products, and converted.
+        let converting = match shape.kv_dtype {
+            KvDtype::Same => 0,
+            KvDtype::E4m3 if c.query_rows > 1 => 28,
+            KvDtype::E4m3 => 8,
+        };
+        return c.fragments() * (per_fragment + 6 * c.unroll + 4) + others + converting;
     }
     let elements = c.elements_per_lane(shape);
     let held = match c.query {
         QueryHome::Registers => 2,
         QueryHome::Shared => 1,
     };
-    let words = elements * shape.dtype.bytes() as u32 / 4;
+    let words = elements * shape.kv_bytes() / 4;
     let in_flight = match c.load_path {
         LoadPath::Staged => words,
         LoadPath::Direct => 2 * c.unroll * words,

@@ -58,7 +58,7 @@ def kernel(kernel_spec, times=(), cubins=("sm_90a",), ptx_architecture="sm_80"):
 def manifest(kernels):
     return {
         "schema": 1,
-        "abi": 2,
+        "abi": 3,
         "created_by": "a test",
         "created_unix_s": 0,
         "workload": "none",

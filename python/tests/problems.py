@@ -22,6 +22,13 @@ class Problem:
     v: torch.Tensor
     sinks: torch.Tensor
     per_head: bool
+    k_scales: torch.Tensor | None
+    v_scales: torch.Tensor | None
+
+    @property
+    def scales(self):
+        """The factors of K and V as arguments of a call."""
+        return {"k_scales": self.k_scales, "v_scales": self.v_scales}
 
     @property
     def step(self):
@@ -43,13 +50,16 @@ def problem(
     pad=0,
     per_head=False,
     in_runs=False,
+    kv_dtype="same",
 ):
-    """`pad` elements lie between the rows of K and V. With `in_runs` the rows of a request follow each
-    other. The sinks are logits that matter, but one that is none."""
+    """`pad` times 16 bytes lie between the rows of K and V. With `in_runs` the rows of a request follow each
+    other. The sinks are logits that matter, but one that is none. Where K and V have 8 bits each KV head has
+    factors of them."""
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     element = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[dtype]
+    of_kv = torch.float8_e4m3fn if kv_dtype == "e4m3" else element
     kv_heads, page_size = draw.choice([1, 2, 3]), draw.choice([1, 16, 48])
-    shape = AttentionShape(dtype, kv_heads * group, kv_heads, head_dim, page_size, layout)
+    shape = AttentionShape(dtype, kv_heads * group, kv_heads, head_dim, page_size, layout, kv_dtype)
     requests = 2
     kv_len = [draw.randrange(1, longest) for _ in range(requests)]
     max_pages = max(-(-n // page_size) for n in kv_len) + 1
@@ -66,7 +76,8 @@ def problem(
             edges = [draw.randrange(kv_len[request] + 1) for _ in range(2 * ((row + head) % 4))]
             of_head.append([tuple(sorted(pair)) for pair in zip(edges[::2], edges[1::2])])
     page = (page_size, kv_heads) if layout == "NHD" else (kv_heads, page_size)
-    nan = torch.full((pages, *page, head_dim + pad), float("nan"), dtype=element)
+    width = head_dim + 16 * pad // of_kv.itemsize
+    nan = torch.full((pages, *page, width), float("nan"), dtype=of_kv)
     k, v = nan[..., :head_dim], nan.clone()[..., :head_dim]
     for head, of_head in enumerate(sets):
         heads = slice(head, head + 1) if per_head else slice(None)
@@ -75,12 +86,15 @@ def problem(
                 page, slot = page_table[request][token // page_size], token % page_size
                 at = (page, slot, heads) if layout == "NHD" else (page, heads, slot)
                 for tensor in (k, v):
-                    tensor[at] = torch.randn(tensor[at].shape, generator=generator).to(element)
+                    tensor[at] = torch.randn(tensor[at].shape, generator=generator).to(of_kv)
     q = torch.randn(rows, shape.query_heads, head_dim, generator=generator).to(element)
     sinks = 3 + torch.randn(shape.query_heads, generator=generator)
     sinks[-1] = -torch.inf
+    scales = [None, None]
+    if kv_dtype == "e4m3":
+        scales = (0.5 + torch.rand(2, kv_heads, generator=generator)).unbind()
     spans = [list(row) for row in zip(*sets)] if per_head else sets[0]
-    return Problem(shape, spans, row_request, page_table, kv_len, pages, q, k, v, sinks, per_head)
+    return Problem(shape, spans, row_request, page_table, kv_len, pages, q, k, v, sinks, per_head, *scales)
 
 
 def parts(p):

@@ -2,6 +2,7 @@
 
 import tempfile
 import unittest
+from dataclasses import replace
 from pathlib import Path
 
 from artifacts import SHAPE, kernel, manifest, spec, write
@@ -89,6 +90,41 @@ class Loading(Folder):
                 192,
                 8_848,
             ),
+            (
+                # Queries of 16 bits, with a factor for each of three times eight columns.
+                KernelShape("bf16", 256, 6, "e4m3"),
+                {
+                    **{"core": "mma", "query_rows": 4, "tile_tokens": 64, "stages": 2},
+                    **{"heads_per_warp": 8, "unroll": 1, "query": "shared"},
+                    **{"blocks_per_multiprocessor": 1, "smallest_share": 512, "merge": "last-arriver"},
+                },
+                "bf16-e4m3-d256-g6-mma-r4-staged-t64-s2-w4-h8-v16-u1-qs-p0-b1-x1-m512-last",
+                384,
+                114_784,
+            ),
+            (
+                # Without factors: they are f16 already.
+                KernelShape("f16", 256, 6, "e4m3"),
+                {
+                    **{"core": "mma", "query_rows": 4, "tile_tokens": 64, "stages": 2},
+                    **{"heads_per_warp": 8, "unroll": 1, "query": "shared"},
+                    **{"blocks_per_multiprocessor": 1, "smallest_share": 512, "merge": "last-arriver"},
+                },
+                "f16-e4m3-d256-g6-mma-r4-staged-t64-s2-w4-h8-v16-u1-qs-p0-b1-x1-m512-last",
+                384,
+                114_688,
+            ),
+            (
+                # The same without tensor cores.
+                KernelShape("bf16", 128, 4, "e4m3"),
+                {
+                    **{"tile_tokens": 64, "token_warps": 2, "vector_bytes": 8, "unroll": 1},
+                    **{"query": "shared", "merge": "last-arriver"},
+                },
+                "bf16-e4m3-d128-g4-staged-t64-s3-w2-h4-v8-u1-qs-p0-b1-x2-m128-last",
+                64,
+                52_224,
+            ),
         ]:
             made = spec(shape, **changes)
             c = made.configuration
@@ -122,6 +158,7 @@ class Loading(Folder):
         (entry,) = content["kernels"]
         for name in ("core", "query_rows"):
             del entry["spec"]["configuration"][name]
+        del entry["spec"]["shape"]["kv_dtype"]
         del entry["buckets"][0]["bucket"]["rows_per_request"]
         (loaded,) = Artifact.load(write(self.folder, content)).kernels
         self.assertEqual(loaded.spec, spec())
@@ -143,8 +180,8 @@ class Loading(Folder):
         for content, message in [
             (changed(["schema"], 2), "schema 2 is not supported; this version reads 1"),
             (changed(["abi"], 9), "abi 9 is not supported"),
-            (changed(["interface", 0, "symbol"], "plan"), "interface is not that of ABI 2"),
-            (changed(["interface", 2, "arguments", 5], ["tile_ptr", "i32"]), "not that of ABI 2"),
+            (changed(["interface", 0, "symbol"], "plan"), "interface is not that of ABI 3"),
+            (changed(["interface", 2, "arguments", 5], ["tile_ptr", "i32"]), "not that of ABI 3"),
             (changed(["kernels"], []), "lists no kernel"),
             (changed([*entry, "threads"], None), "no field 'threads'"),
             (changed([*entry, "threads"], "many"), "threads is 'many', expected int"),
@@ -160,6 +197,9 @@ class Loading(Folder):
             (changed([*entry, "spec", "configuration", "tile_tokens"], None), "no field 'tile_tokens'"),
             (changed([*entry, "spec", "configuration", "core"], 1), "core is 1, expected str"),
             (changed([*entry, "spec", "shape", "head_dim"], 96), "head_dim 96 is not served"),
+            (changed([*entry, "spec", "shape", "kv_dtype"], "e5m2"), "kv_dtype 'e5m2' is unknown"),
+            (changed([*entry, "spec", "shape", "kv_dtype"], 8), "kv_dtype is 8, expected str"),
+            (changed([*entry, "spec", "shape", "kv_dtype"], "e4m3"), "its spec is that of `bf16-e4m3-d128"),
         ]:
             with self.subTest(message), self.assertRaisesRegex(ArtifactError, message):
                 Artifact.load(write(self.folder, content))
@@ -213,6 +253,20 @@ class Selection(Folder):
         self.assertIn("no kernel of this artifact serves f16-d128-g4 on H200", message)
         self.assertIn("it is built for bf16-d128-g4", message)
         self.assertIn("a trace in f16 with head_dim 128 and 4 query head(s)", message)
+
+    def test_a_cache_of_8_bits_has_kernels_of_its_own(self):
+        eight = spec(replace(SHAPE, kv_dtype="e4m3"))
+        kernels = [kernel(one, {SMALL: 5.0}) for one in (spec(), eight)]
+        for one in (spec(), eight):
+            self.assertEqual(self.choose(SMALL, shape=one.shape, kernels=kernels).entry.spec, one)
+        for one, other in [(spec(), eight), (eight, spec())]:
+            with self.assertRaises(ArtifactError) as caught:
+                self.choose(SMALL, shape=one.shape, kernels=[kernel(other)])
+            message = str(caught.exception)
+            self.assertIn(f"no kernel of this artifact serves {one.shape} on H200", message)
+            self.assertIn(f"  {other}: it is built for {other.shape}\n", message)
+            made_by = "W --kv-dtype e4m3 --arch" if one is eight else "W --arch"
+            self.assertIn(f"`spanforge tune --workload {made_by} sm_90a`", message)
 
     def test_machine_code_where_there_is_some_else_ptx(self):
         artifact = Artifact.load(self.write(kernel(spec())))

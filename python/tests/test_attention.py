@@ -27,7 +27,7 @@ from spanforge import (
     merge_outputs_reference,
     span_attention_reference,
 )
-from spanforge.errors import DriverError, SpanforgeError, StepError
+from spanforge.errors import ArtifactError, DriverError, SpanforgeError, StepError
 
 LIMITS = Limits(rows=8, spans=64, requests=2, max_pages=400)
 
@@ -45,6 +45,8 @@ def reference(p, scale=None, soft_cap=0.0, sinks=None):
         soft_cap,
         sinks,
         p.per_head,
+        p.k_scales,
+        p.v_scales,
     )
 
 
@@ -58,10 +60,14 @@ class Reference(unittest.TestCase):
     def assert_masked_dense(self, p, soft_cap=0.0, sinks=None):
         """Against torch's own attention over the whole cache, with a mask of the selected tokens and one
         token more, whose key and value are zero and whose logit is the sink. What a soft cap changes of a
-        logit goes into the mask."""
-        k, v = p.k.nan_to_num(), p.v.nan_to_num()
+        logit goes into the mask. In float64, of keys and values that are multiplied by their factors."""
+        k, v, q = p.k.double().nan_to_num(), p.v.double().nan_to_num(), p.q.double()
         if p.shape.layout == "HND":
             k, v = k.transpose(1, 2), v.transpose(1, 2)
+        if p.k_scales is not None:
+            k = k * p.k_scales.double()[:, None]
+        if p.v_scales is not None:
+            v = v * p.v_scales.double()[:, None]
         group = p.shape.query_heads // p.shape.kv_heads
         out, lse = reference(p, soft_cap=soft_cap, sinks=sinks)
         for row, request in enumerate(p.row_request):
@@ -73,7 +79,7 @@ class Reference(unittest.TestCase):
                 .transpose(0, 1)
                 for t in (keys, values)
             )
-            logits = (p.q[row][:, None] * keys).sum(-1) / math.sqrt(p.shape.head_dim)
+            logits = (q[row][:, None] * keys).sum(-1) / math.sqrt(p.shape.head_dim)
             mask = torch.full_like(logits, -math.inf)
             for head in range(p.shape.query_heads):
                 for start, end in p.of_head(row, head // group):
@@ -82,14 +88,15 @@ class Reference(unittest.TestCase):
                 mask += soft_cap * (logits / soft_cap).tanh() - logits
             if sinks is not None:
                 mask[:, -1] = sinks
-            torch.testing.assert_close(lse[row], (logits + mask).logsumexp(-1), atol=1e-5, rtol=1e-5)
+            expected_lse = (logits + mask).logsumexp(-1).float()
+            torch.testing.assert_close(lse[row], expected_lse, atol=1e-6, rtol=1e-6)
             dense = torch.nn.functional.scaled_dot_product_attention(
-                p.q[row][:, None], keys, values, attn_mask=mask[:, None]
-            )[:, 0]
+                q[row][:, None], keys, values, attn_mask=mask[:, None]
+            )[:, 0].float()
             is_empty = mask.max(-1).values == -math.inf
             dense[is_empty] = 0
             self.assertTrue((out[row][is_empty] == 0).all())
-            torch.testing.assert_close(out[row], dense, atol=2e-6, rtol=1e-5)
+            torch.testing.assert_close(out[row], dense, atol=1e-6, rtol=1e-6)
 
     def test_it_is_masked_dense_attention(self):
         for seed in range(10):
@@ -104,6 +111,15 @@ class Reference(unittest.TestCase):
             self.assert_masked_dense(p, soft_cap=1.5)
             self.assert_masked_dense(p, sinks=p.sinks)
             self.assert_masked_dense(p, soft_cap=0.7, sinks=p.sinks)
+
+    def test_keys_and_values_of_8_bits_have_a_factor_for_each_kv_head(self):
+        for seed in range(10):
+            layout, per_head = "HND" if seed % 2 else "NHD", seed % 3 == 1
+            p = problem(seed, "f32", layout=layout, rows=6, per_head=per_head, kv_dtype="e4m3")
+            self.assert_masked_dense(p)
+            self.assert_masked_dense(p, soft_cap=0.7, sinks=p.sinks)
+            for one in ("k_scales", "v_scales"):
+                self.assert_masked_dense(replace(p, **{one: None}))
 
     def test_a_row_that_selects_nothing_has_its_sinks_alone(self):
         p = problem(1, rows=1)
@@ -191,6 +207,9 @@ class Attention(unittest.TestCase):
             self.assertGreater(p.shape.kv_heads, 1)
             found = planned(p).run(p.q, p.k, p.v, 0.2, 2.0, p.sinks)
             assert_close(self, found, reference(p, 0.2, 2.0, p.sinks))
+            p = problem(6, layout=layout, kv_dtype="e4m3")
+            found = planned(p).run(p.q, p.k, p.v, 0.2, 2.0, p.sinks, p.k_scales, p.v_scales)
+            assert_close(self, found, reference(p, 0.2, 2.0, p.sinks))
         self.assertIsNone(planned(p).kernel)
 
     def test_steps_and_tensors_that_do_not_fit_are_refused(self):
@@ -227,6 +246,28 @@ class Attention(unittest.TestCase):
             with self.subTest(message), self.assertRaisesRegex(StepError, message):
                 call()
 
+    def test_caches_and_factors_of_another_kind_are_refused(self):
+        p, eight = problem(6), problem(6, kv_dtype="e4m3")
+        kv_heads = p.shape.kv_heads
+        scales = eight.k_scales
+        for problem_of, changed, message in [
+            (p, {"k_scales": scales}, "k_scales: only a cache of 8-bit elements .* has factors; leave them"),
+            (p, {"v_scales": scales}, "v_scales: only a cache of 8-bit elements"),
+            (p, {"k": eight.k, "v": eight.v}, "k is torch.float8_e4m3fn on cpu, expected torch.bfloat16"),
+            (p, {"v": eight.v}, "v is torch.float8_e4m3fn on cpu, expected torch.bfloat16"),
+            (eight, {"k": p.k, "v": p.v}, "k is torch.bfloat16 on cpu, expected torch.float8_e4m3fn"),
+            (eight, {"v": p.v}, "v is torch.bfloat16 on cpu, expected torch.float8_e4m3fn"),
+            (eight, {"k": eight.k.view(torch.float8_e5m2)}, "k is torch.float8_e5m2 on cpu, expected"),
+            (eight, {"k_scales": scales[1:]}, rf"k_scales is \[{kv_heads - 1}\] .*, expected \[{kv_heads}\]"),
+            (eight, {"v_scales": scales[:, None]}, rf"v_scales is \[{kv_heads}, 1\] .*, expected \["),
+            (eight, {"v_scales": scales.half()}, "v_scales is .* torch.float16 on cpu, expected .*float32"),
+            (eight, {"k_scales": scales.to("meta")}, "k_scales is .* on meta, expected .* on cpu"),
+            (eight, {"v_scales": scales.repeat(2)[::2]}, "v_scales is not contiguous"),
+        ]:
+            given = {"q": problem_of.q, "k": problem_of.k, "v": problem_of.v, **problem_of.scales}
+            with self.subTest(message), self.assertRaisesRegex(StepError, "^" + message):
+                planned(problem_of).run(**given | changed)
+
     @unittest.skipIf(torch.cuda.is_available(), "has a GPU")
     def test_without_a_gpu_the_message_says_what_to_do(self):
         with self.assertRaisesRegex(DriverError, "no CUDA driver.*device='cpu'"):
@@ -260,12 +301,25 @@ class Operator(unittest.TestCase):
         found = attention(p.q, p.k, p.v, soft_cap=2.0, sinks=p.sinks)
         assert_close(self, found, reference(p, soft_cap=2.0, sinks=p.sinks))
 
+    def test_it_takes_a_cache_of_8_bits(self):
+        p = problem(11, kv_dtype="e4m3")
+        attention = planned(p)
+        compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+        for found in (attention(p.q, p.k, p.v, **p.scales), compiled(p.q, p.k, p.v, **p.scales)):
+            assert_close(self, found, reference(p))
+
     def test_what_torch_checks_of_operators(self):
         p = problem(13)
         attention = planned(p)
         for more in [(), (2.0,), (0.0, p.sinks)]:
             arguments = (p.q, p.k, p.v, attention.handle, 0.125, *more)
             torch.library.opcheck(torch.ops.spanforge.span_attention, arguments)
+        # Not whether arguments are changed: torch does not compare elements of 8 bits.
+        checks = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+        p = problem(13, kv_dtype="e4m3")
+        attention = planned(p)
+        arguments = (p.q, p.k, p.v, attention.handle, 0.125, 0.0, None, p.k_scales, p.v_scales)
+        torch.library.opcheck(torch.ops.spanforge.span_attention, arguments, test_utils=checks)
 
     def test_an_object_that_is_gone_is_named(self):
         p = problem(17)
@@ -301,6 +355,7 @@ class Launches(unittest.TestCase):
     LIMITS = Limits(rows=10, spans=20, requests=3, max_pages=4)
     ONE = spec()
     FOUR = spec(core="mma", query_rows=4, heads_per_warp=8)
+    EIGHT_BITS = spec(KernelShape("bf16", 128, 4, "e4m3"))
     PAGES = {"page_table": [[0, 1, 2, 3]] * 3, "kv_len": [64] * 3, "pages": 4}
 
     def attention(self, *kernels, shape=SHAPE):
@@ -339,7 +394,7 @@ class Launches(unittest.TestCase):
             self.assertIs(arguments[name], expected)
         for name in ("span_ptr", "spans", "set_tokens", "span_tokens", "page_table", "row_request"):
             self.assertIs(arguments[name], buffers[name])
-        for name in ("tile_ptr", "span_rows", "sinks"):
+        for name in ("tile_ptr", "span_rows", "sinks", "k_scales", "v_scales"):
             self.assertIsNone(arguments[name])
         integers = {name: n for name, n in arguments.items() if isinstance(n, int)}
         self.assertEqual(
@@ -394,6 +449,49 @@ class Launches(unittest.TestCase):
         self.step(attention, [0])
         attention.run(*self.tensors(1))
         self.assertEqual([name for name, *_ in self.driver.take()], ["plan", "decode"])
+
+    def test_of_a_cache_of_8_bits(self):
+        shape = replace(self.SHAPE, kv_dtype="e4m3")
+        attention = self.attention(kernel(self.ONE), kernel(self.EIGHT_BITS), shape=shape)
+        self.step(attention, [0])
+        self.assertEqual(attention.kernel, str(self.EIGHT_BITS))
+        q, *kv = self.tensors(1)
+        k, v = (tensor.to(torch.float8_e4m3fn) for tensor in kv)
+        k_scales, v_scales = torch.ones(2), torch.ones(2)
+        for given in [{}, {"k_scales": k_scales}, {"k_scales": k_scales, "v_scales": v_scales}]:
+            out, _ = attention.run(q, k, v, **given)
+            self.assertEqual(out.dtype, torch.bfloat16)
+            arguments = next(a for name, *_, a in self.driver.take() if name == "decode")
+            expected = {"k": k, "v": v, "k_scales": None, "v_scales": None} | given
+            for name, argument in expected.items():
+                self.assertIs(arguments[name], argument)
+            self.assertEqual(arguments["token_stride"], 2 * 128)
+        with self.assertRaisesRegex(ArtifactError, "it is built for bf16-d128-g4\n"):
+            self.attention(kernel(self.ONE), shape=shape)
+
+    def test_caches_that_do_not_serve_are_refused(self):
+        """Rows of K and V begin at whole sixteens of bytes, and elements are those of the shape."""
+        for built, of_kv, other, whole in [
+            (self.ONE, torch.bfloat16, torch.float16, 8),
+            (self.EIGHT_BITS, torch.float8_e4m3fn, torch.bfloat16, 16),
+        ]:
+            attention = self.attention(
+                kernel(built), shape=replace(self.SHAPE, kv_dtype=built.shape.kv_dtype)
+            )
+            self.step(attention, [0])
+            q, *_ = self.tensors(1)
+            good, bad = (
+                torch.zeros(4, 16, 2, 128 + pad, dtype=of_kv)[..., :128] for pad in (whole, whole // 2)
+            )
+            attention.run(q, good, good)
+            self.driver.take()
+            for k, message in [
+                (bad, rf"k and v have strides .*: the last must be 1, the others multiples of {whole} up to"),
+                (good.to(other), f"k is {other} on cpu, expected {of_kv} on cpu"),
+            ]:
+                with self.assertRaisesRegex(StepError, message):
+                    attention.run(q, k, k)
+            self.assertEqual(self.driver.take(), [])
 
     def test_of_merging_outputs(self):
         """Of three query heads a row, four to a block, for any rows."""

@@ -66,13 +66,19 @@ class Peers(unittest.TestCase):
             bench_peers.main(["cases.json", "--peers", "nobody"])
         self.assertIn("nobody", error.getvalue())
 
-    def test_are_not_given_several_rows_of_a_request(self):
+    def test_say_what_they_are_not_given(self):
         drafts = [CASE["rows"][0], CASE["rows"][0] | {"same_request": True}]
-        case = CASE | {"name": "1x90@2", "rows": drafts}
-        with contextlib.redirect_stderr(io.StringIO()) as error, self.assertRaises(SystemExit):
-            with mock.patch.dict(CASE, case):
-                rows("sdpa")
-        self.assertIn("case '1x90@2' has several rows of one request", error.getvalue())
+        of_8_bits = CASE["attention"] | {"kv_dtype": "e4m3"}
+        for change, why in [
+            ({"rows": drafts}, "several rows of one request"),
+            ({"attention": of_8_bits}, "a cache of e4m3"),
+        ]:
+            with mock.patch.dict(CASE, change):
+                found = rows("sdpa,flex_attention")
+            self.assertEqual(len(found), 4)
+            for row in found:
+                self.assertIsNone(row["time_us"])
+                self.assertTrue(row["why_not"].startswith(why), row["why_not"])
 
 
 if __name__ == "__main__":

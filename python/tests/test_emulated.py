@@ -1,6 +1,7 @@
 """Against the Rust side: `SPANFORGE=PATH` is the `spanforge` command. Artifacts are tuned and loaded, one for
-steps of all kinds and one for several rows of each request, the choice of kernels is compared with that of
-`inspect`, and the kernels are run by `SpanAttention` on the emulated GPU, which checks every access."""
+steps of all kinds, one for several rows of each request and one for such with a cache of 8 bits, the choice
+of kernels is compared with that of `inspect`, and the kernels are run by `SpanAttention` on the emulated GPU,
+which checks every access."""
 
 import json
 import os
@@ -21,6 +22,7 @@ import torch
 from emulated import EmulatedDriver
 from problems import assert_close, parts, problem
 from spanforge import Artifact, Bucket, DeviceProperties, Limits, SpanAttention, merge_outputs_reference
+from spanforge.artifact import unfit
 from spanforge.spans import canonical
 from test_attention import reference
 
@@ -36,9 +38,10 @@ def spanforge(folder, *arguments):
 
 
 def setUpModule():
-    global ARTIFACT, SEVERAL_ROWS
+    global ARTIFACT, SEVERAL_ROWS, EIGHT_BITS
     ARTIFACT = tuned("--batch 1,16 --queries 1,4 --budget 12")
     SEVERAL_ROWS = tuned("--batch 4 --queries 4 --budget 6")
+    EIGHT_BITS = tuned("--batch 4 --queries 4 --budget 6 --kv-dtype e4m3")
 
 
 def tuned(options):
@@ -79,33 +82,55 @@ class AgainstRust(unittest.TestCase):
                 vars(selected.served_as.bucket), {"rows_per_request": 1} | said["served_as"], batch
             )
 
+    def test_kernels_for_another_cache_are_refused_as_by_inspect(self):
+        device = DeviceProperties("H200", "sm_90a", 132, 232_448)
+        for artifact, kv_dtype in [(ARTIFACT, "e4m3"), (EIGHT_BITS, "same")]:
+            shape = replace(artifact.kernels[0].spec.shape, kv_dtype=kv_dtype)
+            options = ["--explain", "--json", "--kv-dtype", kv_dtype]
+            said = json.loads(spanforge(".", "inspect", str(artifact.root), *options))["explanation"]
+            self.assertIsNone(said["chosen"])
+            reasons = [unfit(entry, shape, device) for entry in artifact.kernels]
+            self.assertEqual(reasons, [kernel["unfit"] for kernel in said["kernels"]])
+
     def test_kernels_on_the_emulated_gpu_compute_the_reference(self):
-        merges, query_rows = set(), set()
-        for artifact, entry in [(a, e) for a in (ARTIFACT, SEVERAL_ROWS) for e in a.kernels]:
-            configuration = entry.spec.configuration
+        merges, query_rows, kv_dtypes = set(), set(), set()
+        artifacts = (ARTIFACT, SEVERAL_ROWS, EIGHT_BITS)
+        for artifact, entry in [(a, e) for a in artifacts for e in a.kernels]:
+            configuration, kv_dtype = entry.spec.configuration, entry.spec.shape.kv_dtype
             for seed, layout, pad, multiprocessors, options in [
                 (1, "NHD", 0, 3, {}),
                 (5, "HND", 0, 7, {"in_runs": True}),
-                (3, "NHD", 8, 1, {"in_runs": True}),
-                (6, "HND", 64, 3, {"in_runs": True, "per_head": True}),
+                (3, "NHD", 1, 1, {"in_runs": True}),
+                (6, "HND", 8, 3, {"in_runs": True, "per_head": True}),
             ]:
-                p = problem(seed, layout=layout, pad=pad, rows=8, longest=500, **options)
+                p = problem(seed, layout=layout, pad=pad, rows=8, longest=500, kv_dtype=kv_dtype, **options)
                 driver = EmulatedDriver(SPANFORGE, multiprocessors)
                 attention = SpanAttention(only(artifact, entry), p.shape, LIMITS, "cpu", driver)
                 attention.plan(*p.step)
                 self.assertEqual(attention.kernel, entry.id)
                 for more in [(0.2,), (0.2, 1.5, p.sinks)]:
-                    first = attention.run(p.q, p.k, p.v, *more)
+                    first = attention.run(p.q, p.k, p.v, *more, **p.scales)
                     assert_close(self, first, reference(p, *more))
                     # The next layer, with the scratch memory of the first.
-                    for one, other in zip(first, attention.run(p.q, p.k, p.v, *more)):
+                    for one, other in zip(first, attention.run(p.q, p.k, p.v, *more, **p.scales)):
                         self.assertTrue(torch.equal(one, other))
                 merges.add(configuration.merge)
                 query_rows.add(configuration.query_rows)
+                kv_dtypes.add(kv_dtype)
                 self.assertEqual(driver.launched.count("plan"), 1)
                 self.assertEqual(driver.launched.count("overlay"), configuration.query_rows > 1)
         self.assertIn("second-kernel", merges)
         self.assertGreater(max(query_rows), 1)
+        self.assertEqual(kv_dtypes, {"same", "e4m3"})
+
+    def test_without_factors_elements_of_8_bits_are_as_they_are(self):
+        p = replace(problem(5, rows=6, kv_dtype="e4m3"), k_scales=None, v_scales=None)
+        for entry in EIGHT_BITS.kernels:
+            attention = SpanAttention(
+                only(EIGHT_BITS, entry), p.shape, LIMITS, "cpu", EmulatedDriver(SPANFORGE)
+            )
+            attention.plan(*p.step)
+            assert_close(self, attention.run(p.q, p.k, p.v), reference(p))
 
     def test_two_parts_are_merged_on_the_emulated_gpu(self):
         p = problem(5, rows=6)

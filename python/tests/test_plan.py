@@ -7,6 +7,7 @@ import random
 import unittest
 from array import array
 from collections import Counter
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from unittest import mock
 
@@ -143,6 +144,9 @@ class Refusals(unittest.TestCase):
         ]:
             with self.assertRaisesRegex(StepError, message):
                 shape.kernel_shape()
+        # Where no kernel is asked for, too.
+        with self.assertRaisesRegex(StepError, "kv_dtype 'fp8' is unknown: use same or e4m3"):
+            replace(SHAPE, kv_dtype="fp8").check()
 
 
 def overlaid(plan, tile_ptr):

@@ -119,7 +119,8 @@ impl Scratch {
         }
         self.logits.resize(group * n, 0.0);
         self.sizes.resize(group * n, 0.0);
-        let scale = f64::from(p.scale);
+        let k_scale = p.k_scales.get(kv_head).map_or(1.0, |scale| f64::from(*scale));
+        let scale = f64::from(p.scale) * k_scale;
         for (t, &at) in selected.iter().enumerate() {
             p.read_kv(p.k, at, kv_head, &mut self.kv);
             widen(&self.kv, &mut self.wide);
@@ -190,10 +191,12 @@ impl Scratch {
                 }
             }
         }
+        let v_scale = p.v_scales.get(kv_head).map_or(1.0, |scale| f64::from(*scale));
         for (g, sum) in live {
             let at = (first_head + g) * dim;
-            output.out[at..][..dim].iter_mut().for_each(|x| *x /= sum);
-            output.magnitude[at..][..dim].iter_mut().for_each(|x| *x /= sum);
+            let factor = v_scale / sum;
+            output.out[at..][..dim].iter_mut().for_each(|x| *x *= factor);
+            output.magnitude[at..][..dim].iter_mut().for_each(|x| *x *= factor.abs());
         }
     }
 }

@@ -1,8 +1,9 @@
 //! One launch of span attention as borrowed arrays, checked before anything is computed.
 
+use float8::F8E4M3;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
-use spanforge_spans::{Dtype, KvLayout, SpanBatch};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanBatch};
 
 /// What keeps a problem from being computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,15 +75,18 @@ pub enum ProblemError {
     },
 }
 
-/// One decode launch over paged keys and values. Elements are raw bits of `dtype`.
+/// One decode launch over paged keys and values. Elements are raw bits of `dtype`; keys and values may be
+/// of 8 bits, which are the lower bytes then.
 ///
 /// Requests = `page_table.len() / max_pages`; pages = `k.len() / (page_size * kv_heads *
 /// head_dim)`; rows = `row_request.len()`. Page-table entries that no selected token needs may hold
 /// anything.
 #[derive(Debug, Clone, Copy)]
 pub struct Problem<'a> {
-    /// Element type of q, k, v and of the output.
+    /// Element type of q and of the output.
     pub dtype: Dtype,
+    /// Element type of k and v.
+    pub kv_dtype: KvDtype,
     /// Order of the dimensions of a page.
     pub layout: KvLayout,
     /// Query heads; a multiple of `kv_heads`.
@@ -115,6 +119,10 @@ pub struct Problem<'a> {
     pub spans: &'a SpanBatch,
     /// `[query_heads]`: a logit beside those of tokens, with a value of zero. Empty for none.
     pub sinks: &'a [f32],
+    /// `[kv_heads]`: what every element of k is multiplied by. Empty for 1.
+    pub k_scales: &'a [f32],
+    /// As `k_scales`, of v.
+    pub v_scales: &'a [f32],
 }
 
 impl Problem<'_> {
@@ -177,6 +185,11 @@ impl Problem<'_> {
         }
         if !self.sinks.is_empty() {
             length("sinks", "[query_heads]", self.sinks.len(), &[self.query_heads])?;
+        }
+        for (tensor, scales) in [("k_scales", self.k_scales), ("v_scales", self.v_scales)] {
+            if !scales.is_empty() {
+                length(tensor, "[kv_heads]", scales.len(), &[self.kv_heads])?;
+            }
         }
         length("v", "the shape of k", self.v.len(), &[self.k.len()])?;
         let multiple = |tensor, shape, found: usize, factors: &[usize]| {
@@ -248,7 +261,7 @@ impl Problem<'_> {
     }
 
     /// The `head_dim` elements of `tensor` (k or v) at `(page, slot)` for `kv_head`, as f32, which
-    /// holds every value of the dtypes exactly.
+    /// holds every value of the dtypes exactly. Not multiplied by the head's factor.
     pub(crate) fn read_kv(
         &self,
         tensor: &[u16],
@@ -257,7 +270,15 @@ impl Problem<'_> {
         out: &mut [f32],
     ) {
         let row = self.layout.row_index(page, slot, kv_head, self.page_size, self.kv_heads);
-        to_f32(self.dtype, &tensor[row * self.head_dim..][..self.head_dim], out);
+        let bits = &tensor[row * self.head_dim..][..self.head_dim];
+        match self.kv_dtype {
+            KvDtype::Same => to_f32(self.dtype, bits, out),
+            KvDtype::E4m3 => {
+                for (out, bits) in out.iter_mut().zip(bits) {
+                    *out = F8E4M3::from_bits(*bits as u8).to_f32();
+                }
+            }
+        }
     }
 
     /// The query of `(row, head)` as f32.

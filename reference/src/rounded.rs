@@ -34,6 +34,7 @@ pub fn attention_rounded(
     for row in 0..rows {
         for head in 0..heads {
             let kv_head = head / problem.group_size();
+            let scale = |scales: &[f32]| scales.get(kv_head).copied().unwrap_or(1.0);
             let selected = problem.selected(row, kv_head)?;
             problem.read_q(row, head, &mut q);
             let mut state = Online { max: f32::NEG_INFINITY, sum: 0.0, acc: vec![0.0; dim] };
@@ -42,7 +43,7 @@ pub fn attention_rounded(
                 for &at in tokens {
                     problem.read_kv(problem.k, at, kv_head, &mut kv);
                     let dot: f32 = q.iter().zip(&kv).map(|(q, k)| q * k).sum();
-                    let logit = dot * problem.scale;
+                    let logit = dot * problem.scale * scale(problem.k_scales);
                     tile.push(match problem.soft_cap {
                         0.0 => logit,
                         cap => cap * (logit / cap).tanh(),
@@ -68,7 +69,7 @@ pub fn attention_rounded(
             let at = row * heads + head;
             output.lse[at] = state.max + state.sum.ln();
             for (out, acc) in output.out[at * dim..][..dim].iter_mut().zip(&state.acc) {
-                *out = from_f32(problem.dtype, acc / state.sum);
+                *out = from_f32(problem.dtype, acc / state.sum * scale(problem.v_scales));
             }
         }
     }

@@ -8,7 +8,7 @@ use spanforge_reference::{
     Comparison, Output, Problem, RoundedOutput, Tolerance, attention_f64, attention_rounded,
     compare,
 };
-use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanBatch, SpanSet};
 
 fn check(answer: &RoundedOutput, oracle: &Output, dtype: Dtype) -> Comparison {
     compare(&answer.out, &answer.lse, oracle, dtype, &Tolerance::of(dtype)).expect("sizes")
@@ -163,6 +163,7 @@ fn cancelling_dot_products_are_judged_by_what_f32_can_do() {
     let spans = SpanBatch::from_sets([&SpanSet::full(2)]).expect("small");
     let problem = Problem {
         dtype: Dtype::F16,
+        kv_dtype: KvDtype::Same,
         layout: KvLayout::Hnd,
         query_heads: 1,
         kv_heads: 1,
@@ -172,6 +173,8 @@ fn cancelling_dot_products_are_judged_by_what_f32_can_do() {
         scale: 1.0,
         soft_cap: 0.0,
         sinks: &[],
+        k_scales: &[],
+        v_scales: &[],
         q: &q,
         k: &k,
         v: &v,

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use spanforge_reference::{
     PartialState, Problem, ProblemError, Tolerance, attention_f64, attention_rounded, compare,
 };
-use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanBatch, SpanSet};
 
 /// The textbook: a dense mask over all tokens of the request, exponentials taken directly.
 fn naive(case: &Case) -> (Vec<f64>, Vec<f64>) {
@@ -175,6 +175,7 @@ impl Tiny {
     fn problem(&self) -> Problem<'_> {
         Problem {
             dtype: Dtype::F16,
+            kv_dtype: KvDtype::Same,
             layout: KvLayout::Nhd,
             query_heads: self.q.len(),
             kv_heads: 1,
@@ -190,6 +191,73 @@ impl Tiny {
             row_request: &[0],
             spans: &self.spans,
             sinks: &[],
+            k_scales: &[],
+            v_scales: &[],
+        }
+    }
+}
+
+proptest! {
+    /// A cache of 8-bit elements is one of f16 with the numbers that they stand for, times their factors:
+    /// exactly, where those are powers of two.
+    #[test]
+    fn elements_of_8_bits_are_numbers_times_a_factor(
+        q in proptest::collection::vec(-4.0..4.0f32, 8),
+        codes in proptest::collection::vec((0..0x7fu16, any::<bool>()), 32),
+        powers in proptest::collection::vec(-2..3i32, 4),
+    ) {
+        let codes: Vec<u16> = codes.iter().map(|(code, minus)| code | u16::from(*minus) << 7).collect();
+        let scales: Vec<f32> = powers.iter().map(|power| 2f32.powi(*power)).collect();
+        // [tokens, kv_heads, head_dim] of 4, 2 and 2 in K and in V.
+        let numbers: Vec<u16> = codes
+            .iter()
+            .enumerate()
+            .map(|(at, code)| {
+                let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+                let size = match exponent {
+                    0 => mantissa * 2f32.powi(-9),
+                    _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
+                };
+                let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
+                bits(Dtype::F16, sign * size * scales[at / 16 * 2 + at / 2 % 2])
+            })
+            .collect();
+        let q: Vec<u16> = q.iter().map(|x| bits(Dtype::F16, *x)).collect();
+        let spans = SpanBatch::from_sets([&SpanSet::full(4)]).expect("small");
+        let of_8_bits = Problem {
+            dtype: Dtype::F16,
+            kv_dtype: KvDtype::E4m3,
+            layout: KvLayout::Nhd,
+            query_heads: 4,
+            kv_heads: 2,
+            head_dim: 2,
+            page_size: 4,
+            max_pages: 1,
+            scale: 0.5,
+            soft_cap: 0.0,
+            q: &q,
+            k: &codes[..16],
+            v: &codes[16..],
+            page_table: &[0],
+            row_request: &[0],
+            spans: &spans,
+            sinks: &[],
+            k_scales: &scales[..2],
+            v_scales: &scales[2..],
+        };
+        let of_16_bits = Problem {
+            kv_dtype: KvDtype::Same,
+            k: &numbers[..16],
+            v: &numbers[16..],
+            k_scales: &[],
+            v_scales: &[],
+            ..of_8_bits
+        };
+        let [one, other] =
+            [&of_8_bits, &of_16_bits].map(|problem| attention_f64(problem).expect("valid"));
+        prop_assert_eq!(one.lse, other.lse);
+        for (one, other) in one.out.iter().zip(&other.out) {
+            prop_assert!((one - other).abs() <= 1e-12 * other.abs(), "{one} {other}");
         }
     }
 }

@@ -72,18 +72,30 @@ pub struct PagedKv {
     pub k: Buffer,
     /// Values, 16-byte aligned.
     pub v: Buffer,
-    /// Strides of both, in elements: multiples of 8, so that every row is 16-byte aligned.
+    /// Strides of both, in elements: whole sixteens of bytes, so that every row is 16-byte aligned.
     pub strides: KvStrides,
+    /// `[kv_heads]` f32, positive: what the keys of a cache of 8-bit elements are multiplied by. `None`
+    /// for 1.
+    pub k_scales: Option<Buffer>,
+    /// As `k_scales`, for values.
+    pub v_scales: Option<Buffer>,
+}
+
+impl PagedKv {
+    /// A cache without factors.
+    pub fn new(k: Buffer, v: Buffer, strides: KvStrides) -> Self {
+        Self { k, v, strides, k_scales: None, v_scales: None }
+    }
 }
 
 /// Device memory of one layer's attention. All but the LSE are 16-byte aligned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOperands {
-    /// `[rows, query_heads, head_dim]` in the cache's dtype.
+    /// `[rows, query_heads, head_dim]` in the queries' dtype.
     pub q: Buffer,
     /// The layer's cache.
     pub kv: PagedKv,
-    /// `[rows, query_heads, head_dim]` in the cache's dtype, written.
+    /// `[rows, query_heads, head_dim]` in the queries' dtype, written.
     pub out: Buffer,
     /// `[rows, query_heads]` f32, natural logarithm, written.
     pub lse: Buffer,
@@ -388,8 +400,9 @@ impl SpanAttention {
         let a = &self.attention;
         let StepOperands { q, kv, out, lse, scale, soft_cap, sinks } = *operands;
         let (page_table, row_request) = (self.page_table.buffer(), self.row_request.buffer());
-        let (k, v) = (kv.k, kv.v);
-        let operands = Operands { q, k, v, page_table, row_request, sinks, out, lse };
+        let PagedKv { k, v, strides, k_scales, v_scales } = kv;
+        let operands =
+            Operands { q, k, v, page_table, row_request, sinks, k_scales, v_scales, out, lse };
         let workspace = Workspace {
             partial_acc: self.partial_acc.buffer(),
             partial_ml: self.partial_ml.buffer(),
@@ -402,9 +415,9 @@ impl SpanAttention {
             span_heads: planned.span_heads as i32,
             page_size: a.page_size as i32,
             max_pages: planned.max_pages as i32,
-            page_stride: kv.strides.page as i32,
-            token_stride: kv.strides.token as i32,
-            head_stride: kv.strides.head as i32,
+            page_stride: strides.page as i32,
+            token_stride: strides.token as i32,
+            head_stride: strides.head as i32,
             smallest_share: self.spec().configuration.smallest_share as i32,
             scale,
             soft_cap,
@@ -492,28 +505,42 @@ impl SpanAttention {
             return fault("scale", format!("{} is not a finite number", operands.scale));
         }
         check_soft_cap(operands.soft_cap)?;
-        let KvStrides { page, token, head } = operands.kv.strides;
+        let PagedKv { strides, k_scales, v_scales, .. } = operands.kv;
+        let KvStrides { page, token, head } = strides;
+        let kv_bytes = a.kv_bytes() as u64;
+        let whole = 16 / kv_bytes;
         for (operand, stride) in
             [("page stride", page), ("token stride", token), ("head stride", head)]
         {
-            if stride > i32::MAX as u64 || !stride.is_multiple_of(8) {
+            if stride > i32::MAX as u64 || !stride.is_multiple_of(whole) {
                 return fault(
                     operand,
-                    format!("{stride} elements, expected a multiple of 8 up to {}", i32::MAX),
+                    format!("{stride} elements, expected a multiple of {whole} up to {}", i32::MAX),
                 );
             }
         }
         let heads = planned.rows as u64 * u64::from(a.query_heads);
         let elements = heads.saturating_mul(u64::from(a.head_dim));
-        let kv = operands.kv.strides.elements(a, planned.pages).unwrap_or(u64::MAX);
+        let kv = strides.elements(a, planned.pages).unwrap_or(u64::MAX).saturating_mul(kv_bytes);
         check_buffers([
             ("q", operands.q, 16, elements.saturating_mul(2)),
-            ("k", operands.kv.k, 16, kv.saturating_mul(2)),
-            ("v", operands.kv.v, 16, kv.saturating_mul(2)),
+            ("k", operands.kv.k, 16, kv),
+            ("v", operands.kv.v, 16, kv),
             ("out", operands.out, 16, elements.saturating_mul(2)),
             ("lse", operands.lse, 4, heads.saturating_mul(4)),
         ])?;
-        let sinks = operands.sinks.map(|sinks| ("sinks", sinks, 4, 4 * u64::from(a.query_heads)));
-        check_buffers(sinks)
+        let [of_query_heads, of_kv_heads] = [a.query_heads, a.kv_heads].map(|n| 4 * u64::from(n));
+        let optional = [
+            ("sinks", operands.sinks, of_query_heads),
+            ("k_scales", k_scales, of_kv_heads),
+            ("v_scales", v_scales, of_kv_heads),
+        ];
+        if a.kv_dtype.is_same()
+            && let Some((name, ..)) = optional[1..].iter().find(|(_, buffer, _)| buffer.is_some())
+        {
+            return fault(name, "only a cache of 8-bit elements has factors".to_owned());
+        }
+        let given = |(name, buffer, bytes): (_, Option<Buffer>, _)| Some((name, buffer?, 4, bytes));
+        check_buffers(optional.into_iter().filter_map(given))
     }
 }

@@ -3,13 +3,12 @@
 use crate::attention::PagedKv;
 use crate::memory::DeviceMemory;
 use crate::pages::Pages;
-use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spanforge_device::{Device, DeviceError};
 use spanforge_kernels::KvStrides;
 use spanforge_kernels::configuration::{AttentionShape, ShapeError};
-use spanforge_spans::{Dtype, KvLayout};
+use spanforge_spans::KvLayout;
 use std::sync::Arc;
 
 /// What can go wrong with a cache.
@@ -125,7 +124,7 @@ impl PagedCache {
         }
         let bytes = (size.pages as u64)
             .checked_mul(strides.page)
-            .and_then(|elements| elements.checked_mul(attention.dtype.bytes() as u64))
+            .and_then(|elements| elements.checked_mul(attention.kv_bytes() as u64))
             .and_then(|bytes| usize::try_from(bytes).ok())
             .ok_or_else(|| failed("its size is no number"))?;
         let layers = (0..size.layers)
@@ -154,7 +153,7 @@ impl PagedCache {
     }
 
     /// Writes keys and values `[tokens, kv_heads, head_dim]` of one layer, for the positions from
-    /// `first` on, which the request must have.
+    /// `first` on, which the request must have. Elements are raw bits, of 8 bits in the lower byte.
     pub fn write(
         &self,
         layer: usize,
@@ -188,10 +187,9 @@ impl PagedCache {
     pub fn fill_random(&self, seed: u64) -> Result<(), CacheError> {
         const ELEMENTS: usize = 1 << 21;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let dtype = self.attention.dtype;
-        let random = (0..ELEMENTS)
-            .flat_map(|_| rounded(dtype, rng.random_range(-1.0_f32..1.0)).to_le_bytes());
-        let random: Vec<u8> = random.collect();
+        let a = &self.attention;
+        let random = (0..ELEMENTS).map(|_| a.encode_kv(rng.random_range(-1.0_f32..1.0)));
+        let random = bytes_of(random, a.kv_bytes());
         for memory in self.layers.iter().flat_map(|(k, v)| [k, v]) {
             for offset in (0..memory.buffer().bytes).step_by(random.len()) {
                 let bytes = random.len().min(memory.buffer().bytes - offset);
@@ -213,6 +211,10 @@ impl PagedCache {
         let [page_size, kv_heads, head_dim] =
             [a.page_size, a.kv_heads, a.head_dim].map(|n| n as usize);
         let token = kv_heads * head_dim;
+        let size = a.kv_bytes();
+        let upload = |element: usize, run: &mut dyn Iterator<Item = &u16>| {
+            to.upload(size * element, &bytes_of(run.copied(), size))
+        };
         let mut data = data;
         let mut position = first;
         while !data.is_empty() {
@@ -221,12 +223,12 @@ impl PagedCache {
             let (run, rest) = data.split_at(tokens * token);
             let row = |head| a.layout.row_index(page, slot, head, page_size, kv_heads);
             match a.layout {
-                KvLayout::Nhd => upload(to, row(0) * head_dim, run.iter())?,
+                KvLayout::Nhd => upload(row(0) * head_dim, &mut run.iter())?,
                 KvLayout::Hnd => {
                     for head in 0..kv_heads {
-                        let of_head =
+                        let mut of_head =
                             run.chunks_exact(token).flat_map(|t| &t[head * head_dim..][..head_dim]);
-                        upload(to, row(head) * head_dim, of_head)?;
+                        upload(row(head) * head_dim, &mut of_head)?;
                     }
                 }
             }
@@ -240,23 +242,11 @@ impl PagedCache {
     pub fn layer(&self, layer: usize) -> Result<PagedKv, CacheError> {
         let layers = self.layers.len();
         let (k, v) = self.layers.get(layer).ok_or(CacheError::NoSuchLayer { layer, layers })?;
-        Ok(PagedKv { k: k.buffer(), v: v.buffer(), strides: self.strides })
+        Ok(PagedKv::new(k.buffer(), v.buffer(), self.strides))
     }
 }
 
-/// The bits of a number in 16 bits, rounded to the nearest.
-pub(crate) fn rounded(dtype: Dtype, value: f32) -> u16 {
-    match dtype {
-        Dtype::F16 => f16::from_f32(value).to_bits(),
-        Dtype::Bf16 => bf16::from_f32(value).to_bits(),
-    }
-}
-
-fn upload<'a>(
-    to: &DeviceMemory,
-    element: usize,
-    data: impl Iterator<Item = &'a u16>,
-) -> Result<(), DeviceError> {
-    let bytes: Vec<u8> = data.flat_map(|bits| bits.to_le_bytes()).collect();
-    to.upload(2 * element, &bytes)
+/// Elements in memory: of `size` bytes, the lower ones of their bits.
+fn bytes_of(elements: impl Iterator<Item = u16>, size: usize) -> Vec<u8> {
+    elements.flat_map(|bits| bits.to_le_bytes().into_iter().take(size)).collect()
 }

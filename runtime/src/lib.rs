@@ -16,7 +16,7 @@
 //!     CacheSize, DecodeStep, DeviceMemory, PagedCache, SpanAttention, SpanAttentionLimits,
 //!     StepOperands,
 //! };
-//! use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
+//! use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanBatch, SpanSet};
 //! use std::path::Path;
 //! use std::sync::Arc;
 //!
@@ -24,6 +24,7 @@
 //! let device: Arc<dyn Device> = Arc::from(spanforge_device::open("emulated:h200")?);
 //! let attention = AttentionShape {
 //!     dtype: Dtype::Bf16,
+//!     kv_dtype: KvDtype::Same,
 //!     query_heads: 32,
 //!     kv_heads: 4,
 //!     head_dim: 512,

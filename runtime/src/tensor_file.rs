@@ -218,6 +218,8 @@ impl TensorFile {
 /// Elements to write.
 pub(crate) enum Elements<'a> {
     Bits16(Dtype, &'a [u16]),
+    /// Elements of 8 bits.
+    LowerBytes(Dtype, &'a [u16]),
     I32(&'a [i32]),
     F32(&'a [f32]),
 }
@@ -225,7 +227,7 @@ pub(crate) enum Elements<'a> {
 impl Elements<'_> {
     fn dtype(&self) -> Dtype {
         match self {
-            Self::Bits16(dtype, _) => *dtype,
+            Self::Bits16(dtype, _) | Self::LowerBytes(dtype, _) => *dtype,
             Self::I32(_) => Dtype::I32,
             Self::F32(_) => Dtype::F32,
         }
@@ -234,6 +236,7 @@ impl Elements<'_> {
     fn bytes(&self) -> usize {
         match self {
             Self::Bits16(_, values) => 2 * values.len(),
+            Self::LowerBytes(_, values) => values.len(),
             Self::I32(values) => 4 * values.len(),
             Self::F32(values) => 4 * values.len(),
         }
@@ -242,6 +245,7 @@ impl Elements<'_> {
     fn write(&self, to: &mut impl Write) -> io::Result<()> {
         match self {
             Self::Bits16(_, v) => v.iter().try_for_each(|v| to.write_all(&v.to_le_bytes())),
+            Self::LowerBytes(_, v) => v.iter().try_for_each(|v| to.write_all(&[*v as u8])),
             Self::I32(v) => v.iter().try_for_each(|v| to.write_all(&v.to_le_bytes())),
             Self::F32(v) => v.iter().try_for_each(|v| to.write_all(&v.to_le_bytes())),
         }

@@ -3,7 +3,8 @@
 //! | tensor | shape | dtype |
 //! |---|---|---|
 //! | `q` | `[rows, query_heads, head_dim]` | F16 or BF16 |
-//! | `k`, `v` | `[pages, page_size, kv_heads, head_dim]` (NHD) or `[pages, kv_heads, page_size, head_dim]` (HND) | as `q` |
+//! | `k`, `v` | `[pages, page_size, kv_heads, head_dim]` (NHD) or `[pages, kv_heads, page_size, head_dim]` (HND) | as `q`, or both F8_E4M3 |
+//! | `k_scales`, `v_scales`, or absent | `[kv_heads]`: factors of F8_E4M3 | F32 |
 //! | `page_table` | `[requests, max_pages]` | I32 |
 //! | `row_request` | `[rows]` | I32 |
 //! | `span_ptr` | `[rows + 1]`, or `[rows * kv_heads + 1]` where each KV head has its own spans | I32 |
@@ -21,18 +22,20 @@ use safetensors::tensor::Dtype as FileDtype;
 use spanforge_kernels::DecodeProblem;
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::decoder::DecodeOutput;
-use spanforge_spans::{Dtype, KvLayout, SpanBatch};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanBatch};
 use std::collections::HashMap;
 use std::path::Path;
 
 const Q: &str = "[rows, query_heads, head_dim] F16 or BF16";
 const KV: &str = "[pages, page_size, kv_heads, head_dim] (NHD) or \
-                  [pages, kv_heads, page_size, head_dim] (HND), the dtype of q";
+                  [pages, kv_heads, page_size, head_dim] (HND), the dtype of q or F8_E4M3";
 const PAGE_TABLE: &str = "[requests, max_pages] I32";
 const ROW_REQUEST: &str = "[rows] I32";
 const SPAN_PTR: &str = "[rows + 1] I32, or [rows * kv_heads + 1]";
 const SINKS_TENSOR: &str = "sinks";
+const SCALE_TENSORS: [&str; 2] = ["k_scales", "v_scales"];
 const SINKS: &str = "[query_heads] F32, or absent";
+const SCALES: &str = "[kv_heads] F32, or absent";
 const SPANS: &str = "[n, 2] I32";
 const KV_LEN: &str = "[requests] I32";
 
@@ -44,14 +47,24 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
 
     // Everything that the header says, before any data is read.
     let dtype = element_type(&file, "q", Q)?;
+    let kv_dtype = match file.info("k", KV)?.dtype {
+        FileDtype::F8_E4M3 => KvDtype::E4m3,
+        _ => KvDtype::Same,
+    };
+    let (of_kv, expected) = match kv_dtype {
+        KvDtype::Same => {
+            (file_dtype(dtype), format!("{} as q, or both k and v F8_E4M3", file_dtype(dtype)))
+        }
+        KvDtype::E4m3 => (FileDtype::F8_E4M3, "F8_E4M3 as k".to_owned()),
+    };
     for tensor in ["k", "v"] {
-        let found = element_type(&file, tensor, KV)?;
-        if found != dtype {
+        let found = file.info(tensor, KV)?.dtype;
+        if found != of_kv {
             return Err(TensorFileError::Dtype {
                 path: path.to_owned(),
                 tensor: tensor.to_owned(),
-                found: file_dtype(found).to_string(),
-                expected: format!("{} as q", file_dtype(dtype)),
+                found: found.to_string(),
+                expected,
             });
         }
     }
@@ -76,6 +89,7 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
     };
     let attention = AttentionShape {
         dtype,
+        kv_dtype,
         query_heads: narrow("q", &[rows, query_heads, head_dim], query_heads)?,
         kv_heads: narrow("k", &k, kv_heads)?,
         head_dim: narrow("q", &[rows, query_heads, head_dim], head_dim)?,
@@ -115,16 +129,12 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
         let expected = format!("[{requests}]: page_table has {requests} requests");
         return Err(wrong_shape(&file, "kv_len", &found, expected));
     }
-    let mut sinks = Vec::new();
-    if file.has(SINKS_TENSOR) {
-        expect_dtype(&file, SINKS_TENSOR, SINKS, FileDtype::F32)?;
-        let found = shape::<1>(&file, SINKS_TENSOR, SINKS)?;
-        if found[0] != query_heads {
-            let expected = format!("[{query_heads}]: q has {query_heads} query heads");
-            return Err(wrong_shape(&file, SINKS_TENSOR, &found, expected));
-        }
-        sinks = file.read(SINKS_TENSOR, SINKS, f32::from_le_bytes)?;
-    }
+    let expected = format!("[{query_heads}]: q has {query_heads} query heads");
+    let sinks = floats(&mut file, SINKS_TENSOR, SINKS, query_heads, expected)?;
+    let [k_scales, v_scales] = SCALE_TENSORS;
+    let expected = || format!("[{kv_heads}]: k has {kv_heads} KV heads");
+    let k_scales = floats(&mut file, k_scales, SCALES, kv_heads, expected())?;
+    let v_scales = floats(&mut file, v_scales, SCALES, kv_heads, expected())?;
     let default_scale = (1.0 / f64::from(attention.head_dim).sqrt()) as f32;
     let scale = number(&file, "scale", "a finite number, such as 0.125")?.unwrap_or(default_scale);
     let soft_cap = number(&file, "soft_cap", "a finite number, such as 50")?.unwrap_or(0.0);
@@ -147,12 +157,46 @@ pub fn read_problem(path: &Path) -> Result<DecodeProblem, TensorFileError> {
         row_request: file.read("row_request", ROW_REQUEST, integers)?,
         spans: SpanBatch::from_raw(span_ptr, spans).map_err(|e| at_fault(e.into()))?,
         sinks,
+        k_scales,
+        v_scales,
         q: file.read("q", Q, u16::from_le_bytes)?,
-        k: file.read("k", KV, u16::from_le_bytes)?,
-        v: file.read("v", KV, u16::from_le_bytes)?,
+        k: elements(&mut file, "k", kv_dtype)?,
+        v: elements(&mut file, "v", kv_dtype)?,
     };
     problem.check().map_err(at_fault)?;
     Ok(problem)
+}
+
+/// A tensor of `[count]` f32 that need not be there: empty where it is not. `shape_is` says where another
+/// shape is wrong.
+fn floats(
+    file: &mut TensorFile,
+    tensor: &str,
+    expected: &str,
+    count: usize,
+    shape_is: String,
+) -> Result<Vec<f32>, TensorFileError> {
+    if !file.has(tensor) {
+        return Ok(Vec::new());
+    }
+    expect_dtype(file, tensor, expected, FileDtype::F32)?;
+    let found = shape::<1>(file, tensor, expected)?;
+    if found[0] != count {
+        return Err(wrong_shape(file, tensor, &found, shape_is));
+    }
+    file.read(tensor, expected, f32::from_le_bytes)
+}
+
+/// The bits of K or V.
+fn elements(
+    file: &mut TensorFile,
+    tensor: &str,
+    dtype: KvDtype,
+) -> Result<Vec<u16>, TensorFileError> {
+    match dtype {
+        KvDtype::Same => file.read(tensor, KV, u16::from_le_bytes),
+        KvDtype::E4m3 => file.read(tensor, KV, |[bits]: [u8; 1]| bits.into()),
+    }
 }
 
 fn element_type(file: &TensorFile, tensor: &str, expected: &str) -> Result<Dtype, TensorFileError> {
@@ -274,6 +318,10 @@ pub fn write_problem(path: &Path, problem: &DecodeProblem) -> Result<(), TensorF
         KvLayout::Hnd => vec![problem.pages, kv_heads, page_size, head_dim],
     };
     let dtype = file_dtype(a.dtype);
+    let of_kv = |bits| match a.kv_dtype {
+        KvDtype::Same => Elements::Bits16(dtype, bits),
+        KvDtype::E4m3 => Elements::LowerBytes(FileDtype::F8_E4M3, bits),
+    };
     let mut metadata = HashMap::from([
         ("layout".to_owned(), a.layout.name().to_owned()),
         // The shortest text that reads back as the same f32.
@@ -291,9 +339,14 @@ pub fn write_problem(path: &Path, problem: &DecodeProblem) -> Result<(), TensorF
         ("span_ptr", vec![spans.rows() + 1], Elements::I32(spans.span_ptr())),
         ("spans", vec![spans.spans().len(), 2], Elements::I32(spans.spans().as_flattened())),
         ("q", vec![rows, query_heads, head_dim], Elements::Bits16(dtype, &problem.q)),
-        ("k", pages.clone(), Elements::Bits16(dtype, &problem.k)),
-        ("v", pages, Elements::Bits16(dtype, &problem.v)),
+        ("k", pages.clone(), of_kv(&problem.k)),
+        ("v", pages, of_kv(&problem.v)),
     ];
+    for (name, scales) in SCALE_TENSORS.into_iter().zip([&problem.k_scales, &problem.v_scales]) {
+        if !scales.is_empty() {
+            tensors.push((name, vec![kv_heads], Elements::F32(scales)));
+        }
+    }
     if !problem.sinks.is_empty() {
         tensors.push((SINKS_TENSOR, vec![query_heads], Elements::F32(&problem.sinks)));
     }

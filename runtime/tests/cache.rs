@@ -7,12 +7,13 @@ use recording::Recording;
 use spanforge_device::Device;
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_runtime::{CacheError, CacheSize, PagedCache};
-use spanforge_spans::{Dtype, KvLayout};
+use spanforge_spans::{Dtype, KvDtype, KvLayout};
 use std::sync::Arc;
 
-fn shape(page_size: u32, layout: KvLayout) -> AttentionShape {
+fn shape(page_size: u32, layout: KvLayout, kv_dtype: KvDtype) -> AttentionShape {
     AttentionShape {
         dtype: Dtype::Bf16,
+        kv_dtype,
         query_heads: 4,
         kv_heads: 2,
         head_dim: 64,
@@ -23,9 +24,10 @@ fn shape(page_size: u32, layout: KvLayout) -> AttentionShape {
 
 const SIZE: CacheSize = CacheSize { layers: 2, pages: 6, requests: 3, max_pages: 4 };
 
-/// K of a token, or V with the high bit set: its elements tell layer, head and token apart.
+/// K of a token, or V with all bits turned: its elements tell layer, head and token apart, their lower
+/// bytes too.
 fn token(serial: u16, layer: usize, head: usize) -> [u16; 64] {
-    std::array::from_fn(|d| serial * 256 + (layer * 128 + head * 64 + d) as u16)
+    std::array::from_fn(|d| serial * (256 + 37) + (layer * 128 + head * 64 + d) as u16)
 }
 
 fn data(serials: &[u16], layer: usize) -> Vec<u16> {
@@ -47,9 +49,11 @@ fn read(
     let page_size = a.page_size as usize;
     let page = map.page_table[request * map.max_pages + position / page_size] as usize;
     let row = a.layout.row_index(page, position % page_size, head, page_size, 2);
-    let mut bytes = [0; 128];
-    device.download(if values { kv.v } else { kv.k }, row * 128, &mut bytes).unwrap();
-    bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect()
+    let size = a.kv_bytes();
+    let mut bytes = vec![0; 64 * size];
+    device.download(if values { kv.v } else { kv.k }, row * 64 * size, &mut bytes).unwrap();
+    let element = |b: &[u8]| b.iter().rev().fold(0, |bits, byte| bits << 8 | u16::from(*byte));
+    bytes.chunks_exact(size).map(element).collect()
 }
 
 #[derive(Clone, Debug)]
@@ -72,11 +76,14 @@ proptest! {
         steps in steps(),
         page_size in prop::sample::select(vec![1u32, 3, 4, 16]),
         hnd in any::<bool>(),
+        of_8_bits in any::<bool>(),
     ) {
         let layout = if hnd { KvLayout::Hnd } else { KvLayout::Nhd };
+        let (kv_dtype, mask) =
+            if of_8_bits { (KvDtype::E4m3, 0xff) } else { (KvDtype::Same, 0xffff) };
         let device = Arc::new(Recording::new());
         let dynamic: Arc<dyn Device> = device.clone();
-        let mut cache = PagedCache::new(&dynamic, shape(page_size, layout), SIZE).unwrap();
+        let mut cache = PagedCache::new(&dynamic, shape(page_size, layout, kv_dtype), SIZE).unwrap();
         let mut lists: [Vec<u16>; 3] = Default::default();
         let mut serial = 0;
         for step in steps {
@@ -115,8 +122,8 @@ proptest! {
                 for (layer, head) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                     let k = read(&device, &cache, layer, request, position, head, false);
                     let v = read(&device, &cache, layer, request, position, head, true);
-                    prop_assert_eq!(&k, &token(*serial, layer, head));
-                    prop_assert!(k.iter().zip(&v).all(|(k, v)| *v == !*k));
+                    prop_assert_eq!(&k, &token(*serial, layer, head).map(|bits| bits & mask));
+                    prop_assert!(k.iter().zip(&v).all(|(k, v)| *v == !*k & mask));
                 }
             }
         }
@@ -126,7 +133,7 @@ proptest! {
 #[test]
 fn what_does_not_fit_is_refused_and_takes_nothing() {
     let device: Arc<dyn Device> = Arc::new(Recording::new());
-    let mut cache = PagedCache::new(&device, shape(4, KvLayout::Nhd), SIZE).unwrap();
+    let mut cache = PagedCache::new(&device, shape(4, KvLayout::Nhd, KvDtype::Same), SIZE).unwrap();
     assert_eq!(cache.pages_mut().extend(0, 13).unwrap(), 0..13);
     assert!(matches!(
         cache.pages_mut().extend(1, 9).unwrap_err(),
@@ -171,7 +178,7 @@ fn what_does_not_fit_is_refused_and_takes_nothing() {
 
     for (page_size, pages) in [(0, 6), (16, usize::MAX), (u32::MAX, 6)] {
         let size = CacheSize { pages, ..SIZE };
-        let made = PagedCache::new(&device, shape(page_size, KvLayout::Hnd), size);
+        let made = PagedCache::new(&device, shape(page_size, KvLayout::Hnd, KvDtype::Same), size);
         assert!(matches!(made, Err(CacheError::Size { .. })), "{page_size} {pages}");
     }
 }

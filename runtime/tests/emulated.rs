@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use problems::{Case, generate};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use spanforge_device::{Basis, Compiler, Device, Settings, Source, Target};
+use spanforge_device::{Basis, Buffer, Compiler, Device, Settings, Source, Target};
 use spanforge_kernels::abi::Written;
 use spanforge_kernels::artifact::{Artifact, Contents, InBucket, KernelFiles};
 use spanforge_kernels::configuration::{AttentionShape, Merge};
@@ -17,13 +17,14 @@ use spanforge_runtime::{
     AttentionError, CacheSize, DecodeStep, DeviceMemory, Origin, PageMap, PagedCache, PagedKv,
     RunError, RunRequest, SpanAttention, SpanAttentionLimits, StepOperands, run, write_problem,
 };
-use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanBatch, SpanSet};
 use spanforge_verify::compare_with_oracle;
 use std::path::Path;
 use std::sync::Arc;
 
 const GQA: AttentionShape = AttentionShape {
     dtype: Dtype::Bf16,
+    kv_dtype: KvDtype::Same,
     query_heads: 12,
     kv_heads: 2,
     head_dim: 64,
@@ -235,6 +236,8 @@ fn decode_steps(merge: Merge) {
                 scale,
                 soft_cap: 0.0,
                 sinks: Vec::new(),
+                k_scales: Vec::new(),
+                v_scales: Vec::new(),
                 pages: pages.pages,
                 max_pages: pages.max_pages,
                 kv_len: pages.kv_len.to_vec(),
@@ -299,7 +302,7 @@ fn a_cache_with_strides_of_its_own_is_read_in_place() {
     let (spans, row_request) = (&problem.spans, &problem.row_request[..]);
     attention.plan(&DecodeStep { spans, row_request, pages }).unwrap();
     let layer = Layer::new(&device, &problem.q, 3 * 12);
-    attention.run(&layer.operands(PagedKv { k, v, strides }, problem.scale)).unwrap();
+    attention.run(&layer.operands(PagedKv::new(k, v, strides), problem.scale)).unwrap();
     assert_right(&problem, &layer.output(problem.q.len(), 3 * 12), "interleaved K and V");
 }
 
@@ -332,7 +335,7 @@ fn each_batch_is_run_by_the_kernel_of_the_nearest_bucket() {
             artifact.select(GQA.kernel_shape().unwrap(), device.properties(), &problem.bucket());
         assert_eq!(selected.unwrap().entry.spec, *attention.spec(), "the artifact says the same");
         let layer = Layer::new(&device, &problem.q, rows * 12);
-        let kv = PagedKv { k: k.buffer(), v: v.buffer(), strides: problem.strides() };
+        let kv = PagedKv::new(k.buffer(), v.buffer(), problem.strides());
         attention.run(&layer.operands(kv, problem.scale)).unwrap();
         assert_right(&problem, &layer.output(problem.q.len(), rows * 12), &format!("{rows} rows"));
     }
@@ -373,7 +376,7 @@ fn rows_of_a_request_are_read_together() {
         let sinks = uploaded_bytes(&device, "sinks", &sinks);
         let heads = a.query_heads as usize;
         let layer = Layer::new(&device, &problem.q, rows * heads);
-        let kv = PagedKv { k: k.buffer(), v: v.buffer(), strides: problem.strides() };
+        let kv = PagedKv::new(k.buffer(), v.buffer(), problem.strides());
         let operands = StepOperands {
             soft_cap: problem.soft_cap,
             sinks: (!problem.sinks.is_empty()).then(|| sinks.buffer()),
@@ -410,6 +413,71 @@ fn rows_of_a_request_are_read_together() {
     assert!(options.iter().all(|n| *n > 2), "{options:?}");
 }
 
+/// Caches of 8-bit elements with factors, of kernels for rows alone and together.
+#[test]
+fn a_cache_of_8_bits_is_read_with_its_factors() {
+    let (device, compiler) = (h200(), compiler());
+    let shape = AttentionShape { kv_dtype: KvDtype::E4m3, ..GQA }.kernel_shape().unwrap();
+    let kernels = [1, 4].map(|rows| {
+        let (image, spec) = compile_default(shape, rows, device.properties(), &compiler).unwrap();
+        (Bucket::of(4 * u64::from(rows), 4, 256, 8), image, spec)
+    });
+    let mut with_factors = [0, 0];
+    for seed in 0..24 {
+        let spec = &kernels[seed as usize % 2].2;
+        let edges = spanforge_verify::generate::Edges::of(spec);
+        let recipe = spanforge_verify::generate::generate_recipe(shape, &edges, seed);
+        let problem = recipe.problem().unwrap();
+        let (a, rows) = (problem.attention, problem.rows());
+        let limits = SpanAttentionLimits {
+            rows,
+            spans: problem.spans.spans().len(),
+            requests: problem.requests(),
+            max_pages: problem.max_pages,
+        };
+        let mut attention =
+            SpanAttention::from_images(&kernels, device.clone(), a, limits).unwrap();
+        let (spans, row_request) = (&problem.spans, &problem.row_request[..]);
+        attention.plan(&DecodeStep { spans, row_request, pages: page_map(&problem) }).unwrap();
+        let bytes = |bits: &[u16]| bits.iter().map(|x| *x as u8).collect::<Vec<u8>>();
+        let k = uploaded_bytes(&device, "k", &bytes(&problem.k));
+        let v = uploaded_bytes(&device, "v", &bytes(&problem.v));
+        let floats = |name, values: &[f32]| {
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            (!values.is_empty()).then(|| uploaded_bytes(&device, name, &bytes))
+        };
+        let sinks = floats("sinks", &problem.sinks);
+        let scales = [floats("k_scales", &problem.k_scales), floats("v_scales", &problem.v_scales)];
+        let [k_scales, v_scales] = scales.each_ref().map(|s| s.as_ref().map(DeviceMemory::buffer));
+        let heads = rows * a.query_heads as usize;
+        let layer = Layer::new(&device, &problem.q, heads);
+        let kv = PagedKv {
+            k_scales,
+            v_scales,
+            ..PagedKv::new(k.buffer(), v.buffer(), problem.strides())
+        };
+        let operands = StepOperands {
+            soft_cap: problem.soft_cap,
+            sinks: sinks.as_ref().map(DeviceMemory::buffer),
+            ..layer.operands(kv, problem.scale)
+        };
+        attention.run(&operands).unwrap();
+        assert_right(&problem, &layer.output(problem.q.len(), heads), &format!("seed {seed}"));
+        with_factors[0] += u32::from(k_scales.is_some());
+        with_factors[1] += u32::from(v_scales.is_some());
+
+        let mut other = operands;
+        other.kv.strides.token += 8;
+        let error = attention.run(&other).unwrap_err().to_string();
+        assert!(error.contains("expected a multiple of 16"), "{error}");
+        let mut other = operands;
+        other.kv.k_scales = Some(Buffer { bytes: 3, ..layer.lse.buffer() });
+        let error = attention.run(&other).unwrap_err().to_string();
+        assert!(error.starts_with("k_scales: the buffer has 3 bytes"), "{error}");
+    }
+    assert!(with_factors.iter().all(|n| (5..24).contains(n)), "{with_factors:?}");
+}
+
 /// Attention over a part of the tokens, and attention over the others added to it.
 #[test]
 fn attention_over_parts_is_merged_into_the_whole() {
@@ -422,7 +490,7 @@ fn attention_over_parts_is_merged_into_the_whole() {
     let mut attention = SpanAttention::load(&artifact, device.clone(), GQA, limits).unwrap();
     let upload = |name, elements| uploaded(&device, name, elements);
     let (k, v) = (upload("k", &problem.k), upload("v", &problem.v));
-    let kv = PagedKv { k: k.buffer(), v: v.buffer(), strides: problem.strides() };
+    let kv = PagedKv::new(k.buffer(), v.buffer(), problem.strides());
     // Row 0 has nothing in the first part, row 1 nothing in the second, and row 2 something in both.
     let cuts = [0, u32::MAX, problem.spans.row(2).tokens().nth(20).unwrap()];
     let part = |first: bool| -> Vec<SpanSet> {
@@ -569,6 +637,7 @@ fn default_kernels_serve_every_shape() {
             let dtype = Dtype::ALL[(i + j) % 2];
             let attention = AttentionShape {
                 dtype,
+                kv_dtype: KvDtype::Same,
                 query_heads: 2 * group_sizes[i],
                 kv_heads: 2,
                 head_dim: head_dims[j],

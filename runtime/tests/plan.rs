@@ -9,12 +9,13 @@ use spanforge_kernels::{KernelSpec, KvStrides, Limits, SearchSpace};
 use spanforge_runtime::{
     AttentionError, DecodeStep, PageMap, PagedKv, SpanAttention, SpanAttentionLimits, StepOperands,
 };
-use spanforge_spans::{Dtype, KvLayout, SpanBatch};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanBatch};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const ATTENTION: AttentionShape = AttentionShape {
     dtype: Dtype::F16,
+    kv_dtype: KvDtype::Same,
     query_heads: 8,
     kv_heads: 2,
     head_dim: 64,
@@ -72,7 +73,7 @@ fn operands() -> StepOperands {
     let at = |address| Buffer { address, bytes: 1 << 20 };
     StepOperands {
         q: at(1 << 24),
-        kv: PagedKv { k: at(2 << 24), v: at(3 << 24), strides: KvStrides::packed(&ATTENTION) },
+        kv: PagedKv::new(at(2 << 24), at(3 << 24), KvStrides::packed(&ATTENTION)),
         out: at(4 << 24),
         lse: at(5 << 24),
         scale: 0.125,
@@ -191,6 +192,7 @@ fn buffers_that_are_too_small_or_not_aligned_are_refused() {
         (&|o| o.scale = f32::NAN, "scale: NaN is not a finite number"),
         (&|o| o.kv.strides.token = 100, "token stride: 100 elements"),
         (&|o| o.kv.strides.page = 1 << 31, "page stride: 2147483648 elements"),
+        (&|o| o.kv.v_scales = Some(o.lse), "v_scales: only a cache of 8-bit elements has factors"),
     ] {
         assert!(run(&mut attention, change).unwrap_err().contains(part), "{part}");
     }

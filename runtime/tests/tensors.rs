@@ -7,19 +7,28 @@ use spanforge_kernels::DecodeProblem;
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::decoder::DecodeOutput;
 use spanforge_runtime::{TensorFileError, read_problem, write_output, write_problem};
-use spanforge_spans::{Dtype, KvLayout, SpanBatch};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanBatch};
 use std::collections::HashMap;
 use std::path::Path;
 
 fn problem(dtype: Dtype, layout: KvLayout) -> DecodeProblem {
-    let attention =
-        AttentionShape { dtype, query_heads: 4, kv_heads: 2, head_dim: 64, page_size: 3, layout };
+    let attention = AttentionShape {
+        dtype,
+        kv_dtype: KvDtype::Same,
+        query_heads: 4,
+        kv_heads: 2,
+        head_dim: 64,
+        page_size: 3,
+        layout,
+    };
     let bits = |count, seed: u16| (0..count).map(|i: u16| i.wrapping_mul(seed)).collect();
     DecodeProblem {
         attention,
         scale: 0.1,
         soft_cap: 0.0,
         sinks: Vec::new(),
+        k_scales: Vec::new(),
+        v_scales: Vec::new(),
         pages: 2,
         max_pages: 2,
         kv_len: vec![5, 2],
@@ -132,6 +141,28 @@ fn what_is_optional_is_written_and_read_too() {
 }
 
 #[test]
+fn a_cache_of_8_bits_is_written_and_read_with_its_factors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.safetensors");
+    let of_16_bits = problem(Dtype::Bf16, KvLayout::Nhd);
+    let bytes = |bits: &[u16]| bits.iter().map(|x| x & 0xff).collect::<Vec<u16>>();
+    let mut problem =
+        DecodeProblem { k: bytes(&of_16_bits.k), v: bytes(&of_16_bits.v), ..of_16_bits };
+    problem.attention.kv_dtype = KvDtype::E4m3;
+    for scales in [(vec![], vec![]), (vec![0.25, 3.0], vec![1e-3, 7.5]), (vec![], vec![2.0, 1.0])] {
+        (problem.k_scales, problem.v_scales) = scales;
+        write_problem(&path, &problem).unwrap();
+        assert_eq!(read_problem(&path).unwrap(), problem);
+        let file = std::fs::read(&path).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+        assert_eq!(tensors.tensor("k").unwrap().dtype(), FileDtype::F8_E4M3);
+    }
+    problem.v_scales = vec![1.0, 0.0];
+    let error = write_problem(&path, &problem).unwrap_err().to_string();
+    assert!(error.ends_with("v_scales: that of KV head 1 is 0: not a positive number"), "{error}");
+}
+
+#[test]
 fn a_file_of_another_writer_is_read_with_the_defaults() {
     let expected = DecodeProblem { scale: 0.125, ..problem(Dtype::F16, KvLayout::Nhd) };
     let file = File::good().with("comment", FileDtype::U8, &[3]);
@@ -152,7 +183,7 @@ fn a_problem_without_rows_is_one() {
 
 #[test]
 fn what_is_wrong_with_a_tensor_is_named() {
-    use FileDtype::{BF16, F16, F32, I32, I64};
+    use FileDtype::{BF16, F8_E4M3, F16, F32, I32, I64};
     let good = File::good;
     for (file, part) in [
         (
@@ -161,6 +192,19 @@ fn what_is_wrong_with_a_tensor_is_named() {
         ),
         (good().with("q", F32, &[2, 4, 64]), "tensor `q` is F32, expected F16 or BF16"),
         (good().with("v", BF16, &[2, 3, 2, 64]), "tensor `v` is BF16, expected F16 as q"),
+        (
+            good().with("v", F8_E4M3, &[2, 3, 2, 64]),
+            "tensor `v` is F8_E4M3, expected F16 as q, or both k and v F8_E4M3",
+        ),
+        (good().with("k", F8_E4M3, &[2, 3, 2, 64]), "tensor `v` is F16, expected F8_E4M3 as k"),
+        (
+            good().with("k_scales", F32, &[4]),
+            "tensor `k_scales` has shape [4], expected [2]: k has 2 KV heads",
+        ),
+        (
+            good().with("v_scales", F32, &[2]),
+            "v_scales: only a cache of 8-bit elements has factors; leave them out",
+        ),
         (good().with("spans", I64, &[5, 2]), "tensor `spans` is I64, expected I32"),
         (
             good().with("q", F16, &[2, 256]),

@@ -17,4 +17,4 @@ pub mod trace;
 
 pub use batch::{BatchError, SpanBatch};
 pub use span::{Span, SpanError, SpanSet};
-pub use tensor::{Dtype, KvLayout, UnknownName};
+pub use tensor::{Dtype, KvDtype, KvLayout, UnknownName};

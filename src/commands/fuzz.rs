@@ -13,8 +13,8 @@ use spanforge_device::launch_file::{compiler_of_files, read_source};
 use spanforge_device::{Basis, CompileError, Compiler, Image, Source};
 use spanforge_kernels::render::spec_of;
 use spanforge_kernels::{KernelShape, KernelSpec, Limits, SearchSpace, render};
-use spanforge_spans::Dtype;
 use spanforge_spans::trace::Preset;
+use spanforge_spans::{Dtype, KvDtype};
 use spanforge_tuner::search::{Point, Space, strategy};
 use spanforge_verify::Case;
 use spanforge_verify::case::{CaseError, kind, target_of};
@@ -242,21 +242,25 @@ fn specs(arguments: &Arguments, limits: Limits) -> Result<Vec<KernelSpec>> {
     Ok(specs)
 }
 
-/// The shapes of the presets and of Llama-3-8B, a group that no number of warps divides, and single
-/// heads.
+/// The shapes of the presets and of Llama-3-8B, a group that no number of warps divides, a group of
+/// three, and caches of 8-bit elements.
 fn usual_shapes() -> Vec<KernelShape> {
     let mut shapes: Vec<KernelShape> = Preset::ALL
         .iter()
         .map(|preset| {
             let model = preset.shape();
             let group_size = model.query_heads / model.kv_heads;
-            KernelShape { dtype: model.dtype, head_dim: model.head_dim, group_size }
+            KernelShape::new(model.dtype, model.head_dim, group_size)
         })
         .collect();
-    for (dtype, head_dim, group_size) in
-        [(Dtype::F16, 128, 4), (Dtype::Bf16, 64, 7), (Dtype::F16, 64, 3)]
-    {
-        shapes.push(KernelShape { dtype, head_dim, group_size });
+    for (dtype, kv_dtype, head_dim, group_size) in [
+        (Dtype::F16, KvDtype::Same, 128, 4),
+        (Dtype::Bf16, KvDtype::Same, 64, 7),
+        (Dtype::F16, KvDtype::Same, 64, 3),
+        (Dtype::Bf16, KvDtype::E4m3, 128, 4),
+        (Dtype::F16, KvDtype::E4m3, 64, 2),
+    ] {
+        shapes.push(KernelShape { dtype, kv_dtype, head_dim, group_size });
     }
     shapes
 }

@@ -7,7 +7,7 @@ use fs_err as fs;
 use spanforge_device::Architecture;
 use spanforge_emulator::profile;
 use spanforge_kernels::{KernelShape, KernelSpec, Limits, SearchSpace};
-use spanforge_spans::Dtype;
+use spanforge_spans::{Dtype, KvDtype};
 use std::path::Path;
 
 /// Heading of the flags of a shape.
@@ -19,6 +19,9 @@ pub struct ShapeArguments {
     /// Element type: f16 or bf16
     #[arg(long, value_name = "TYPE", help_heading = SHAPE)]
     dtype: Option<Dtype>,
+    /// Element type of the cache: same (as the queries) or e4m3
+    #[arg(long, value_name = "TYPE", help_heading = SHAPE)]
+    kv_dtype: Option<KvDtype>,
     /// Elements per head: 64, 128, 256 or 512
     #[arg(long, value_name = "N", help_heading = SHAPE)]
     head_dim: Option<u32>,
@@ -41,6 +44,7 @@ impl ShapeArguments {
     /// Whether any was given.
     pub fn given(&self) -> bool {
         self.dtype.is_some()
+            || self.kv_dtype.is_some()
             || self.head_dim.is_some()
             || self.group_size.is_some()
             || self.query_heads.is_some()
@@ -55,7 +59,7 @@ impl ShapeArguments {
     /// The shape; that of Llama-3-8B (f16, 32 query heads, 8 KV heads, head_dim 128) where nothing
     /// else is said.
     pub fn shape(&self) -> Result<KernelShape> {
-        self.shape_or(KernelShape { dtype: Dtype::F16, head_dim: 128, group_size: 4 })
+        self.shape_or(KernelShape::new(Dtype::F16, 128, 4))
     }
 
     /// The shape, with what was not said taken from `base`.
@@ -69,6 +73,7 @@ impl ShapeArguments {
         };
         let shape = KernelShape {
             dtype: self.dtype.unwrap_or(base.dtype),
+            kv_dtype: self.kv_dtype.unwrap_or(base.kv_dtype),
             head_dim: self.head_dim.unwrap_or(base.head_dim),
             group_size,
         };
@@ -103,7 +108,7 @@ pub struct KernelArguments {
     /// Configuration: an id that `spanforge configs` lists, or a JSON file
     /// [default: the shape's default configuration]
     #[arg(short, long, value_name = "ID|FILE.json",
-        conflicts_with_all = ["dtype", "head_dim", "group_size", "query_heads", "kv_heads", "queries"])]
+        conflicts_with_all = ["dtype", "kv_dtype", "head_dim", "group_size", "query_heads", "kv_heads", "queries"])]
     config: Option<String>,
     #[command(flatten)]
     shape: ShapeArguments,

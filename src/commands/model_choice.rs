@@ -16,7 +16,7 @@ use spanforge_runtime::model::{
 use spanforge_runtime::run::{compile_default, compile_target};
 use spanforge_runtime::{CacheSize, SpanAttention, SpanAttentionLimits};
 use spanforge_spans::trace::{self, ModelShape, Response, Trace, TraceHeader};
-use spanforge_spans::{Dtype, KvLayout};
+use spanforge_spans::{Dtype, KvDtype, KvLayout};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -46,9 +46,12 @@ pub struct DeviceArguments {
     /// Device that all of the model runs on, such as cuda:0 or emulated:h200 [default: the CPU]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
-    /// Element type of the cache on a device
+    /// Element type of what is computed on a device, and of the cache
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub cache_dtype: Dtype,
+    /// Element type of the cache where it is another: e4m3, not scaled
+    #[arg(long, value_name = "TYPE", default_value = "same")]
+    pub kv_dtype: KvDtype,
 }
 
 /// What tokens attend to, and where that is computed.
@@ -170,7 +173,7 @@ impl DeviceArguments {
     ) -> Result<DeviceDecoder> {
         let compiler = Compiler::new(&notice::settings())?;
         let attention = self.attention(model.config(), device, &compiler, limits)?;
-        let rendered = render_model(self.cache_dtype)?;
+        let rendered = render_model(self.cache_dtype, self.kv_dtype)?;
         let target = compile_target(device.properties());
         let image = compiler.compile(&Source::new(rendered.name, rendered.text), &target)?;
         Ok(DeviceDecoder::new(model, device, attention, &image, size)?)
@@ -187,6 +190,7 @@ impl DeviceArguments {
             [config.query_heads, config.kv_heads, config.head_dim].map(|n| n as u32);
         let attention = AttentionShape {
             dtype: self.cache_dtype,
+            kv_dtype: self.kv_dtype,
             query_heads,
             kv_heads,
             head_dim,

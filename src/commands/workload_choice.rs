@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use clap::Args;
 use spanforge_kernels::configuration::AttentionShape;
-use spanforge_spans::{Dtype, KvLayout};
+use spanforge_spans::{Dtype, KvDtype, KvLayout};
 use spanforge_tuner::Workload;
 
 /// Rows of the one batch that most verbs take.
@@ -71,6 +71,9 @@ pub struct AttentionArguments {
     /// Element type: f16 or bf16
     #[arg(long, value_name = "TYPE")]
     dtype: Option<Dtype>,
+    /// Element type of the cache: same (as the queries) or e4m3
+    #[arg(long, value_name = "TYPE")]
+    kv_dtype: Option<KvDtype>,
     /// Elements per head: 64, 128, 256 or 512
     #[arg(long, value_name = "N")]
     head_dim: Option<u32>,
@@ -93,6 +96,7 @@ impl AttentionArguments {
     pub fn over(&self, base: AttentionShape) -> AttentionShape {
         AttentionShape {
             dtype: self.dtype.unwrap_or(base.dtype),
+            kv_dtype: self.kv_dtype.unwrap_or(base.kv_dtype),
             head_dim: self.head_dim.unwrap_or(base.head_dim),
             query_heads: self.query_heads.unwrap_or(base.query_heads),
             kv_heads: self.kv_heads.unwrap_or(base.kv_heads),

@@ -7,6 +7,7 @@ use safetensors::SafeTensors;
 use spanforge_kernels::decoder::DecodeOutput;
 use spanforge_kernels::{DecodeProblem, KernelShape, KernelSpec};
 use spanforge_runtime::write_problem;
+use spanforge_spans::{Dtype, KvDtype};
 use spanforge_verify::{Edges, compare_with_oracle, generate};
 use std::path::Path;
 
@@ -74,47 +75,43 @@ fn the_answer_is_the_oracles_and_the_same_twice() {
 #[test]
 fn what_tune_leaves_is_an_artifact_that_runs() {
     let here = folder();
-    let tune = ["tune", "--workload", "ssas-llama2", "--budget", "2", "--device", "emulated:h200"];
-    let tuned = spanforge(here.path(), tune).expect(0);
-    let artifact = tuned.out.lines().last().unwrap();
-    spanforge(here.path(), ["inspect", artifact]).expect(0).prints("us predicted");
-    let llama2 = KernelShape { group_size: 1, ..shape() };
-    let problem = problem(llama2, 5);
-    write_problem(&here.path().join("in"), &problem).unwrap();
-    let run = ["run", artifact, "--inputs", "in", "--output", "out", "--device", "emulated:h200"];
-    spanforge(here.path(), run).expect(0);
-    assert_answer(&here.path().join("out"), &problem);
+    for kv_dtype in KvDtype::ALL {
+        let (workload, device) = ("--workload=ssas-llama2", "--device=emulated:h200");
+        let tune = ["tune", workload, "--budget=2", device, "--kv-dtype", kv_dtype.name()];
+        let tuned = spanforge(here.path(), tune).expect(0);
+        let artifact = tuned.out.lines().last().unwrap();
+        spanforge(here.path(), ["inspect", artifact]).expect(0).prints("us predicted");
+        let llama2 = KernelShape { kv_dtype, group_size: 1, ..shape() };
+        let problem = problem(llama2, 5);
+        write_problem(&here.path().join("in"), &problem).unwrap();
+        let run =
+            ["run", artifact, "--inputs", "in", "--output", "out", "--device", "emulated:h200"];
+        spanforge(here.path(), run).expect(0);
+        assert_answer(&here.path().join("out"), &problem);
+    }
 }
 
 #[test]
 fn a_shape_that_the_artifact_lacks_is_compiled_on_demand() {
     let here = folder();
     write_artifact(&here.path().join("a"));
-    let other = "bf16-d256-g6-staged-t16-s3-w2-h3-v16-u2-qr-p0-b1-x2-m128-second";
-    let problem = problem(other.parse::<KernelSpec>().unwrap().shape, 3);
-    write_problem(&here.path().join("in"), &problem).unwrap();
-    let run = ["run", "a", "--inputs", "in", "--output", "out", "--device", "emulated:a100"];
-    spanforge(here.path(), run)
-        .expect(2)
-        .says("bf16-d256-g6")
-        .says("spanforge tune")
-        .says("--compile");
-    assert_eq!(names(here.path()), ["a", "in"]);
-    let run = [
-        "run",
-        "a",
-        "--inputs",
-        "in",
-        "--output",
-        "out",
-        "--compile",
-        "--json",
-        "--device",
-        "emulated:a100",
-    ];
-    let report = spanforge(here.path(), run).expect(0).json();
-    assert_eq!(report["origin"], "compiled now: the default configuration");
-    assert_answer(&here.path().join("out"), &problem);
+    let of_8_bits = KernelShape { kv_dtype: KvDtype::E4m3, ..shape() };
+    for (other, says) in [
+        (KernelShape::new(Dtype::Bf16, 256, 6), "bf16-d256-g6"),
+        (of_8_bits, "tune --workload W --kv-dtype e4m3`"),
+    ] {
+        let problem = problem(other, 3);
+        write_problem(&here.path().join("in"), &problem).unwrap();
+        let (inputs, output, device) = ("--inputs=in", "--output=out", "--device=emulated:a100");
+        let run = ["run", "a", inputs, output, device];
+        spanforge(here.path(), run).expect(2).says(says).says("spanforge tune").says("--compile");
+        assert_eq!(names(here.path()), ["a", "in"]);
+        let run = ["run", "a", inputs, output, device, "--compile", "--json"];
+        let report = spanforge(here.path(), run).expect(0).json();
+        assert_eq!(report["origin"], "compiled now: the default configuration");
+        assert_answer(&here.path().join("out"), &problem);
+        fs::remove_file(here.path().join("out")).unwrap();
+    }
 }
 
 #[test]

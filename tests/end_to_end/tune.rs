@@ -4,7 +4,7 @@ use crate::{command, finish, folder, names, spanforge};
 use fs_err as fs;
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::{KernelSpec, Limits, SearchSpace};
-use spanforge_spans::{Dtype, KvLayout, SpanSet};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanSet};
 use spanforge_tuner::Workload;
 use spanforge_tuner::journal::{self, Kept};
 use spanforge_tuner::record::{Record, Status};
@@ -75,6 +75,7 @@ fn a_run_leaves_an_artifact_that_is_accepted_and_a_record_of_everything() {
         name: "e2e".into(),
         attention: AttentionShape {
             dtype: Dtype::F16,
+            kv_dtype: KvDtype::Same,
             query_heads: 2,
             kv_heads: 2,
             head_dim: 128,

@@ -12,12 +12,13 @@ use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::decoder::UploadOptions;
 use spanforge_kernels::render::READ_THREADS;
 use spanforge_kernels::{Decoder, KernelSpec, render_read};
-use spanforge_spans::{Dtype, KvLayout, SpanSet};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanSet};
 
 /// The cases that are measured where none are named: both models of Declarative Attention and short
 /// spans as a self-selecting model has them, small batches and large; mixes of long and short rows
-/// that other libraries are measured with; and the same tokens in longer and longer spans.
-pub const CASES: [&str; 23] = [
+/// that other libraries are measured with; the same tokens in longer and longer spans; several new tokens
+/// for each request; and caches of 8-bit elements.
+pub const CASES: [&str; 26] = [
     "da-gemma4/1",
     "da-gemma4/16",
     "da-gemma4/64",
@@ -41,11 +42,15 @@ pub const CASES: [&str; 23] = [
     "da-qwen3.6/16@4",
     "16x4K@8",
     "1x4K@256",
+    "da-gemma4/16:e4m3",
+    "da-qwen3.6/16:e4m3",
+    "1x64K+31x4K:e4m3",
 ];
 
 /// The model whose attention a mix has where nothing else is said: Llama-3-8B.
 pub const MIX_ATTENTION: AttentionShape = AttentionShape {
     dtype: Dtype::Bf16,
+    kv_dtype: KvDtype::Same,
     query_heads: 32,
     kv_heads: 8,
     head_dim: 128,
@@ -96,11 +101,19 @@ pub enum CaseError {
 /// `ROWSxTOKENS/SPAN`, rows that attend to so many tokens in spans of `SPAN`, with as many between
 /// spans; its attention is [`MIX_ATTENTION`]. Everything else is a workload, with `/BATCH` behind it
 /// (16 where it is missing), drawn by `seed`. `@QUERIES` behind either gives each row so many new tokens
-/// instead of one (see [`Workload::with_queries`]).
+/// instead of one (see [`Workload::with_queries`]), and `:e4m3` behind that is the same with a cache of
+/// 8-bit elements.
 ///
 /// # Errors
 /// A name that is neither.
 pub fn case(name: &str, seed: u64) -> Result<Workload, CaseError> {
+    if let Some((other, kv_dtype)) = name.rsplit_once(':')
+        && let Ok(kv_dtype) = kv_dtype.parse::<KvDtype>()
+    {
+        let workload = case(other, seed)?;
+        let attention = AttentionShape { kv_dtype, ..workload.attention };
+        return Ok(Workload { name: name.to_owned(), attention, ..workload });
+    }
     let Some((one, queries)) = name.rsplit_once('@') else { return one_query(name, seed) };
     let fault = || CaseError::Queries { name: name.to_owned(), queries: queries.to_owned() };
     let queries = queries.parse().ok().filter(|n| (1..=4096).contains(n)).ok_or_else(fault)?;
@@ -307,6 +320,15 @@ mod tests {
         // The floor reads what they have in common once.
         assert_eq!(problem.tile_kv_bytes(u32::MAX), 2 * 2 * 102 * 8 * 128 * 2);
         assert_eq!(problem.selected_kv_bytes(), 2 * 2 * (100 + 101 + 102) * 8 * 128 * 2);
+    }
+
+    #[test]
+    fn a_case_with_8_bits_is_the_same_with_half_the_bytes() {
+        let [one, other] = ["2x100/32@3", "2x100/32@3:e4m3"].map(|name| case(name, 0).unwrap());
+        assert_eq!(one.rows, other.rows);
+        assert_eq!((&other.name[..], other.attention.kv_dtype), ("2x100/32@3:e4m3", KvDtype::E4m3));
+        let [one, other] = [one, other].map(|case| case.problem(0, 1 << 30).unwrap());
+        assert_eq!(one.selected_kv_bytes(), 2 * other.selected_kv_bytes());
     }
 
     #[test]

@@ -145,7 +145,7 @@ pub(crate) mod tests {
 
     /// A correct candidate of the run with predicted times of `us` and so many bytes of spills.
     pub(crate) fn candidate(index: usize, us: f64, spills: u32) -> Candidate {
-        let shape = KernelShape { dtype: Dtype::F16, head_dim: 64, group_size: 4 };
+        let shape = KernelShape::new(Dtype::F16, 64, 4);
         let limits = Limits {
             shared_bytes_per_block: 227 << 10,
             shared_bytes_per_multiprocessor: 228 << 10,

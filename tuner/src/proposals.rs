@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_strategy_is_told_of_every_point_in_the_order_of_its_proposals() {
-        let shape = KernelShape { dtype: Dtype::F16, head_dim: 64, group_size: 4 };
+        let shape = KernelShape::new(Dtype::F16, 64, 4);
         let limits = Limits {
             shared_bytes_per_block: 227 << 10,
             shared_bytes_per_multiprocessor: 228 << 10,

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::{Bucket, DecodeProblem, ProblemError};
 use spanforge_spans::trace::{Preset, Trace, TraceError};
-use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
-use spanforge_verify::generate::{encode, normal};
+use spanforge_spans::{KvDtype, KvLayout, SpanBatch, SpanSet};
+use spanforge_verify::generate::normal;
 use std::path::Path;
 
 /// Responses that a preset's trace has: enough for batches to be drawn from.
@@ -120,6 +120,7 @@ impl Workload {
         let model = &trace.header.shape;
         let attention = AttentionShape {
             dtype: model.dtype,
+            kv_dtype: KvDtype::Same,
             query_heads: model.query_heads,
             kv_heads: model.kv_heads,
             head_dim: model.head_dim,
@@ -223,7 +224,7 @@ impl Workload {
         let entries: Vec<usize> =
             kv_len.iter().map(|tokens| tokens.div_ceil(a.page_size) as usize).collect();
         let needed: usize = entries.iter().sum();
-        let page_bytes = (2 * page_elements * a.dtype.bytes()) as u64;
+        let page_bytes = (2 * page_elements * a.kv_bytes()) as u64;
         let pages = needed.min((cache_bytes / page_bytes.max(1)) as usize).max(1);
         let mut order: Vec<i32> = (0..pages as i32).collect();
         rand::seq::SliceRandom::shuffle(&mut order[..], &mut rng);
@@ -243,6 +244,8 @@ impl Workload {
             scale: (a.head_dim as f32).sqrt().recip(),
             soft_cap: 0.0,
             sinks: Vec::new(),
+            k_scales: Vec::new(),
+            v_scales: Vec::new(),
             pages,
             max_pages,
             kv_len: kv_len.into_iter().map(|tokens| tokens as i32).collect(),
@@ -252,9 +255,9 @@ impl Workload {
                 .flat_map(|(request, rows)| vec![request; rows[1] - rows[0]])
                 .collect(),
             spans,
-            q: random_elements(&mut rng, a.dtype, queries),
-            k: random_elements(&mut rng, a.dtype, pages * page_elements),
-            v: random_elements(&mut rng, a.dtype, pages * page_elements),
+            q: random_elements(&mut rng, |x| a.dtype.encode(x), queries),
+            k: random_elements(&mut rng, |x| a.encode_kv(x), pages * page_elements),
+            v: random_elements(&mut rng, |x| a.encode_kv(x), pages * page_elements),
         };
         problem.check()?;
         Ok(problem)
@@ -283,8 +286,8 @@ fn read_trace(path: &str) -> Result<Trace, WorkloadError> {
 }
 
 /// Standard normal elements, drawn from a table of 65,536 since caches have hundreds of millions.
-fn random_elements(rng: &mut ChaCha8Rng, dtype: Dtype, count: usize) -> Vec<u16> {
-    let table: Vec<u16> = (0..65_536).map(|_| encode(dtype, normal(rng))).collect();
+fn random_elements(rng: &mut ChaCha8Rng, encode: impl Fn(f32) -> u16, count: usize) -> Vec<u16> {
+    let table: Vec<u16> = (0..65_536).map(|_| encode(normal(rng))).collect();
     let mut elements = Vec::with_capacity(count + 3);
     while elements.len() < count {
         let word: u64 = rng.random();

@@ -171,6 +171,7 @@ pub fn compare_with_oracle(
     let a = &problem.attention;
     let oracle = attention_f64(&Problem {
         dtype: a.dtype,
+        kv_dtype: a.kv_dtype,
         layout: a.layout,
         query_heads: a.query_heads as usize,
         kv_heads: a.kv_heads as usize,
@@ -186,6 +187,8 @@ pub fn compare_with_oracle(
         row_request: &problem.row_request,
         spans: &problem.spans,
         sinks: &problem.sinks,
+        k_scales: &problem.k_scales,
+        v_scales: &problem.v_scales,
     })
     .map_err(|e| VerifyError::Oracle(e.to_string()))?;
     compare(&answer.out, &answer.lse, &oracle, a.dtype, &Tolerance::of(a.dtype))

@@ -7,7 +7,7 @@ use serde::Serialize;
 use spanforge_kernels::abi::PLAN_THREADS;
 use spanforge_kernels::launch::query_tiles;
 use spanforge_kernels::{Core, KernelSpec, LoadPath, Merge, QueryHome, SearchSpace};
-use spanforge_spans::KvLayout;
+use spanforge_spans::{KvDtype, KvLayout};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Cases per named edge. Edges that no case has met are there with 0.
@@ -18,7 +18,7 @@ pub struct Coverage {
 }
 
 /// The edges, by what they concern.
-const EDGES: [&str; 55] = [
+const EDGES: [&str; 57] = [
     "row: empty",
     "row: one token",
     "row: whole cache",
@@ -68,6 +68,8 @@ const EDGES: [&str; 55] = [
     "values: logits of -inf",
     "values: soft cap",
     "values: sinks",
+    "values: of 8 bits",
+    "values: of 8 bits, with factors",
     "schedule: in order",
     "schedule: drawn",
     "share: smaller than configured",
@@ -121,6 +123,9 @@ pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
     meet("spans: of each KV head's own", p.has_head_spans());
     meet("values: soft cap", p.soft_cap > 0.0 && total > 0);
     meet("values: sinks", p.sinks > 0 && total > 0);
+    let of_8_bits = p.attention.kv_dtype == KvDtype::E4m3 && total > 0;
+    meet("values: of 8 bits", of_8_bits);
+    meet("values: of 8 bits, with factors", of_8_bits && p.kv_scales > 0);
     let requests: Vec<i32> = p.rows.iter().map(|row| row.request as i32).collect();
     for tile in query_tiles(&requests, c.query_rows).windows(2) {
         let rows = (tile[1] - tile[0]) as u32;
@@ -269,12 +274,16 @@ mod tests {
     /// The generator meets every edge, or the edge is not worth naming.
     #[test]
     fn a_thousand_problems_meet_every_edge() {
-        let ids = [ID, "f16-d64-g4-mma-r4-staged-t32-s2-w2-h8-v16-u1-qr-p0-b1-x2-m64-second"];
+        let ids = [
+            ID,
+            "f16-d64-g4-mma-r4-staged-t32-s2-w2-h8-v16-u1-qr-p0-b1-x2-m64-second",
+            "f16-e4m3-d64-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m64-second",
+        ];
         let mut coverage = Coverage::default();
         for (seed, id) in (0..1000).zip(ids.iter().cycle()) {
             let spec: KernelSpec = id.parse().unwrap();
             let problem = generate_recipe(spec.shape, &Edges::of(&spec), seed);
-            let smallest_share = [None, Some(1), Some(100_000)][seed as usize % 3];
+            let smallest_share = [None, Some(1), Some(100_000)][seed as usize / 3 % 3];
             let trial =
                 Trial { schedule: seed % 2, multiprocessors: Some(2), smallest_share, problem };
             coverage.add(edges_of(&spec, &trial));

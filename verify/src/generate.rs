@@ -10,9 +10,9 @@ use rand_chacha::ChaCha8Rng;
 use spanforge_kernels::abi::PLAN_THREADS;
 use spanforge_kernels::configuration::AttentionShape;
 use spanforge_kernels::{DecodeProblem, KernelShape, KernelSpec};
-use spanforge_spans::KvLayout;
+use spanforge_spans::{KvDtype, KvLayout};
 
-pub use crate::recipe::{encode, normal};
+pub use crate::recipe::normal;
 
 /// Token counts at which a kernel does something for the first or last time, and the rows that it takes
 /// together.
@@ -64,6 +64,7 @@ pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
     let kv_heads = *[1, 1, 2, 3].choose(rng).expect("not empty");
     let attention = AttentionShape {
         dtype: shape.dtype,
+        kv_dtype: shape.kv_dtype,
         query_heads: shape.group_size * kv_heads,
         kv_heads,
         head_dim: shape.head_dim,
@@ -96,6 +97,7 @@ pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
         scale: if rng.random_ratio(3, 4) { default_scale(attention.head_dim) } else { 0.05 },
         soft_cap: 0.0,
         sinks: 0,
+        kv_scales: 0,
         kv_len,
         rows,
         extra_entries: rng.random_range(0..2),
@@ -144,6 +146,9 @@ fn rarely(rng: &mut impl Rng, mut recipe: Recipe, edges: &Edges, weight: u32) ->
     }
     if rng.random_ratio(1, 8) {
         recipe.sinks = rng.random_range(1..=u64::MAX);
+    }
+    if recipe.attention.kv_dtype == KvDtype::E4m3 && rng.random_ratio(3, 4) {
+        recipe.kv_scales = rng.random_range(1..=u64::MAX);
     }
     if rng.random_ratio(if edges.query_rows > 1 { 3 } else { 1 }, 4) {
         several_rows(rng, &mut recipe, edges);

@@ -2,14 +2,13 @@
 //! place of tensors. It is what a case file holds and what shrinking works on. Every element of K and
 //! V that no row selects is NaN, and page table entries that no row needs are out of range.
 
-use half::{bf16, f16};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use spanforge_kernels::DecodeProblem;
 use spanforge_kernels::configuration::{AttentionShape, ShapeError};
 use spanforge_kernels::problem::ProblemError;
-use spanforge_spans::{BatchError, Dtype, SpanBatch};
+use spanforge_spans::{BatchError, KvDtype, SpanBatch};
 use std::sync::LazyLock;
 
 /// How to make a [`DecodeProblem`].
@@ -26,6 +25,10 @@ pub struct Recipe {
     /// Seed of the sinks: a logit for each query head, one in eight of them -inf. 0 for none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub sinks: u64,
+    /// Seed of the factors of K and V of each KV head, between 1/2 and 2, for a cache of 8-bit elements;
+    /// now and then K or V has none. 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub kv_scales: u64,
     /// Tokens in the cache of each request.
     pub kv_len: Vec<u32>,
     /// The rows.
@@ -105,7 +108,8 @@ pub enum Values {
     FarBelow,
     /// Every logit between 1e4 and 1e5, many of them exactly equal.
     FarAbove,
-    /// Seven of eight logits are minus infinity: tokens without weight, whole steps and rows of them.
+    /// Seven of eight logits are minus infinity: tokens without weight, whole steps and rows of them. In
+    /// a cache of 8-bit elements, which has no infinity, the smallest number takes its place.
     MinusInfinity,
 }
 
@@ -305,7 +309,8 @@ impl Recipe {
         }
         let head_dim = a.head_dim as usize;
         let elements = pages * a.page_size as usize * a.kv_heads as usize * head_dim;
-        let nan = encode(a.dtype, f32::NAN);
+        let nan = a.encode_kv(f32::NAN);
+        let [k_scales, v_scales] = self.draw_kv_scales();
         let mut problem = DecodeProblem {
             attention: a,
             scale: self.scale,
@@ -317,6 +322,8 @@ impl Recipe {
             row_request: self.rows.iter().map(|row| row.request as i32).collect(),
             spans,
             sinks: self.draw_sinks(),
+            k_scales,
+            v_scales,
             q: Vec::new(),
             k: vec![nan; elements],
             v: vec![nan; elements],
@@ -340,6 +347,18 @@ impl Recipe {
             .collect()
     }
 
+    fn draw_kv_scales(&self) -> [Vec<f32>; 2] {
+        let mut normals = Normals::new(self.kv_scales);
+        let which = normals.bits() % 8;
+        [0, 1].map(|tensor| {
+            if self.kv_scales == 0 || which == tensor {
+                return Vec::new();
+            }
+            let heads = 0..self.attention.kv_heads;
+            heads.map(|_| (f32::from(normals.bits()) / 32768.0 - 1.0).exp2()).collect()
+        })
+    }
+
     /// Draws the queries, and the keys and values of selected tokens.
     fn fill(&self, problem: &mut DecodeProblem) {
         let a = &self.attention;
@@ -348,9 +367,9 @@ impl Recipe {
         let mut normals = Normals::new(self.tensors);
         let factor = if self.values == Values::LargeLogits { 16.0 } else { 1.0 };
         let queries = self.rows.len() * a.query_heads as usize * head_dim;
-        problem.q = (0..queries).map(|_| encode(dtype, factor * normals.draw())).collect();
+        problem.q = (0..queries).map(|_| dtype.encode(factor * normals.draw())).collect();
         let direction: Vec<f32> = (0..head_dim).map(|_| normals.draw()).collect();
-        let same: Vec<u16> = direction.iter().map(|x| encode(dtype, *x)).collect();
+        let same: Vec<u16> = direction.iter().map(|x| a.encode_kv(*x)).collect();
         // Queries along the direction of all keys, or against it: the smallest logit has a size of
         // 20,000, since a normal variate's has a mean square of 1.
         let far = self.values.far();
@@ -358,14 +377,14 @@ impl Recipe {
         if let Some(sign) = far {
             for query in problem.q.chunks_exact_mut(head_dim) {
                 for (q, along) in query.iter_mut().zip(&direction) {
-                    *q = encode(dtype, sign * strength * along);
+                    *q = dtype.encode(sign * strength * along);
                 }
             }
         }
         if self.values == Values::MinusInfinity {
             // What an infinite element of a key is multiplied by, so that the logit is -inf.
             for query in problem.q.chunks_exact_mut(head_dim) {
-                query[0] = encode(dtype, self.scale.signum() * (0.5 + normals.draw().abs()));
+                query[0] = dtype.encode(self.scale.signum() * (0.5 + normals.draw().abs()));
             }
         }
         // Where heads have the same spans they are drawn together, token by token.
@@ -382,26 +401,26 @@ impl Recipe {
                         (&mut problem.k[at..at + head_dim], &mut problem.v[at..at + head_dim]);
                     match self.values {
                         Values::EqualKeys => k.copy_from_slice(&same),
-                        Values::Subnormal => k.fill_with(|| normals.subnormal()),
+                        Values::Subnormal => k.fill_with(|| normals.subnormal(a.kv_dtype)),
                         // Few lengths and far apart: the largest logits are exactly equal, and the
                         // others have no weight, whatever rounding does to numbers of that size.
                         Values::FarBelow | Values::FarAbove => {
                             let length = [1.0, 1.25, 1.5, 4.0][usize::from(normals.bits() % 4)];
                             for (k, along) in k.iter_mut().zip(&direction) {
-                                *k = encode(dtype, length * strength * along);
+                                *k = a.encode_kv(length * strength * along);
                             }
                         }
-                        _ => k.fill_with(|| encode(dtype, normals.draw())),
+                        _ => k.fill_with(|| a.encode_kv(normals.draw())),
                     }
                     if self.values == Values::MinusInfinity && !normals.bits().is_multiple_of(8) {
-                        k[0] = encode(dtype, f32::NEG_INFINITY);
+                        k[0] = a.encode_kv(f32::NEG_INFINITY);
                     }
                     match self.values {
                         Values::Positive => {
-                            v.fill_with(|| encode(dtype, 1.0 + 0.1 * normals.draw()));
+                            v.fill_with(|| a.encode_kv(1.0 + 0.1 * normals.draw()));
                         }
-                        Values::Subnormal => v.fill_with(|| normals.subnormal()),
-                        _ => v.fill_with(|| encode(dtype, normals.draw())),
+                        Values::Subnormal => v.fill_with(|| normals.subnormal(a.kv_dtype)),
+                        _ => v.fill_with(|| a.encode_kv(normals.draw())),
                     }
                 }
             }
@@ -441,17 +460,13 @@ impl Normals {
         TABLE[usize::from(self.bits())]
     }
 
-    /// A subnormal or zero of either sign: in both types the exponent bits are clear below bit 7.
-    fn subnormal(&mut self) -> u16 {
-        self.bits() & 0x807f
-    }
-}
-
-/// Bits of `value` rounded to nearest even.
-pub fn encode(dtype: Dtype, value: f32) -> u16 {
-    match dtype {
-        Dtype::F16 => f16::from_f32(value).to_bits(),
-        Dtype::Bf16 => bf16::from_f32(value).to_bits(),
+    /// A subnormal or zero of either sign: in both types of 16 bits the exponent bits are clear below
+    /// bit 7.
+    fn subnormal(&mut self, dtype: KvDtype) -> u16 {
+        match dtype {
+            KvDtype::Same => self.bits() & 0x807f,
+            KvDtype::E4m3 => self.bits() & 0x87,
+        }
     }
 }
 

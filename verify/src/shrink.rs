@@ -176,6 +176,7 @@ fn plainer(trial: &Trial) -> Vec<Trial> {
         with(trial, |t| t.problem.rows.iter_mut().for_each(|row| row.other_heads.clear())),
         with(trial, |t| t.problem.soft_cap = 0.0),
         with(trial, |t| t.problem.sinks = 0),
+        with(trial, |t| t.problem.kv_scales = 0),
         with(trial, |t| (t.problem.extra_entries, t.problem.extra_pages) = (0, 0)),
         with(trial, |t| t.problem.first_page = 0),
         with(trial, |t| t.problem.shared_pages = 0),

@@ -5,7 +5,7 @@ use half::f16;
 use proptest::prelude::*;
 use spanforge_kernels::configuration::HEAD_DIMS;
 use spanforge_kernels::{KernelShape, KernelSpec};
-use spanforge_spans::{Dtype, KvLayout};
+use spanforge_spans::{Dtype, KvDtype, KvLayout};
 use spanforge_verify::recipe::Values;
 use spanforge_verify::{Edges, generate, generate_recipe};
 use std::collections::{BTreeMap, BTreeSet};
@@ -133,10 +133,11 @@ proptest! {
     /// Every problem is valid, NaN exactly where nothing is selected, and repeatable.
     #[test]
     fn problems_are_valid_and_poisoned(
-        seed: u64, head_dim in 0..4usize, group_size in 1..=9u32, bf16: bool,
+        seed: u64, head_dim in 0..4usize, group_size in 1..=9u32, bf16: bool, of_8_bits: bool,
     ) {
         let dtype = if bf16 { Dtype::Bf16 } else { Dtype::F16 };
-        let shape = KernelShape { dtype, head_dim: HEAD_DIMS[head_dim], group_size };
+        let kv_dtype = if of_8_bits { KvDtype::E4m3 } else { KvDtype::Same };
+        let shape = KernelShape { dtype, kv_dtype, head_dim: HEAD_DIMS[head_dim], group_size };
         let edges = Edges::of(&spec());
         let problem = generate(shape, &edges, seed);
         prop_assert_eq!(problem.check(), Ok(()));
@@ -163,9 +164,10 @@ proptest! {
                 }
             }
         }
-        let nan = |bits: u16| match dtype {
-            Dtype::F16 => f16::from_bits(bits).is_nan(),
-            Dtype::Bf16 => half::bf16::from_bits(bits).is_nan(),
+        let nan = |bits: u16| match (kv_dtype, dtype) {
+            (KvDtype::E4m3, _) => bits & 0x7f == 0x7f,
+            (KvDtype::Same, Dtype::F16) => f16::from_bits(bits).is_nan(),
+            (KvDtype::Same, Dtype::Bf16) => half::bf16::from_bits(bits).is_nan(),
         };
         for tensor in [&problem.k, &problem.v] {
             for (row, wanted) in tensor.chunks(a.head_dim as usize).zip(&selected) {

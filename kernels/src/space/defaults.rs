@@ -18,8 +18,9 @@ impl SearchSpace {
         };
         // Small rings in many blocks: other warps compute while one waits.
         for (blocks, stages) in [(4, 2), (3, 2), (2, 2), (1, 2)] {
-            // Query tiles take so many registers that only the cap makes room for all blocks.
-            let min_blocks = if preferred.query_rows > 1 { blocks } else { preferred.min_blocks };
+            // Tensor cores take so many registers that only the cap makes room for all blocks.
+            let min_blocks =
+                if preferred.core == Core::Mma { blocks } else { preferred.min_blocks };
             let blocks_per_multiprocessor = blocks;
             let it = Configuration { blocks_per_multiprocessor, min_blocks, stages, ..preferred };
             if self.broken_constraint(&it).is_none() {
@@ -114,12 +115,20 @@ impl SearchSpace {
     /// of which several keep a multiprocessor busy, and queries in registers as long as the
     /// accumulators leave room for them.
     fn tensor_core_preference(&self) -> Configuration {
-        let token_warps = if self.shape.head_dim > 256 { 1 } else { 2 };
+        let heads_per_warp = self.most_heads(|h| h <= 8);
+        let head_warps = self.shape.group_size.div_ceil(heads_per_warp);
+        // What a block has under way is 16 to 32 KiB, and its warps are four where that leaves one each.
+        let warps = match self.shape.row_bytes() {
+            ..=256 => 4,
+            ..=512 => 2,
+            _ => 1,
+        };
+        let token_warps = (warps / head_warps.next_power_of_two()).max(1);
         Configuration {
             core: Core::Mma,
             tile_tokens: 16 * token_warps,
             token_warps,
-            heads_per_warp: self.most_heads(|h| h <= 8),
+            heads_per_warp,
             unroll: 1,
             query: if self.shape.head_dim > 128 { QueryHome::Shared } else { QueryHome::Registers },
             ..self.cuda_core_preference()

@@ -4,7 +4,7 @@
 use super::*;
 use crate::configuration::{HEAD_DIMS, KernelSpec};
 use proptest::prelude::*;
-use spanforge_spans::Dtype;
+use spanforge_spans::{Dtype, KvDtype};
 
 const H200: Limits = Limits {
     shared_bytes_per_block: 232_448,
@@ -13,7 +13,7 @@ const H200: Limits = Limits {
 };
 
 fn shape(head_dim: u32, group_size: u32) -> KernelShape {
-    KernelShape { dtype: Dtype::F16, head_dim, group_size }
+    KernelShape::new(Dtype::F16, head_dim, group_size)
 }
 
 #[test]
@@ -42,6 +42,10 @@ fn every_shape_has_a_default_that_keeps_all_constraints() {
             if head_dim > 128 && group_size > 32 {
                 continue; // the states of so many wide heads exceed a block's shared memory
             }
+            let of_8_bits = KernelShape { kv_dtype: KvDtype::E4m3, ..shape(head_dim, group_size) };
+            let space = SearchSpace::new(of_8_bits, H200);
+            let default = space.default_configuration().unwrap();
+            assert_eq!(space.broken_constraint(&default).map(|b| b.name), None);
             let space = SearchSpace::new(shape(head_dim, group_size), H200);
             let default = space.default_configuration();
             let fault = default.map(|c| space.broken_constraint(&c).map(|b| b.name));
@@ -85,8 +89,11 @@ fn any_point() -> impl Strategy<Value = Vec<usize>> {
 proptest! {
     /// An identifier says everything about a kernel, valid or not.
     #[test]
-    fn ids_name_exactly_one_kernel(point in any_point(), head_dim in 0..4usize, group_size in 1..=128u32) {
-        let shape = shape(HEAD_DIMS[head_dim], group_size);
+    fn ids_name_exactly_one_kernel(
+        point in any_point(), head_dim in 0..4usize, group_size in 1..=128u32, of_8_bits: bool,
+    ) {
+        let kv_dtype = if of_8_bits { KvDtype::E4m3 } else { KvDtype::Same };
+        let shape = KernelShape { kv_dtype, ..shape(HEAD_DIMS[head_dim], group_size) };
         let space = SearchSpace::for_rows(KernelShape { group_size: 4, ..shape }, H200, 32);
         let configuration = space.at(&point).unwrap();
         prop_assert_eq!(space.point_of(&configuration), Some(point));

@@ -3,7 +3,7 @@ other side. Arguments are pointers and 32-bit integers only."""
 
 import struct
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 OVERLAY_THREADS = 128
 """Threads of a block of the overlay kernel; it is launched with one warp per set of spans and one more."""
@@ -34,8 +34,8 @@ ARGUMENTS = {
     ),
     "plan": _arguments("span_ptr spans set_tokens span_tokens", "sets"),
     "decode": _arguments(
-        "q k v page_table row_request tile_ptr span_ptr spans span_rows set_tokens span_tokens sinks out lse "
-        "partial_acc partial_ml arrivals",
+        "q k v page_table row_request tile_ptr span_ptr spans span_rows set_tokens span_tokens sinks "
+        "k_scales v_scales out lse partial_acc partial_ml arrivals",
         "tiles kv_heads span_heads page_size max_pages page_stride token_stride head_stride smallest_share "
         "scale_bits soft_cap_bits",
     ),
@@ -46,7 +46,8 @@ ARGUMENTS = {
     "merge-outputs": _arguments("out lse other_out other_lse", "heads"),
 }
 """Per kernel the arguments in order: name, and `pointer` (a 64-bit device address) or `i32`. To decode and
-merge, `tile_ptr`, `span_rows` and `sinks` may be null: where a tile is a row, and where there are none."""
+merge, `tile_ptr`, `span_rows` and `sinks` may be null: where a tile is a row, and where there are none.
+`k_scales` and `v_scales` are read for caches of 8-bit elements alone; null is 1."""
 
 ARGUMENT_BYTES = {"pointer": 8, "i32": 4}
 

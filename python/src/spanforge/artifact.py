@@ -141,11 +141,12 @@ class Artifact:
         fit = [entry for entry, reason in reasons if reason is None]
         if not fit:
             lines = "\n".join(f"  {entry.id}: {reason}" for entry, reason in reasons)
+            of_8_bits = "" if shape.kv_dtype == "same" else f" --kv-dtype {shape.kv_dtype}"
             raise ArtifactError(
                 f"no kernel of this artifact serves {shape} on {device.name}:\n{lines}\n`spanforge tune "
-                f"--workload W --arch {device.architecture}` makes one, where W is a workload or a trace "
-                f"in {shape.dtype} with head_dim {shape.head_dim} and {shape.group_size} query head(s) "
-                "per KV head"
+                f"--workload W{of_8_bits} --arch {device.architecture}` makes one, where W is a workload or "
+                f"a trace in {shape.dtype} with head_dim {shape.head_dim} and {shape.group_size} query "
+                "head(s) per KV head"
             )
         return fit
 

@@ -29,7 +29,7 @@ from .reference import merge_outputs_reference, span_attention_reference
 from .spans import Span
 
 _F32_MAX = torch.finfo(torch.float32).max
-DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True)
@@ -222,23 +222,28 @@ class SpanAttention:
         scale: float | None = None,
         soft_cap: float = 0.0,
         sinks: torch.Tensor | None = None,
+        k_scales: torch.Tensor | None = None,
+        v_scales: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention of one layer for the planned step.
 
         `q` is `[rows, query_heads, head_dim]`, contiguous; `k` and `v` are the layer's pages, `[pages,
         page_size, kv_heads, head_dim]` (NHD) or `[pages, kv_heads, page_size, head_dim]` (HND), with any
-        strides that are multiples of 8 elements, the last one 1. `scale` is by default
+        strides that are whole sixteens of bytes, the last one 1 element. `scale` is by default
         `1 / sqrt(head_dim)`. Logits are capped at `soft_cap`, smoothly: `soft_cap * tanh(logit /
         soft_cap)`; 0 is no cap. `sinks` is `[query_heads]` in float32, contiguous: a logit that the softmax
-        of each query head has besides those of tokens, with a value of zero. Returns `out`, as `q`, and the
-        LSE `[rows, query_heads]` in float32. Raises `StepError` for tensors that do not serve the plan.
+        of each query head has besides those of tokens, with a value of zero. `k_scales` and `v_scales` are
+        `[kv_heads]` in float32, contiguous, positive: what the keys and values of a cache of 8-bit elements
+        are multiplied by; `None` is 1. Returns `out`, as `q`, and the LSE `[rows, query_heads]` in float32.
+        Raises `StepError` for tensors that do not serve the plan.
         """
         plan = self._current_plan()
         scale = 1 / math.sqrt(self.shape.head_dim) if scale is None else scale
         self._check_logits(scale, soft_cap, sinks)
+        self._check_scales(k_scales, v_scales)
         self._check_tensors(plan, q, k, v)
         if self._driver is None:
-            return self._by_reference(plan, q, k, v, scale, soft_cap, sinks)
+            return self._by_reference(plan, q, k, v, scale, soft_cap, sinks, k_scales, v_scales)
         out = torch.empty_like(q)
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         if plan.rows == 0:
@@ -252,6 +257,8 @@ class SpanAttention:
             "k": k,
             "v": v,
             "sinks": sinks,
+            "k_scales": k_scales,
+            "v_scales": v_scales,
             "out": out,
             "lse": lse,
             "tiles": self._tiles,
@@ -283,10 +290,14 @@ class SpanAttention:
         scale: float | None = None,
         soft_cap: float = 0.0,
         sinks: torch.Tensor | None = None,
+        k_scales: torch.Tensor | None = None,
+        v_scales: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`run` as an operator that torch.compile traces."""
         scale = 1 / math.sqrt(self.shape.head_dim) if scale is None else scale
-        return torch.ops.spanforge.span_attention(q, k, v, self.handle, scale, soft_cap, sinks)
+        return torch.ops.spanforge.span_attention(
+            q, k, v, self.handle, scale, soft_cap, sinks, k_scales, v_scales
+        )
 
     def merge_outputs(
         self, out: torch.Tensor, lse: torch.Tensor, other_out: torch.Tensor, other_lse: torch.Tensor
@@ -335,6 +346,8 @@ class SpanAttention:
         scale: float,
         soft_cap: float,
         sinks: torch.Tensor | None,
+        k_scales: torch.Tensor | None,
+        v_scales: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         sets = [[plan.row_spans(row, head) for head in range(plan.span_heads)] for row in range(plan.rows)]
         per_head = plan.span_heads > 1
@@ -344,7 +357,19 @@ class SpanAttention:
             for at in range(0, plan.requests * plan.max_pages, plan.max_pages or 1)
         ]
         return span_attention_reference(
-            q, k, v, spans, plan.row_request, table, scale, self.shape.layout, soft_cap, sinks, per_head
+            q,
+            k,
+            v,
+            spans,
+            plan.row_request,
+            table,
+            scale,
+            self.shape.layout,
+            soft_cap,
+            sinks,
+            per_head,
+            k_scales,
+            v_scales,
         )
 
     def _current_plan(self) -> Plan:
@@ -360,6 +385,16 @@ class SpanAttention:
             raise StepError(f"soft_cap is {soft_cap}: give a number from 1e-30 to 1e30, or 0 for no cap")
         if sinks is not None:
             self._check_whole("sinks", sinks, [self.shape.query_heads], torch.float32)
+
+    def _check_scales(self, k_scales: torch.Tensor | None, v_scales: torch.Tensor | None) -> None:
+        for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
+            if scales is None:
+                continue
+            if self.shape.kv_dtype == "same":
+                raise StepError(
+                    f"{name}: only a cache of 8-bit elements (kv_dtype e4m3) has factors; leave them out"
+                )
+            self._check_whole(name, scales, [self.shape.kv_heads], torch.float32)
 
     def _check_written(
         self,
@@ -398,11 +433,12 @@ class SpanAttention:
         if shape.layout == "HND":
             page = page[::-1]
         pages = (k.shape[0] if k.dim() == 4 else plan.pages, *page, shape.head_dim)
-        dtype = DTYPES.get(shape.dtype) if self._driver is not None else q.dtype
-        for name, tensor, expected in (
-            ("q", q, (plan.rows, shape.query_heads, shape.head_dim)),
-            ("k", k, pages),
-            ("v", v, pages),
+        of_q = DTYPES.get(shape.dtype) if self._driver is not None else q.dtype
+        of_kv = DTYPES.get(shape.kv_dtype, of_q)
+        for name, tensor, expected, dtype in (
+            ("q", q, (plan.rows, shape.query_heads, shape.head_dim), of_q),
+            ("k", k, pages, of_kv),
+            ("v", v, pages, of_kv),
         ):
             if tuple(tensor.shape) != expected:
                 raise StepError(f"{name} is {list(tensor.shape)}, expected {list(expected)}")
@@ -420,10 +456,11 @@ class SpanAttention:
         if k.stride() != v.stride():
             raise StepError(f"k has strides {k.stride()} and v {v.stride()}: they must be the same")
         *strides, last = k.stride()
-        if last != 1 or any(s % 8 or s > I32_MAX for s in strides):
+        whole = ALIGNMENT_BYTES // k.element_size()
+        if last != 1 or any(s % whole or s > I32_MAX for s in strides):
             raise StepError(
-                f"k and v have strides {k.stride()}: the last must be 1, the others multiples of 8 up to "
-                f"{I32_MAX}"
+                f"k and v have strides {k.stride()}: the last must be 1, the others multiples of {whole} up "
+                f"to {I32_MAX}"
             )
 
 
@@ -446,11 +483,13 @@ def _span_attention(
     scale: float,
     soft_cap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    k_scales: torch.Tensor | None = None,
+    v_scales: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     attention = _instances.get(handle)
     if attention is None:
         raise StepError(f"there is no SpanAttention {handle}: keep the object while it is called")
-    return attention.run(q, k, v, scale, soft_cap, sinks)
+    return attention.run(q, k, v, scale, soft_cap, sinks, k_scales, v_scales)
 
 
 @_span_attention.register_fake
@@ -462,5 +501,7 @@ def _(
     scale: float,
     soft_cap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    k_scales: torch.Tensor | None = None,
+    v_scales: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)

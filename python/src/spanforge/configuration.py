@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from .errors import StepError
 
 DTYPES = ("f16", "bf16")
+KV_DTYPES = ("same", "e4m3")
 LAYOUTS = ("NHD", "HND")
 HEAD_DIMS = (64, 128, 256, 512)
 MAX_GROUP_SIZE = 128
-ELEMENT_BYTES = 2
+QUERY_BYTES = 2
+"""Of an element of q or the output."""
 
 _LARGEST_VALUE = 4096
 """Beyond this no parameter of a configuration is meant."""
@@ -19,26 +21,40 @@ _LARGEST_QUERY_ROWS = 32
 
 @dataclass(frozen=True)
 class KernelShape:
-    """The part of a problem that is fixed when a kernel is compiled: element type (`f16` or `bf16`),
-    elements per head, query heads per KV head."""
+    """The part of a problem that is fixed when a kernel is compiled: element type of queries and outputs
+    (`f16` or `bf16`), elements per head, query heads per KV head, element type of keys and values (`same` or
+    `e4m3`)."""
 
     dtype: str
     head_dim: int
     group_size: int
+    kv_dtype: str = "same"
 
     def __str__(self) -> str:
-        return f"{self.dtype}-d{self.head_dim}-g{self.group_size}"
+        kv = "" if self.kv_dtype == "same" else f"{self.kv_dtype}-"
+        return f"{self.dtype}-{kv}d{self.head_dim}-g{self.group_size}"
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of an element of K or V."""
+        return 1 if self.kv_dtype == "e4m3" else QUERY_BYTES
 
     def check(self) -> None:
         """Raises `StepError` for a shape that no kernel serves."""
         if self.dtype not in DTYPES:
             raise StepError(f"{self.dtype!r} is not served: use f16 or bf16")
+        _check_kv_dtype(self.kv_dtype)
         if self.head_dim not in HEAD_DIMS:
             raise StepError(f"head_dim {self.head_dim} is not served: use 64, 128, 256 or 512")
         if not 1 <= self.group_size <= MAX_GROUP_SIZE:
             raise StepError(
                 f"{self.group_size} query heads per KV head are not served: use 1 to {MAX_GROUP_SIZE}"
             )
+
+
+def _check_kv_dtype(kv_dtype: str) -> None:
+    if kv_dtype not in KV_DTYPES:
+        raise StepError(f"kv_dtype {kv_dtype!r} is unknown: use same or e4m3")
 
 
 @dataclass(frozen=True)
@@ -100,13 +116,17 @@ class Configuration:
     def shared_bytes(self, shape: KernelShape) -> int:
         """Dynamic shared memory per block of the decode kernel, in bytes."""
         is_staged = self.load_path == "staged"
-        row_bytes = ELEMENT_BYTES * shape.head_dim
+        row_bytes = shape.kv_bytes * shape.head_dim
         ring = self.stages * 2 * self.tile_tokens * row_bytes if is_staged else 0
-        padding, query = 0, self.heads_per_warp * shape.head_dim * 4
+        padding, query, factors = 0, self.heads_per_warp * shape.head_dim * 4, 0
         if self.core == "mma":
-            padding, query = 4, -(-self.heads_per_warp // 8) * 8 * row_bytes
+            padded_heads = -(-self.heads_per_warp // 8) * 8
+            padding, query = 4, padded_heads * QUERY_BYTES * shape.head_dim
+            # Queries in bf16 are multiplied as f16 by elements of 8 bits, with a factor for each.
+            if shape.kv_dtype == "e4m3" and shape.dtype == "bf16":
+                factors = padded_heads * 4
         states = self.token_warps * self.columns(shape) * (shape.head_dim + padding + 2) * 4
-        query = self._head_warps(shape) * query if self.query == "shared" else 0
+        query = self._head_warps(shape) * (query + factors) if self.query == "shared" else 0
         offsets = 2 * self.tile_tokens * 8 if is_staged else 0
         rows = (self.stages + 1) * self.tile_tokens * 4 if self.query_rows > 1 else 0
         return -(-max(ring, states) // 16) * 16 + query + offsets + rows
@@ -116,7 +136,8 @@ class Configuration:
 class KernelSpec:
     """A kernel: what for, and how. As text it is its identifier, such as
     `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`, with `mma-` before `staged` for
-    tensor cores, and `r4-` before it for query tiles of four rows."""
+    tensor cores, `r4-` before it for query tiles of four rows, and `e4m3-` before `d128` for a cache of such
+    elements."""
 
     shape: KernelShape
     configuration: Configuration
@@ -138,7 +159,8 @@ class AttentionShape:
     """Heads and head dimension of a model's attention, with the type and the pages of its cache.
 
     `layout` is the order of a page: `NHD` for `[pages, page_size, kv_heads, head_dim]`, `HND` for
-    `[pages, kv_heads, page_size, head_dim]`. A contiguous cache is one page per request.
+    `[pages, kv_heads, page_size, head_dim]`. A contiguous cache is one page per request. `dtype` is the
+    element type of queries and outputs, `kv_dtype` that of keys and values: `same`, or `e4m3` for 8 bits.
     """
 
     dtype: str
@@ -147,6 +169,7 @@ class AttentionShape:
     head_dim: int
     page_size: int
     layout: str = "NHD"
+    kv_dtype: str = "same"
 
     def check(self) -> None:
         """Raises `StepError` for a shape that makes no sense. Kernels serve fewer: see
@@ -160,10 +183,11 @@ class AttentionShape:
             raise StepError(f"page_size is {self.page_size}: a page holds at least one token")
         if self.layout not in LAYOUTS:
             raise StepError(f"layout {self.layout!r} is unknown: use NHD or HND")
+        _check_kv_dtype(self.kv_dtype)
 
     def kernel_shape(self) -> KernelShape:
         """The part that a kernel is compiled for. Raises `StepError` for one that none serves."""
         self.check()
-        shape = KernelShape(self.dtype, self.head_dim, self.query_heads // self.kv_heads)
+        shape = KernelShape(self.dtype, self.head_dim, self.query_heads // self.kv_heads, self.kv_dtype)
         shape.check()
         return shape

@@ -21,6 +21,8 @@ def span_attention_reference(
     soft_cap: float = 0.0,
     sinks: torch.Tensor | None = None,
     per_head: bool = False,
+    k_scales: torch.Tensor | None = None,
+    v_scales: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax over exactly the selected tokens, times V, per row and query head, in float64.
 
@@ -31,7 +33,8 @@ def span_attention_reference(
     group` read KV head `h`. `scale` is the factor of q . k, by default `1 / sqrt(head_dim)`. Logits are
     capped at `soft_cap`, smoothly: `soft_cap * tanh(logit / soft_cap)`; 0 is no cap. `sinks` is
     `[query_heads]`: a logit that the softmax of each query head has besides those of tokens, with a value
-    of zero; -inf is none.
+    of zero; -inf is none. `k_scales` and `v_scales` are `[kv_heads]`: what the keys and values of each KV
+    head are multiplied by, such as those of an 8-bit cache; `None` is 1.
 
     Returns `out`, as `q`, and `lse` `[rows, query_heads]` in float32, the natural logarithm of the
     softmax's denominator. A row that selects nothing gets 0, and its sinks or -inf. Tokens that are not
@@ -46,6 +49,8 @@ def span_attention_reference(
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     if sinks is None:
         sinks = torch.full((query_heads,), -math.inf, device=q.device)
+    no_scales = torch.ones(kv_heads, device=q.device)
+    k_scales, v_scales = (no_scales if s is None else s for s in (k_scales, v_scales))
     out = torch.empty_like(q)
     lse = torch.empty(rows, query_heads, device=q.device)
     # KV heads that a set of spans serves.
@@ -61,7 +66,11 @@ def span_attention_reference(
             places = [(table[t // page_size], t % page_size) for t in tokens(canonical(selected))]
             pages, slots = torch.tensor(places, dtype=torch.long, device=q.device).view(-1, 2).unbind(1)
             # [tokens, served, head_dim], and the queries by the KV head they read.
-            keys, values = (t[pages, slots, head : head + served].double() for t in (k, v))
+            heads = slice(head, head + served)
+            keys, values = (
+                tensor[pages, slots, heads].double() * scales[heads, None].double()
+                for tensor, scales in ((k, k_scales), (v, v_scales))
+            )
             readers = slice(head * group, (head + served) * group)
             queries = q[row, readers].double().view(served, group, head_dim)
             logits = scale * torch.einsum("hgd,thd->hgt", queries, keys)

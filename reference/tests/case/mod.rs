@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use spanforge_reference::Problem;
-use spanforge_spans::{Dtype, KvLayout, SpanBatch, SpanSet};
+use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanBatch, SpanSet};
 
 pub const NAN_BITS: u16 = 0x7fff;
 
@@ -141,6 +141,7 @@ impl Case {
     pub fn problem(&self) -> Problem<'_> {
         Problem {
             dtype: self.shape.dtype,
+            kv_dtype: KvDtype::Same,
             layout: self.shape.layout,
             query_heads: self.shape.kv_heads * self.shape.group,
             kv_heads: self.shape.kv_heads,
@@ -156,6 +157,8 @@ impl Case {
             row_request: &self.row_request,
             spans: &self.spans,
             sinks: &self.sinks,
+            k_scales: &[],
+            v_scales: &[],
         }
     }
 }

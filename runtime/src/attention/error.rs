@@ -4,6 +4,7 @@ use spanforge_device::DeviceError;
 use spanforge_kernels::ProblemError;
 use spanforge_kernels::artifact::ArtifactError;
 use spanforge_kernels::configuration::KernelShape;
+use spanforge_spans::KvDtype;
 
 /// What can go wrong in the attention module.
 #[derive(Debug, thiserror::Error)]
@@ -66,9 +67,13 @@ pub enum AttentionError {
 
 /// What makes a kernel for a shape.
 pub(crate) fn remedy(shape: &KernelShape) -> String {
+    let of_8_bits = match shape.kv_dtype {
+        KvDtype::Same => String::new(),
+        other => format!(" --kv-dtype {other}"),
+    };
     format!(
-        "`spanforge tune --workload W` makes one, where W is a workload or a trace in {} with \
-         head_dim {} and {} query head(s) per KV head",
+        "`spanforge tune --workload W{of_8_bits}` makes one, where W is a workload or a trace in {} \
+         with head_dim {} and {} query head(s) per KV head",
         shape.dtype, shape.head_dim, shape.group_size
     )
 }

@@ -3,7 +3,7 @@
 
 use super::attend::{Attend, AttendError, Step};
 use crate::attention::{DecodeStep, SpanAttention, SpanAttentionLimits, StepOperands};
-use crate::cache::{CacheError, CacheSize, PagedCache, rounded};
+use crate::cache::{CacheError, CacheSize, PagedCache};
 use crate::memory::DeviceMemory;
 use crate::pages::Pages;
 use half::{bf16, f16};
@@ -69,7 +69,7 @@ impl Attend for DeviceAttention {
     ) -> Result<Vec<f32>, AttendError> {
         let shape = *self.attention.attention();
         let token = (shape.kv_heads * shape.head_dim) as usize;
-        let (k, v) = (all_rounded(shape.dtype, k), all_rounded(shape.dtype, v));
+        let [k, v] = [k, v].map(|of| of.iter().map(|x| shape.encode_kv(*x)).collect::<Vec<u16>>());
         // Rows of one request that follow each other are written together.
         let (requests, positions) = (&self.step.requests, &self.step.positions);
         let mut row = 0;
@@ -84,8 +84,7 @@ impl Attend for DeviceAttention {
             self.cache.write(layer, requests[row], positions[row], k, v)?;
             row = end;
         }
-        let bytes: Vec<u8> =
-            all_rounded(shape.dtype, q).iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        let bytes: Vec<u8> = q.iter().flat_map(|x| shape.dtype.encode(*x).to_le_bytes()).collect();
         self.q.upload(0, &bytes).map_err(CacheError::Device)?;
         self.attention.run(&StepOperands {
             q: self.q.buffer(),
@@ -104,8 +103,4 @@ impl Attend for DeviceAttention {
         };
         Ok(out.as_chunks::<2>().0.iter().map(wide).collect())
     }
-}
-
-fn all_rounded(dtype: Dtype, values: &[f32]) -> Vec<u16> {
-    values.iter().map(|value| rounded(dtype, *value)).collect()
 }

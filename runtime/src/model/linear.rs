@@ -1,6 +1,5 @@
 //! Linear layers on the CPU: matrices in the element type of their file, products in f32.
 
-use crate::cache::rounded;
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -60,7 +59,7 @@ impl Matrix {
 
     /// All elements in 16 bits, as bytes.
     pub fn halves(&self, dtype: Dtype) -> Vec<u8> {
-        let bytes = |x: f32| rounded(dtype, x).to_le_bytes();
+        let bytes = |x: f32| dtype.encode(x).to_le_bytes();
         match &self.elements {
             Elements::F32(all) => all.iter().flat_map(|x| bytes(*x)).collect(),
             Elements::F16(all) => all.iter().flat_map(|x| bytes(x.to_f32())).collect(),

@@ -81,6 +81,8 @@ pub fn generate(case: &Case) -> DecodeProblem {
         scale: 1.0 / (head_dim as f32).sqrt(),
         soft_cap: 0.0,
         sinks: Vec::new(),
+        k_scales: Vec::new(),
+        v_scales: Vec::new(),
         pages,
         max_pages,
         kv_len,

@@ -202,7 +202,10 @@ impl Place {
     fn cache_element(&self, arguments: &Arguments) -> usize {
         match self {
             Self::Host { .. } => size_of::<f32>(),
-            Self::Gpu(_) => arguments.on_device.cache_dtype.bytes(),
+            Self::Gpu(_) => {
+                let on_device = &arguments.on_device;
+                on_device.kv_dtype.bytes(on_device.cache_dtype)
+            }
         }
     }
 

@@ -7,8 +7,8 @@ use super::kernels::*;
 
 /// What a state is written to and read from that lies where another's is, or partly.
 const STATES: &[&str] = &[
-    "of_head[16 * d] =",
-    "of_head[16 * d + 8] =",
+    "sixteen[lane / 4] =",
+    "sixteen[lane / 4 + 8] =",
     "maxima[head] =",
     READS_STATES[0],
     READS_STATES[1],
@@ -20,15 +20,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "fragment-query-of-first-warp",
         Head,
         &[TENSOR_SPLIT],
-        "const char* of_head = q + columns.place(c) * L::ROW_BYTES;",
-        "const char* of_head = q + columns.place(h) * L::ROW_BYTES;",
+        "const char* of_head = q + columns.place(c) * L::QUERY_ROW_BYTES;",
+        "const char* of_head = q + columns.place(h) * L::QUERY_ROW_BYTES;",
     ),
     Mutant::new(
-        "fragment-halves-exchanged",
+        "fragment-query-half-too-near",
         Operands,
         &[TENSOR, TENSOR_SPLIT],
-        "query[f][d / 2][d % 2] =",
-        "query[f][d / 2][1 - d % 2] =",
+        "pairs[1] = words[4];",
+        "pairs[1] = words[2];",
     ),
     Mutant::new(
         "fragment-query-rows-of-group",
@@ -45,13 +45,13 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "return exists<C>(head_warp, h);",
     )
     // Heads of the next warp are stored by both.
-    .shows_at(&["of_head[16 * d] =", "of_head[16 * d + 8] =", "maxima[head] ="]),
+    .shows_at(&["sixteen[lane / 4] =", "sixteen[lane / 4 + 8] =", "maxima[head] ="]),
     Mutant::new(
         "fragment-query-eight-of-first",
         Operands,
         &[TENSOR_SHARED],
-        "shared_query + L::place(8 * f + lane % 8, chunk));",
-        "shared_query + L::place(lane % 8, chunk));",
+        "shared_query + L::query_place(8 * f + lane % 8, chunk));",
+        "shared_query + L::query_place(lane % 8, chunk));",
     ),
     Mutant::new(
         "fragment-query-second-step-is-first",
@@ -71,15 +71,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "fragment-steps-side-by-side",
         Stride,
         &[TENSOR_SPLIT, TENSOR_SHARED],
-        "u * 16 * L::ROW_BYTES + d / 4 * 128;",
-        "u * 16 * L::ROW_BYTES + d / 4 * 64;",
+        "u * 16 * L::ROW_BYTES + step / 4 * 128;",
+        "u * 16 * L::ROW_BYTES + step / 4 * 64;",
     ),
     Mutant::new(
         "fragment-second-sixteen-is-first",
         Stride,
         &[TENSOR_SHARED],
-        "u * 16 * L::ROW_BYTES + d / 4 * 128;",
-        "u * 8 * L::ROW_BYTES + d / 4 * 128;",
+        "u * 16 * L::ROW_BYTES + step / 4 * 128;",
+        "u * 8 * L::ROW_BYTES + step / 4 * 128;",
     ),
     Mutant::new(
         "fragment-token-warps-overlap",
@@ -106,15 +106,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "fragment-values-upright",
         Packing,
         TENSOR_CORES,
-        "load_matrices_transposed(of_v, at",
-        "load_matrices(of_v, at",
+        "load_matrices_transposed(of_v[0], at",
+        "load_matrices(of_v[0], at",
     ),
     Mutant::new(
         "fragment-query-half-repeated",
         Operands,
         TENSOR_CORES,
-        "C::Element::multiply_add(logit[u][f], of_k, of_q[f][2 * half],",
-        "C::Element::multiply_add(logit[u][f], of_k, of_q[f][half],",
+        "Factor::multiply_add(logit[u][f], of_k[half], of_q[f][2 * half],",
+        "Factor::multiply_add(logit[u][f], of_k[half], of_q[f][half],",
     ),
     Mutant::new(
         "fragment-weights-upright",
@@ -127,14 +127,14 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "fragment-rest-of-low-weight-only",
         Operands,
         TENSOR_CORES,
-        "transposed(C::Element::narrow(w[0] - low, w[1] - high));",
-        "transposed(C::Element::narrow(w[0] - low, w[1] - low));",
+        "transposed(Factor::narrow(w[0] - low, w[1] - high));",
+        "transposed(Factor::narrow(w[0] - low, w[1] - low));",
     ),
     Mutant::new(
         "fragment-rest-left-out",
         Packing,
         TENSOR_CORES,
-        "C::Element::multiply_add(acc[f][d], of_v, rest[u][f][0], rest[u][f][1]);",
+        "Factor::multiply_add(sum, of_v[half], rest[u][f][0], rest[u][f][1]);",
         "",
     ),
     Mutant::new(
@@ -144,7 +144,13 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "if (8 * i + lane / 4 >= count)",
         "if (8 * i + lane / 4 > count)",
     ),
-    Mutant::new("fragment-scale-left-out", Scale, TENSOR_CORES, "logit[u][f][i] *= scale;", ""),
+    Mutant::new(
+        "fragment-scale-left-out",
+        Scale,
+        TENSOR_CORES,
+        "logit[u][f][i] *= scale[L::CONVERTED ? f : 0][L::CONVERTED ? i % 2 : 0];",
+        "",
+    ),
     Mutant::new(
         "fragment-maximum-of-half-the-tokens",
         Lane,
@@ -198,16 +204,16 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "fragment-states-unpadded",
         Stride,
         TENSOR_CORES,
-        "float* of_head = states + head * L::STATE + lane / 4;",
-        "float* of_head = states + head * C::HEAD_DIM + lane / 4;",
+        "float* of_head = states + head * L::STATE;",
+        "float* of_head = states + head * C::HEAD_DIM;",
     )
     .shows_at(STATES),
     Mutant::new(
         "fragment-lower-half-stored-early",
         Stride,
         TENSOR_CORES,
-        "of_head[16 * d + 8] = acc",
-        "of_head[16 * d + 4] = acc",
+        "sixteen[lane / 4 + 8] = acc",
+        "sixteen[lane / 4 + 4] = acc",
     )
     .shows_at(STATES),
     Mutant::new(

@@ -5,6 +5,7 @@
 //! problems that `check` uses, under several schedules of warps, and says which check caught it.
 
 mod decode;
+mod eight_bits;
 mod fragments;
 mod rows;
 mod run;
@@ -121,7 +122,9 @@ impl Mutant {
 
 /// Every mutant.
 pub fn all() -> impl Iterator<Item = &'static Mutant> {
-    shared::MUTANTS.iter().chain(decode::MUTANTS).chain(fragments::MUTANTS).chain(rows::MUTANTS)
+    let tables =
+        [shared::MUTANTS, decode::MUTANTS, fragments::MUTANTS, rows::MUTANTS, eight_bits::MUTANTS];
+    tables.into_iter().flatten()
 }
 
 /// `count` mutants drawn without repetition, in the order of the table.
@@ -226,6 +229,17 @@ mod kernels {
         "f16-d64-g3-mma-r4-staged-t32-s3-w2-h12-v16-u1-qs-p0-b1-x1-m96-second";
     pub const ROWS_SPLIT: &str =
         "bf16-d64-g2-mma-r8-staged-t32-s2-w1-h8-v16-u2-qr-p0-b1-x1-m1-last";
+
+    pub const EIGHT_BITS: &str =
+        "f16-e4m3-d64-g2-staged-t32-s3-w2-h2-v16-u1-qr-p0-b1-x1-m64-second";
+    pub const EIGHT_BITS_DIRECT: &str =
+        "bf16-e4m3-d128-g2-direct-t32-s1-w4-h2-v8-u2-qs-p0-b1-x1-m64-last";
+    pub const EIGHT_BITS_TENSOR: &str =
+        "bf16-e4m3-d64-g10-mma-staged-t32-s3-w2-h10-v16-u1-qr-p0-b1-x1-m96-second";
+    pub const EIGHT_BITS_TENSOR_SHARED: &str =
+        "bf16-e4m3-d128-g12-mma-staged-t64-s3-w2-h6-v16-u2-qs-p0-b1-x1-m96-last";
+    pub const EIGHT_BITS_F16: &str =
+        "f16-e4m3-d256-g6-mma-staged-t32-s2-w2-h6-v16-u1-qs-p0-b1-x1-m96-second";
 
     pub const ROWS: &[&str] = &[ROWS_SHARED, ROWS_SPLIT];
     pub const TENSOR_CORES: &[&str] = &[TENSOR, TENSOR_SHARED];

@@ -7,7 +7,8 @@ use super::kernels::*;
 /// What reads the spans of query tiles, or what was made of them.
 const READS_OVERLAY: &[&str] = &[
     "spans[index].y - spans[index].x : 0;",
-    "const unsigned position = a.spans[span].x",
+    "end = a.span_tokens[span + 1];",
+    "shift = a.spans[span].x - a.span_tokens[span];",
     "return a.span_rows[span];",
     "const int count = span_ptr[sets];",
 ];
@@ -116,8 +117,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "cursor-of-tile-number",
         Operands,
         ROWS,
-        "TokenCursor cursor(a, piece, first_query_row, piece.begin + tid);",
-        "TokenCursor cursor(a, piece, piece.tile, piece.begin + tid);",
+        "TokenCursor<C> cursor(a, piece, first_query_row, piece.begin + tid);",
+        "TokenCursor<C> cursor(a, piece, piece.tile, piece.begin + tid);",
     ),
     Mutant::new(
         "rows-ring-as-long-as-tiles",
