@@ -116,7 +116,11 @@ fn work() {
             Some(Plant::Syntax) => source + "\n#error planted\n",
             Some(Plant::CompilerHangs) => hang(),
             Some(Plant::CompilerCrashes) => crash(),
-            Some(Plant::WrongNumbers) => replaced(&source, "a.scale * LOG2_E", "a.scale"),
+            Some(Plant::WrongNumbers) => replaced(
+                &source,
+                "key_scale<C>(a, piece.head) * LOG2_E",
+                "key_scale<C>(a, piece.head)",
+            ),
             Some(Plant::KernelSpins) => replaced(
                 &source,
                 "const int tid =",

@@ -10,7 +10,8 @@
 // four lanes and are wanted with a head per four lanes: `transposed` turns them around.
 //
 // A weight is multiplied as the sum of two 16-bit numbers, so the second product is as exact as on
-// CUDA cores. Reading K and V takes far longer than twice the products.
+// CUDA cores. Reading K and V takes far longer than twice the products. One number does where weights
+// are f16 and outputs bf16, whose rounding is eight times as coarse.
 #pragma once
 
 #include "memory.cuh"
@@ -280,10 +281,12 @@ struct FragmentState {
                     for (int i = 0; i < 2; ++i) {
                         const float* w = logit[u][f] + 2 * i;
                         const unsigned rounded = Factor::narrow(w[0], w[1]);
-                        float low, high;
-                        Factor::widen(rounded, low, high);
                         weight[u][f][i] = transposed(rounded);
-                        rest[u][f][i] = transposed(Factor::narrow(w[0] - low, w[1] - high));
+                        if constexpr (!L::CONVERTED) {
+                            float low, high;
+                            Factor::widen(rounded, low, high);
+                            rest[u][f][i] = transposed(Factor::narrow(w[0] - low, w[1] - high));
+                        }
                     }
             rows_at(k + L::TILE_BYTES, lane / 16 * 8 + lane % 8, lane / 8 % 2, first, at);
 #pragma unroll
@@ -299,7 +302,8 @@ struct FragmentState {
                             float(&sum)[4] = acc[f][d + half];
                             Factor::multiply_add(sum, of_v[half], weight[u][f][0],
                                                      weight[u][f][1]);
-                            Factor::multiply_add(sum, of_v[half], rest[u][f][0], rest[u][f][1]);
+                            if constexpr (!L::CONVERTED)
+                                Factor::multiply_add(sum, of_v[half], rest[u][f][0], rest[u][f][1]);
                         }
                 }
         }

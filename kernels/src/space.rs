@@ -4,7 +4,6 @@
 
 use crate::configuration::{Configuration, Core, KernelShape, LoadPath, Merge, QueryHome};
 use serde::{Deserialize, Serialize};
-use spanforge_spans::KvDtype;
 
 mod defaults;
 #[cfg(test)]
@@ -224,11 +223,7 @@ fn registers_needed(shape: &KernelShape, c: &Configuration) -> u32 {
         // Query tiles keep rows and places of columns besides.
         let others = if c.query_rows > 1 { 64 } else { 48 };
         // Eight bits are loaded for two products, and converted.
-        let converting = match shape.kv_dtype {
-            KvDtype::Same => 0,
-            KvDtype::E4m3 if c.query_rows > 1 => 28,
-            KvDtype::E4m3 => 8,
-        };
+        let converting = if shape.kv_dtype.is_same() { 0 } else { 8 };
         return c.fragments() * (per_fragment + 6 * c.unroll + 4) + others + converting;
     }
     let elements = c.elements_per_lane(shape);

@@ -120,7 +120,7 @@ fn a_manifest_that_contradicts_itself_or_its_files_is_refused() {
         ("/schema".to_owned(), json!(2), "schema 2 is not supported"),
         ("/schema".to_owned(), json!(4_294_967_297_u64), "schema 4294967297 is not supported"),
         ("/abi".to_owned(), json!(-1), "abi -1 is not supported"),
-        ("/interface".to_owned(), json!([]), "the interface is not that of ABI 2"),
+        ("/interface".to_owned(), json!([]), "the interface is not that of ABI 3"),
         ("/kernels".to_owned(), json!([]), "it lists no kernel"),
         ("/kernels/0/id".to_owned(), json!("other"), "its spec is that of"),
         ("/kernels/0/threads".to_owned(), json!(7), "threads is 7, and its spec takes 128"),

@@ -38,7 +38,13 @@ fn cases_are_timed_beside_their_floor_and_dense_attention() {
     let [span, dense] = [1, 2].map(|row| number(row, "time_us"));
     assert_eq!([1, 2].map(|row| number(row, "speedup")), [dense / span, 1.0]);
     // Appended once more to what is kept, with the environment.
-    bench(here.path(), &cases).expect(0).prints("predicted us");
+    let with_page = [&cases[..], &["--report=page.html"]].concat();
+    bench(here.path(), &with_page).expect(0).prints("predicted us").says("wrote page.html");
+    let page = std::fs::read_to_string(here.path().join("page.html")).unwrap();
+    assert!(page.contains("<h1>Benchmark on emulated NVIDIA H200</h1>"), "{page}");
+    assert!(page.contains("All times are predicted") && !page.contains("src="));
+    // The three lines, in either plot.
+    assert_eq!(page.matches("<circle").count(), 2 * 3);
     let kept = std::fs::read_to_string(here.path().join("kept/bench.jsonl")).unwrap();
     let kept: Vec<Value> = kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(kept.len(), 2);

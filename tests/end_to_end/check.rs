@@ -19,8 +19,9 @@ fn edited(folder: &Path, from: &str, to: &str) -> &'static str {
 fn a_configuration_and_a_rendered_source_pass() {
     let here = folder();
     let ran = spanforge(here.path(), ["check", "--cases", "6", "--device", "emulated:h200"]);
-    ran.expect(0).prints("ok").prints("1.0000").prints("staged-t32");
-    spanforge(here.path(), ["render", "--output", "mine.cu"]).expect(0);
+    ran.expect(0).prints("ok").prints("1.0000").prints("mma-staged-t64");
+    let render = ["render", "--output", "mine.cu", "--device", "emulated:a100"];
+    spanforge(here.path(), render).expect(0);
     let check = ["check", "mine.cu", "--cases", "3", "--device", "emulated:a100", "--json"];
     let report = spanforge(here.path(), check).expect(0).json();
     assert_eq!(report["passed"], true);
@@ -104,7 +105,7 @@ fn an_off_by_one_is_shown_in_the_source_that_was_edited() {
     // A span that is not there is read where addresses are made, inlined at the edited line.
     let ran = ran.prints(&format!("inlined at {place}"));
     let ran = ran.prints("out-of-bounds");
-    let ran = ran.prints(" |         while (a.span_tokens[span + 1] <= index) ++span;");
+    let ran = ran.prints(" |         end = a.span_tokens[span + 1];");
     let ran = ran.prints(&format!("  >*{line:>5} |             {wrong}"));
     ran.prints("rows of").prints("reproduce it with: spanforge check mine.cu --seed");
     let report = spanforge(here.path(), ["check", source, "--device", "emulated:h200", "--json"]);

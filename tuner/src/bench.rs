@@ -1,6 +1,7 @@
 //! Batches with names, to measure kernels with, and what a kernel takes for one: its time beside the
 //! floor, and the bytes that it fetches.
 
+use crate::environment::Environment;
 use crate::evaluate::{cache_bytes, floor_us, time_resident};
 use crate::export::{ExportError, compile_source};
 use crate::tune::TuneError;
@@ -183,6 +184,8 @@ pub struct CaseTime {
     pub floor_us: f64,
     /// Bytes that no kernel can do without.
     pub floor_bytes: u64,
+    /// Floating-point operations of the two products over selected tokens.
+    pub flops: f64,
     /// Bytes of the K and V rows of the selected tokens; of those that some row of a query tile selects,
     /// for kernels that take several.
     pub selected_kv_bytes: u64,
@@ -191,6 +194,53 @@ pub struct CaseTime {
     pub bytes_ratio: Option<f64>,
     /// Selected tokens of the block that has most, over the mean of all blocks.
     pub imbalance: f64,
+}
+
+/// One line of a benchmark.
+#[derive(Clone, Debug, Serialize)]
+pub struct BenchRow {
+    /// The case's name.
+    pub case: String,
+    /// `span`, or `dense` for the same rows attending to everything.
+    pub attention: &'static str,
+    /// The kernel's id.
+    pub kernel: String,
+    /// The batch in words.
+    pub batch: String,
+    /// What it took.
+    #[serde(flatten)]
+    pub time: CaseTime,
+    /// Bytes of the selected tokens' K and V rows, by the time.
+    pub gb_per_second: f64,
+    /// The same over what a kernel reads that does nothing else.
+    pub share_of_read_bandwidth: f64,
+    /// Time of the dense line over this one's.
+    pub speedup: f64,
+}
+
+/// What was timed in one run.
+#[derive(Clone, Debug, Serialize)]
+pub struct BenchReport {
+    /// Seconds since 1970, UTC.
+    pub unix_s: u64,
+    /// Machine and tools.
+    pub environment: Environment,
+    /// Name of the device.
+    pub device: String,
+    /// Whether times are predicted or measured.
+    pub basis: Basis,
+    /// Seed of batches and tensors.
+    pub seed: u64,
+    /// Of a kernel that only reads, of this run.
+    pub read_gb_per_second: f64,
+    /// The data sheet's.
+    pub dram_gb_per_second: f64,
+    /// The data sheet's, of tensor cores where it has some.
+    pub peak_gflop_per_second: f64,
+    /// Lines, in the order of cases.
+    pub rows: Vec<BenchRow>,
+    /// Cases that the kernel does not serve, and why.
+    pub left_out: Vec<String>,
 }
 
 /// Runs a kernel's decode step for a batch once, and times it.
@@ -223,6 +273,7 @@ pub fn time(
         time_us: timing.median_us(),
         floor_us: floor_us(&problem, device.properties()),
         floor_bytes: problem.floor_bytes(),
+        flops: problem.flops(),
         selected_kv_bytes,
         bytes_ratio: fetched
             .filter(|_| selected_kv_bytes > 0)

@@ -119,8 +119,8 @@ impl SearchSpace {
         let head_warps = self.shape.group_size.div_ceil(heads_per_warp);
         // What a block has under way is 16 to 32 KiB, and its warps are four where that leaves one each.
         let warps = match self.shape.row_bytes() {
-            ..=256 => 4,
-            ..=512 => 2,
+            0..=256 => 4,
+            257..=512 => 2,
             _ => 1,
         };
         let token_warps = (warps / head_warps.next_power_of_two()).max(1);

@@ -4,18 +4,20 @@ use crate::commands::device_choice::DeviceArgument;
 use crate::commands::kernel_choice::{checked, default_spec, read_config};
 use crate::commands::workload_choice::AttentionArguments;
 use crate::commands::{Outcome, append_json, write_json};
-use crate::notice;
 use crate::table::Table;
+use crate::{atomic_file, notice};
 use anyhow::{Result, bail};
 use clap::Args;
-use serde::Serialize;
 use spanforge_device::{Basis, Compiler, Device, EmulatedOptions, Image, open_with};
 use spanforge_kernels::artifact::Artifact;
 use spanforge_kernels::{KernelSpec, Limits};
 use spanforge_tuner::Workload;
-use spanforge_tuner::bench::{CASES, CaseTime, case, dense, read_bandwidth, time};
+use spanforge_tuner::bench::{
+    BenchReport, BenchRow, CASES, CaseTime, case, dense, read_bandwidth, time,
+};
 use spanforge_tuner::environment::{Environment, unix_seconds};
 use spanforge_tuner::export::compile;
+use spanforge_tuner::report::bench_html;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
@@ -38,8 +40,11 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Print the cases with all their rows, for other tools to time, instead of timing them
-    #[arg(long, conflicts_with_all = ["results", "config", "artifact"])]
+    #[arg(long, conflicts_with_all = ["results", "report", "config", "artifact"])]
     list: bool,
+    /// Write a page with the roofline to this file
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// Append the report to bench.jsonl in this folder
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
@@ -48,41 +53,6 @@ pub struct Arguments {
     json: bool,
     #[command(flatten)]
     attention: AttentionArguments,
-}
-
-/// One line of the table.
-#[derive(Serialize)]
-struct Row {
-    case: String,
-    /// `span`, or `dense` for the same rows attending to everything.
-    attention: &'static str,
-    kernel: String,
-    batch: String,
-    #[serde(flatten)]
-    time: CaseTime,
-    /// Bytes of the selected tokens' K and V rows, by the time.
-    gb_per_second: f64,
-    /// The same over what a kernel reads that does nothing else.
-    share_of_read_bandwidth: f64,
-    /// Time of the dense line over this one's.
-    speedup: f64,
-}
-
-#[derive(Serialize)]
-struct Report {
-    unix_s: u64,
-    environment: Environment,
-    device: String,
-    /// Whether times are predicted or measured.
-    basis: Basis,
-    seed: u64,
-    /// Of a kernel that only reads, of this run.
-    read_gb_per_second: f64,
-    /// The data sheet's.
-    dram_gb_per_second: f64,
-    rows: Vec<Row>,
-    /// Cases that the kernel does not serve.
-    left_out: Vec<String>,
 }
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
@@ -114,7 +84,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     let mut kernels = Kernels::new(arguments, device.as_ref(), &compiler)?;
     let properties = device.properties();
     let read = read_bandwidth(device.as_ref(), &compiler)?;
-    let mut report = Report {
+    let mut report = BenchReport {
         unix_s: unix_seconds(),
         environment: Environment::current(compiler.nvrtc().version()),
         device: properties.name.clone(),
@@ -122,6 +92,8 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         seed: arguments.seed,
         read_gb_per_second: read / 1e9,
         dram_gb_per_second: properties.dram_bytes_per_second / 1e9,
+        peak_gflop_per_second: properties.float32_per_second.max(properties.tensor_per_second)
+            / 1e9,
         rows: Vec::new(),
         left_out: Vec::new(),
     };
@@ -142,6 +114,10 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     }
     if let Some(folder) = &arguments.results {
         append_json(&folder.join("bench.jsonl"), &report)?;
+    }
+    if let Some(path) = &arguments.report {
+        atomic_file::write(path, bench_html(&report)?.as_bytes())?;
+        notice::say(format_args!("wrote {}", path.display()));
     }
     match arguments.json {
         true => write_json(out, &report)?,
@@ -214,9 +190,9 @@ impl<'a> Kernels<'a> {
         workload: &Workload,
         seed: u64,
         read: f64,
-    ) -> Result<Result<Vec<Row>, String>> {
+    ) -> Result<Result<Vec<BenchRow>, String>> {
         let everything = dense(workload);
-        let mut rows: Vec<Row> = Vec::new();
+        let mut rows: Vec<BenchRow> = Vec::new();
         for (attention, batch) in [("span", workload), ("dense", &everything)] {
             if attention == "dense" && batch.rows == workload.rows {
                 continue;
@@ -227,7 +203,7 @@ impl<'a> Kernels<'a> {
             };
             let time = time(self.device, &self.images[&spec], spec, batch, seed)?;
             let gb_per_second = time.selected_kv_bytes as f64 / (1e3 * time.time_us);
-            rows.push(Row {
+            rows.push(BenchRow {
                 case: workload.name.clone(),
                 attention,
                 kernel: spec.to_string(),
@@ -244,7 +220,7 @@ impl<'a> Kernels<'a> {
     }
 }
 
-fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
+fn print(report: &BenchReport, out: &mut dyn Write) -> Result<()> {
     let predicted = report.basis == Basis::Predicted;
     let word = if predicted { "predicted" } else { "measured" };
     let time = format!("{word} us");

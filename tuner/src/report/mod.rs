@@ -2,8 +2,11 @@
 //!
 //! [`html`] gathers what the journal holds; `templates/report.html` is the page; `figures` draws.
 
+mod bench;
 mod figures;
 mod plot;
+
+pub use bench::bench_html;
 
 use crate::buckets::by_bucket;
 use crate::choice::{choose, judged, ranked};
@@ -18,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tera::{Context, Tera};
 
 const TEMPLATE: &str = include_str!("../../../templates/report.html");
+const STYLE: &str = include_str!("../../../templates/report.css");
 
 /// Candidates whose times are shown with their intervals.
 const FINALISTS: usize = 12;
@@ -139,7 +143,7 @@ struct Failure {
 pub fn html(kept: &Kept) -> Result<String, tera::Error> {
     let page = Page::new(kept);
     let mut tera = Tera::new();
-    tera.add_raw_template("report.html", TEMPLATE)?;
+    tera.add_raw_templates([("report.css", STYLE), ("report.html", TEMPLATE)])?;
     tera.render("report.html", &Context::from_serialize(&page)?)
 }
 
