@@ -135,7 +135,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         Packing,
         TENSOR_CORES,
         "Factor::multiply_add(sum, of_v[half], rest[u][f][0], rest[u][f][1]);",
-        "",
+        ";",
     ),
     Mutant::new(
         "fragment-token-after-last-weighed",
