@@ -207,8 +207,8 @@ struct FragmentState {
         return u * 16 * L::ROW_BYTES + step / 4 * 128;
     }
 
-    // Keys of 16 tokens for the products numbered `d` (even) and `d` + 1, `at` and `offset` being those of
-    // the first: with elements of 16 bits a step each, with elements of 8 bits one step for both.
+    // Keys of 16 tokens for the products numbered `d` (even) and `d` + 1, of which `i` is `d` less a
+    // multiple of 8: with elements of 16 bits a step each, with elements of 8 bits one step for both.
     static __device__ __forceinline__ void keys_at(unsigned (&of_k)[2][4], const unsigned (&at)[4],
                                                    int i, int u, int d) {
         if constexpr (C::Kv::BYTES == 2) {

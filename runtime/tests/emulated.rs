@@ -99,6 +99,22 @@ fn uploaded_bytes(device: &Arc<dyn Device>, name: &str, bytes: &[u8]) -> DeviceM
     memory
 }
 
+/// Numbers that need not be there.
+fn uploaded_floats(device: &Arc<dyn Device>, name: &str, values: &[f32]) -> Option<DeviceMemory> {
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    (!values.is_empty()).then(|| uploaded_bytes(device, name, &bytes))
+}
+
+/// Limits that a problem just fits.
+fn limits_of(problem: &DecodeProblem) -> SpanAttentionLimits {
+    SpanAttentionLimits {
+        rows: problem.rows(),
+        spans: problem.spans.spans().len(),
+        requests: problem.requests(),
+        max_pages: problem.max_pages,
+    }
+}
+
 fn assert_right(problem: &DecodeProblem, output: &DecodeOutput, what: &str) {
     let comparison = compare_with_oracle(problem, output).unwrap();
     assert!(comparison.passed, "{what}: {comparison}");
@@ -364,22 +380,16 @@ fn rows_of_a_request_are_read_together() {
         let recipe = spanforge_verify::generate::generate_recipe(specs[0].shape, &edges, seed);
         let problem = recipe.problem().unwrap();
         let (a, rows) = (problem.attention, problem.rows());
-        let limits = SpanAttentionLimits {
-            rows,
-            spans: problem.spans.spans().len(),
-            requests: problem.requests(),
-            max_pages: problem.max_pages,
-        };
+        let limits = limits_of(&problem);
         let mut attention = SpanAttention::load(&artifact, device.clone(), a, limits).unwrap();
         let (k, v) = (uploaded(&device, "k", &problem.k), uploaded(&device, "v", &problem.v));
-        let sinks: Vec<u8> = problem.sinks.iter().flat_map(|s| s.to_le_bytes()).collect();
-        let sinks = uploaded_bytes(&device, "sinks", &sinks);
+        let sinks = uploaded_floats(&device, "sinks", &problem.sinks);
         let heads = a.query_heads as usize;
         let layer = Layer::new(&device, &problem.q, rows * heads);
         let kv = PagedKv::new(k.buffer(), v.buffer(), problem.strides());
         let operands = StepOperands {
             soft_cap: problem.soft_cap,
-            sinks: (!problem.sinks.is_empty()).then(|| sinks.buffer()),
+            sinks: sinks.as_ref().map(DeviceMemory::buffer),
             ..layer.operands(kv, problem.scale)
         };
         // All rows, then the first half of them, then all again.
@@ -429,12 +439,7 @@ fn a_cache_of_8_bits_is_read_with_its_factors() {
         let recipe = spanforge_verify::generate::generate_recipe(shape, &edges, seed);
         let problem = recipe.problem().unwrap();
         let (a, rows) = (problem.attention, problem.rows());
-        let limits = SpanAttentionLimits {
-            rows,
-            spans: problem.spans.spans().len(),
-            requests: problem.requests(),
-            max_pages: problem.max_pages,
-        };
+        let limits = limits_of(&problem);
         let mut attention =
             SpanAttention::from_images(&kernels, device.clone(), a, limits).unwrap();
         let (spans, row_request) = (&problem.spans, &problem.row_request[..]);
@@ -442,10 +447,7 @@ fn a_cache_of_8_bits_is_read_with_its_factors() {
         let bytes = |bits: &[u16]| bits.iter().map(|x| *x as u8).collect::<Vec<u8>>();
         let k = uploaded_bytes(&device, "k", &bytes(&problem.k));
         let v = uploaded_bytes(&device, "v", &bytes(&problem.v));
-        let floats = |name, values: &[f32]| {
-            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            (!values.is_empty()).then(|| uploaded_bytes(&device, name, &bytes))
-        };
+        let floats = |name, values| uploaded_floats(&device, name, values);
         let sinks = floats("sinks", &problem.sinks);
         let scales = [floats("k_scales", &problem.k_scales), floats("v_scales", &problem.v_scales)];
         let [k_scales, v_scales] = scales.each_ref().map(|s| s.as_ref().map(DeviceMemory::buffer));

@@ -218,6 +218,31 @@ pub struct BenchRow {
     pub speedup: f64,
 }
 
+impl BenchRow {
+    /// The line as a table has it, under [`BenchReport::heading`].
+    pub fn cells(&self) -> [String; 12] {
+        let CaseTime { time_us, floor_us, selected_kv_bytes, bytes_ratio, imbalance, .. } =
+            &self.time;
+        [
+            self.case.clone(),
+            self.attention.to_owned(),
+            format!("{:.1}", *selected_kv_bytes as f64 / 1e6),
+            format!("{time_us:.1}"),
+            format!("{floor_us:.1}"),
+            format!("{:.2}", time_us / floor_us),
+            format!("{:.0}", self.gb_per_second),
+            format!("{:.0} %", 100.0 * self.share_of_read_bandwidth),
+            format!("{:.2}", self.speedup),
+            bytes_ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.4}")),
+            format!("{imbalance:.2}"),
+            self.kernel.clone(),
+        ]
+    }
+}
+
+/// The columns of a benchmark's table that are numbers.
+pub const NUMBERS: [usize; 9] = [2, 3, 4, 5, 6, 7, 8, 9, 10];
+
 /// What was timed in one run.
 #[derive(Clone, Debug, Serialize)]
 pub struct BenchReport {
@@ -241,6 +266,18 @@ pub struct BenchReport {
     pub rows: Vec<BenchRow>,
     /// Cases that the kernel does not serve, and why.
     pub left_out: Vec<String>,
+}
+
+impl BenchReport {
+    /// The columns of its table.
+    pub fn heading(&self) -> [String; 12] {
+        let time = format!("{} us", self.basis);
+        let [a, b, c] = ["case", "attention", "MB selected"];
+        let others =
+            ["floor us", "x floor", "GB/s", "of reading", "x dense", "bytes", "shares", "kernel"];
+        let [d, e, f, g, h, i, j, k] = others;
+        [a, b, c, &time, d, e, f, g, h, i, j, k].map(str::to_owned)
+    }
 }
 
 /// Runs a kernel's decode step for a batch once, and times it.

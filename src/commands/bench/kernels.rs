@@ -13,7 +13,7 @@ use spanforge_kernels::artifact::Artifact;
 use spanforge_kernels::{KernelSpec, Limits};
 use spanforge_tuner::Workload;
 use spanforge_tuner::bench::{
-    BenchReport, BenchRow, CASES, CaseTime, case, dense, read_bandwidth, time,
+    BenchReport, BenchRow, CASES, NUMBERS, case, dense, read_bandwidth, time,
 };
 use spanforge_tuner::environment::{Environment, unix_seconds};
 use spanforge_tuner::export::compile;
@@ -223,39 +223,10 @@ impl<'a> Kernels<'a> {
 fn print(report: &BenchReport, out: &mut dyn Write) -> Result<()> {
     let predicted = report.basis == Basis::Predicted;
     let word = if predicted { "predicted" } else { "measured" };
-    let time = format!("{word} us");
-    let heading = [
-        "case",
-        "attention",
-        "MB selected",
-        &time,
-        "floor us",
-        "x floor",
-        "GB/s",
-        "of reading",
-        "x dense",
-        "bytes",
-        "shares",
-        "kernel",
-    ];
-    let mut table = Table::new(&heading, &[2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    let heading = report.heading();
+    let mut table = Table::new(&heading.each_ref().map(String::as_str), &NUMBERS);
     for row in &report.rows {
-        let CaseTime { time_us, floor_us, selected_kv_bytes, bytes_ratio, imbalance, .. } =
-            &row.time;
-        table.row([
-            row.case.clone(),
-            row.attention.to_owned(),
-            format!("{:.1}", *selected_kv_bytes as f64 / 1e6),
-            format!("{time_us:.1}"),
-            format!("{floor_us:.1}"),
-            format!("{:.2}", time_us / floor_us),
-            format!("{:.0}", row.gb_per_second),
-            format!("{:.0} %", 100.0 * row.share_of_read_bandwidth),
-            format!("{:.2}", row.speedup),
-            bytes_ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.4}")),
-            format!("{imbalance:.2}"),
-            row.kernel.clone(),
-        ]);
+        table.row(row.cells());
     }
     table.write(out, "")?;
     writeln!(

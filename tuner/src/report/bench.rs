@@ -1,9 +1,10 @@
 //! The report of a benchmark: where each case lies under the roof of the device, and how its time goes
 //! with the bytes that it cannot do without.
 
-use super::STYLE;
-use super::plot::{Axis, BLUE, GREEN, GREY, Mark, ORANGE, svg};
-use crate::bench::{BenchReport, BenchRow};
+use super::plot::{self, Axis, BLUE, GREEN, GREY, Mark, ORANGE, svg};
+use super::{STYLE, tools};
+use crate::bench::{BenchReport, BenchRow, NUMBERS};
+use crate::buckets::geometric_mean;
 use serde::Serialize;
 use spanforge_device::Basis;
 use tera::{Context, Tera};
@@ -20,25 +21,11 @@ struct Page<'a> {
     headline: Vec<(String, String)>,
     roofline: String,
     by_floor: String,
-    rows: Vec<Row>,
+    heading: [String; 12],
+    numbers: [usize; 9],
+    /// The batch in words, and the cells.
+    rows: Vec<(&'a str, [String; 12])>,
     environment: Vec<(&'static str, String)>,
-}
-
-/// A line of the table.
-#[derive(Serialize)]
-struct Row {
-    case: String,
-    attention: &'static str,
-    kernel: String,
-    batch: String,
-    megabytes: String,
-    us: String,
-    floor_us: String,
-    over_floor: String,
-    of_reading: String,
-    over_dense: String,
-    bytes_ratio: String,
-    shares: String,
 }
 
 /// The page of a benchmark, which needs neither a network nor a script.
@@ -54,11 +41,7 @@ pub fn bench_html(report: &BenchReport) -> Result<String, tera::Error> {
 impl<'a> Page<'a> {
     fn new(report: &'a BenchReport) -> Self {
         let spans = || report.rows.iter().filter(|row| row.attention == "span");
-        let mean = |value: fn(&BenchRow) -> f64| {
-            let (sum, count) =
-                spans().fold((0.0, 0.0), |(s, n), row| (s + value(row).ln(), n + 1.0));
-            (sum / f64::max(count, 1.0)).exp()
-        };
+        let mean = |value: fn(&BenchRow) -> f64| geometric_mean(spans().map(value));
         let headline = vec![
             (
                 format!("{:.2} x", mean(|row| row.time.time_us / row.time.floor_us)),
@@ -76,42 +59,19 @@ impl<'a> Page<'a> {
                 ),
             ),
         ];
-        let environment = &report.environment;
+        let mut environment =
+            vec![("device", report.device.clone()), ("seed", report.seed.to_string())];
+        environment.extend(tools(&report.environment));
         Self {
             report,
             is_predicted: report.basis == Basis::Predicted,
             headline,
             roofline: roofline(report),
             by_floor: by_floor(report),
-            rows: report.rows.iter().map(Row::new).collect(),
-            environment: vec![
-                ("device", report.device.clone()),
-                ("seed", report.seed.to_string()),
-                ("spanforge", environment.spanforge.clone()),
-                ("commit", environment.commit.clone().unwrap_or_else(|| "-".to_owned())),
-                ("NVRTC", environment.nvrtc.clone()),
-                ("platform", environment.platform.clone()),
-            ],
-        }
-    }
-}
-
-impl Row {
-    fn new(row: &BenchRow) -> Self {
-        let time = &row.time;
-        Self {
-            case: row.case.clone(),
-            attention: row.attention,
-            kernel: row.kernel.clone(),
-            batch: row.batch.clone(),
-            megabytes: format!("{:.1}", time.selected_kv_bytes as f64 / 1e6),
-            us: format!("{:.1}", time.time_us),
-            floor_us: format!("{:.1}", time.floor_us),
-            over_floor: format!("{:.2}", time.time_us / time.floor_us),
-            of_reading: format!("{:.0} %", 100.0 * row.share_of_read_bandwidth),
-            over_dense: format!("{:.2}", row.speedup),
-            bytes_ratio: time.bytes_ratio.map_or_else(|| "-".to_owned(), |r| format!("{r:.4}")),
-            shares: format!("{:.2}", time.imbalance),
+            heading: report.heading(),
+            numbers: NUMBERS,
+            rows: report.rows.iter().map(|row| (&row.batch[..], row.cells())).collect(),
+            environment,
         }
     }
 }
@@ -125,32 +85,16 @@ fn in_order(report: &BenchReport) -> impl Iterator<Item = (&BenchRow, plotters::
     of("dense", BLUE).chain(of("span", ORANGE))
 }
 
-/// Operations per second over operations per byte that no kernel can do without, under the roof of the data
-/// sheet and that of what a kernel reads that does nothing else.
+/// Where each case lies under the roof of the data sheet and that of what a kernel reads that does nothing
+/// else; bytes are those that no kernel can do without.
 fn roofline(report: &BenchReport) -> String {
-    let peak = report.peak_gflop_per_second;
-    let dots: Vec<_> = in_order(report)
-        .map(|(row, colour)| {
-            let (flops, time) = (row.time.flops, &row.time);
-            ([flops / time.floor_bytes as f64, flops / time.time_us / 1e3], colour)
-        })
-        .collect();
-    let ridge = peak / report.dram_gb_per_second;
-    let least = dots.iter().map(|d| d.0[0]).fold(ridge, f64::min) / 3.0;
-    let most = dots.iter().map(|d| d.0[0]).fold(ridge, f64::max) * 3.0;
-    let roof = |bandwidth: f64, colour| {
-        let ridge = peak / bandwidth;
-        Mark::Line(vec![[least, least * bandwidth], [ridge, peak], [most, peak]], colour)
+    let dot = |(row, colour): (&BenchRow, _)| {
+        let (flops, time) = (row.time.flops, &row.time);
+        ([flops / time.floor_bytes as f64, flops / time.time_us / 1e3], colour, DOT)
     };
-    let lowest = dots.iter().map(|d| d.0[1]).fold(least * report.read_gb_per_second, f64::min);
-    let mut marks =
-        vec![roof(report.read_gb_per_second, GREEN), roof(report.dram_gb_per_second, GREY)];
-    marks.extend(dots.into_iter().map(|(at, colour)| Mark::Dot(at, colour, DOT)));
-    let axes = [
-        Axis::logarithmic("operations per byte", [least, most]),
-        Axis::logarithmic("Gflop/s", [lowest / 1.5, peak]),
-    ];
-    svg(520, 320, axes, &marks)
+    let bandwidths = [(report.read_gb_per_second, GREEN), (report.dram_gb_per_second, GREY)];
+    let dots = in_order(report).map(dot).collect();
+    plot::roofline("operations per byte", report.peak_gflop_per_second, &bandwidths, dots)
 }
 
 /// Times over floors: how far a case is from the line is how far it is from the floor.

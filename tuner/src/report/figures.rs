@@ -1,6 +1,6 @@
 //! The plots of a report.
 
-use super::plot::{Axis, BLUE, GREEN, GREY, Mark, ORANGE, svg};
+use super::plot::{self, Axis, BLUE, GREEN, GREY, Mark, ORANGE, svg};
 use crate::record::{Candidate, Run};
 use spanforge_kernels::SearchSpace;
 
@@ -121,24 +121,13 @@ impl Drawn<'_> {
             [self.flops / self.run.floor_bytes as f64, self.flops / self.run.floor_us / 1e3];
         let bandwidth = p.dram_bytes_per_second / 1e9;
         let peak = p.float32_per_second.max(p.tensor_per_second) / 1e9;
-        let ridge = peak / bandwidth;
-        let mut marks = Vec::new();
         let mut dots = vec![(floor, GREY, 6)];
         for (candidate, us) in self.in_order() {
             let bytes = candidate.bytes_moved().unwrap_or(self.run.floor_bytes) as f64;
             let (colour, radius) = self.colour(candidate);
             dots.push(([self.flops / bytes, self.flops / us / 1e3], colour, radius));
         }
-        let least = dots.iter().map(|d| d.0[0]).fold(ridge, f64::min) / 3.0;
-        let most = dots.iter().map(|d| d.0[0]).fold(ridge, f64::max) * 3.0;
-        marks.push(Mark::Line(vec![[least, least * bandwidth], [ridge, peak], [most, peak]], GREY));
-        let lowest = dots.iter().map(|d| d.0[1]).fold(peak, f64::min) / 1.5;
-        marks.extend(dots.into_iter().map(|(at, colour, radius)| Mark::Dot(at, colour, radius)));
-        let axes = [
-            Axis::logarithmic("operations per byte moved", [least, most]),
-            Axis::logarithmic("Gflop/s", [lowest.min(least * bandwidth), peak]),
-        ];
-        svg(520, 300, axes, &marks)
+        plot::roofline("operations per byte moved", peak, &[(bandwidth, GREY)], dots)
     }
 
     /// The times of some candidates with their intervals, the first on top.

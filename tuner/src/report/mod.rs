@@ -10,6 +10,7 @@ pub use bench::bench_html;
 
 use crate::buckets::by_bucket;
 use crate::choice::{choose, judged, ranked};
+use crate::environment::Environment;
 use crate::journal::Kept;
 use crate::record::{BucketWinner, Candidate, Run, Status, Winner};
 use crate::search::importance::importance;
@@ -409,8 +410,8 @@ fn failures<'a>(failed: impl Iterator<Item = &'a Candidate>) -> Vec<Failure> {
 
 fn environment(kept: &Kept) -> Vec<(&'static str, String)> {
     let (run, study) = (&kept.run, &kept.study);
-    let (environment, properties) = (&run.environment, &run.properties);
-    vec![
+    let properties = &run.properties;
+    let mut lines = vec![
         ("run", run.run.clone()),
         ("workload", format!("{}: {}", run.workload, run.problem)),
         (
@@ -434,6 +435,14 @@ fn environment(kept: &Kept) -> Vec<(&'static str, String)> {
             ),
         ),
         ("kernel source", format!("SHA-256 {}", run.kernel_source)),
+    ];
+    lines.extend(tools(&run.environment));
+    lines
+}
+
+/// The machine and the tools, in lines.
+fn tools(environment: &Environment) -> [(&'static str, String); 4] {
+    [
         ("spanforge", environment.spanforge.clone()),
         ("commit", environment.commit.clone().unwrap_or_else(|| "-".to_owned())),
         ("NVRTC", environment.nvrtc.clone()),

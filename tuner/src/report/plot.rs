@@ -122,6 +122,32 @@ pub fn svg(width: u32, height: u32, axes: [Axis; 2], marks: &[Mark]) -> String {
     text
 }
 
+/// Dots of operations per byte and Gflop/s under the peak (Gflop/s) and under each bandwidth (GB/s), the
+/// last of which is drawn last and is the largest.
+pub fn roofline(
+    title: &str,
+    peak: f64,
+    bandwidths: &[(f64, RGBColor)],
+    dots: Vec<([f64; 2], RGBColor, u32)>,
+) -> String {
+    let bandwidth = bandwidths.last().map_or(1.0, |last| last.0);
+    let ridge = peak / bandwidth;
+    let least = dots.iter().map(|d| d.0[0]).fold(ridge, f64::min) / 3.0;
+    let most = dots.iter().map(|d| d.0[0]).fold(ridge, f64::max) * 3.0;
+    let lowest = dots.iter().map(|d| d.0[1]).fold(peak, f64::min) / 1.5;
+    let roof = |(bandwidth, colour): &(f64, RGBColor)| {
+        let line = vec![[least, least * bandwidth], [peak / bandwidth, peak], [most, peak]];
+        Mark::Line(line, *colour)
+    };
+    let mut marks: Vec<Mark> = bandwidths.iter().map(roof).collect();
+    marks.extend(dots.into_iter().map(|(at, colour, radius)| Mark::Dot(at, colour, radius)));
+    let axes = [
+        Axis::logarithmic(title, [least, most]),
+        Axis::logarithmic("Gflop/s", [lowest.min(least * bandwidth), peak]),
+    ];
+    svg(520, 300, axes, &marks)
+}
+
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 fn draw(text: &mut String, [width, height]: [u32; 2], axes: &[Axis; 2], marks: &[Mark]) -> Drawn {
