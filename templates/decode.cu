@@ -10,6 +10,7 @@ struct Configuration {
     static constexpr int GROUP = ${ group_size }$;
     static constexpr int QUERY_ROWS = ${ query_rows }$;
     static constexpr bool TENSOR_CORES = ${ tensor_cores }$;
+    static constexpr bool WARPGROUPS = ${ warpgroups }$;
     static constexpr bool STAGED = ${ staged }$;
     static constexpr int TILE = ${ tile_tokens }$;
     static constexpr int STAGES = ${ stages }$;

@@ -9,7 +9,9 @@ use spanforge_kernels::configuration::{AttentionShape, Configuration, Core, HEAD
 use spanforge_kernels::decoder::UploadOptions;
 use spanforge_kernels::launch::Launcher;
 use spanforge_kernels::launch::query_tiles;
-use spanforge_kernels::{DecodeProblem, Decoder, KernelShape, KernelSpec, Limits, SearchSpace};
+use spanforge_kernels::{
+    DecodeProblem, Decoder, KernelShape, KernelSpec, Limits, QueryHome, SearchSpace,
+};
 use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanBatch, SpanSet};
 use spanforge_tuner::Workload;
 use spanforge_tuner::evaluate::predict;
@@ -113,7 +115,10 @@ fn default_configurations_spill_nothing() {
                 })
             })
         });
-        for (shape, rows) in shapes.flat_map(|shape| [1, 4, 16].map(|rows| (shape, rows))) {
+        for (shape, rows) in shapes.flat_map(|shape| [1, 4, 16, 128].map(|rows| (shape, rows))) {
+            if rows == 128 && !(limits.warpgroups && shape.kv_dtype.is_same()) {
+                continue; // the same as for 16
+            }
             let space = SearchSpace::for_rows(shape, limits, rows);
             let configuration = space.default_configuration().unwrap();
             let spec = KernelSpec { shape, configuration };
@@ -375,7 +380,7 @@ proptest! {
         batch in any_batch(),
         heads in 1..=3usize,
         requests in proptest::collection::vec(0..3i32, 120),
-        query_rows in prop_oneof![Just(2u32), Just(4), Just(16), Just(32)],
+        query_rows in prop_oneof![Just(2u32), Just(4), Just(16), Just(32), 48..=128u32],
     ) {
         let rows = batch.rows() / heads;
         let kept = batch.sets().take(rows * heads).collect::<Vec<_>>();
@@ -383,9 +388,13 @@ proptest! {
         let mut requests = requests[..rows].to_vec();
         requests.sort_unstable();
         let tile_ptr = query_tiles(&requests, query_rows);
-        let id = format!("f16-d64-g1-mma-r{query_rows}-staged-t32-s2-w1-h8-v16-u1-qr-p0-b1-x1-m128-second");
-        let mut spec: KernelSpec = id.parse().unwrap();
-        spec.configuration.heads_per_warp = query_rows.min(8);
+        let kind = if query_rows > 32 { "wgmma" } else { "mma" };
+        let per_warp = if query_rows > 32 { 16 } else { query_rows.min(8) };
+        let id = format!(
+            "f16-d64-g1-{kind}-r{query_rows}-staged-t64-s2-w1-h{per_warp}-v16-u1-qr-p0-b1-x1-m128-second"
+        );
+        let spec: KernelSpec = id.parse().unwrap();
+        let words = spec.configuration.row_words() as usize;
         let device = spanforge_device::open(DEVICE).unwrap();
         let image = compile(&compiler(), &spec, "sm_90a").unwrap();
         let module = device.load(&image).unwrap();
@@ -396,7 +405,7 @@ proptest! {
             tile_ptr: upload("tile_ptr", &tile_ptr),
             tile_span_ptr: device.allocate("tile_span_ptr", 4 * (tiles * heads + 1)).unwrap(),
             tile_spans: device.allocate("tile_spans", (8 * room).max(4)).unwrap(),
-            span_rows: device.allocate("span_rows", (4 * room).max(4)).unwrap(),
+            span_rows: device.allocate("span_rows", (4 * words * room).max(4)).unwrap(),
         };
         let plan = PlanBuffers {
             span_ptr: upload("span_ptr", batch.span_ptr()),
@@ -412,7 +421,7 @@ proptest! {
 
         let ptr = download(overlay.tile_span_ptr, tiles * heads + 1);
         let spans = download(overlay.tile_spans, 2 * room);
-        let span_rows = download(overlay.span_rows, room);
+        let span_rows = download(overlay.span_rows, words * room);
         prop_assert_eq!(ptr[tiles * heads] as usize, room);
         for (set, bounds) in ptr.windows(2).enumerate() {
             let (tile, head) = (set / heads, set % heads);
@@ -421,16 +430,17 @@ proptest! {
             let mut last = 0;
             for span in bounds[0] as usize..bounds[1] as usize {
                 let (start, stop) = (spans[2 * span], spans[2 * span + 1]);
+                let selects =
+                    |row: usize| span_rows[words * span + row / 32] as u32 >> (row % 32) & 1 == 1;
                 if start == stop {
-                    prop_assert_eq!(span_rows[span], 0);
+                    prop_assert!((0..32 * words).all(|row| !selects(row)));
                     continue;
                 }
                 prop_assert!(last <= start && start < stop);
                 last = stop;
-                let bits = span_rows[span] as u32;
-                prop_assert!(end - first == 32 || bits >> (end - first) == u32::MAX >> (end - first));
+                prop_assert!((end - first..32 * words).all(selects));
                 for (row, selected) in selected.iter_mut().enumerate() {
-                    if bits >> row & 1 == 1 {
+                    if selects(row) {
                         selected.push((start as u32, stop as u32));
                     }
                 }
@@ -465,5 +475,37 @@ proptest! {
         let configuration = space.at(&point).unwrap();
         let first = seed >> 1;
         assert_correct(&compiler(), KernelSpec { shape, configuration }, first..first + 8);
+    }
+
+    /// Kernels of warpgroups, of which a draw from all configurations has few.
+    #[test]
+    fn any_kernel_of_warpgroups_matches_the_oracle(
+        seed: u64,
+        head_dim in prop::sample::select(vec![64u32, 128, 256]),
+        group_size in prop::sample::select(vec![1u32, 3, 4, 6, 8, 16]),
+        columns in 48..=128u32,
+        tile_tokens in prop::sample::select(vec![64u32, 128]),
+        stages in 2..=4u32,
+        query in prop::sample::select(vec![QueryHome::Registers, QueryHome::Shared]),
+        blocks in 1..=2u32,
+        bf16: bool,
+    ) {
+        let dtype = if bf16 { Dtype::Bf16 } else { Dtype::F16 };
+        let shape = KernelShape::new(dtype, head_dim, group_size);
+        let space = space_for(shape, 128);
+        let preferred = space.default_configuration().unwrap();
+        let configuration = Configuration {
+            query_rows: columns / group_size,
+            tile_tokens,
+            stages,
+            query,
+            min_blocks: blocks,
+            blocks_per_multiprocessor: blocks,
+            smallest_share: 64,
+            ..preferred
+        };
+        prop_assert_eq!(configuration.core, Core::Wgmma);
+        prop_assume!(space.broken_constraint(&configuration).is_none());
+        assert_correct(&compiler(), KernelSpec { shape, configuration }, seed >> 1..(seed >> 1) + 8);
     }
 }

@@ -55,6 +55,7 @@ fn the_table_is_as_large_and_as_mixed_as_promised() {
         "decode",
         "element",
         "fragments",
+        "hopper",
         "kernels",
         "lanes",
         "layout",
@@ -65,6 +66,7 @@ fn the_table_is_as_large_and_as_mixed_as_promised() {
         "plan",
         "softmax",
         "tiles",
+        "warpgroups",
     ];
     assert_eq!(files, expected.map(|name| format!("{name}.cuh")).into());
 }

@@ -178,15 +178,15 @@ pub struct TimeOptions {
     /// How many blocks of a launch an emulated device executes at least, to stand for the others;
     /// two or more.
     pub sampled_blocks: u32,
-    /// Names of buffers that stand for larger ones, because several addresses of the real problem
-    /// share one place in them. Their size then says nothing of how many different bytes a launch
-    /// reads, and an emulated device takes every counted byte for a different one.
-    pub stand_ins: Vec<String>,
+    /// Names of buffers with the most different bytes that a launch reads of them, where that is not
+    /// their size: it reads a part of them only, or they stand for larger ones, because several
+    /// addresses of the real problem share one place in them.
+    pub distinct_bytes: Vec<(String, u64)>,
 }
 
 impl Default for TimeOptions {
     fn default() -> Self {
-        Self { samples: 20, cold_l2: true, sampled_blocks: 3, stand_ins: Vec::new() }
+        Self { samples: 20, cold_l2: true, sampled_blocks: 3, distinct_bytes: Vec::new() }
     }
 }
 

@@ -183,9 +183,18 @@ impl EmulatedDevice {
             dynamic_shared_bytes: launch.shared_bytes,
             arguments: &arguments,
         };
-        emulator::launch(&module.code, &mut state.memory, &launch, options).map_err(|error| {
-            DeviceError::BadLaunch { kernel: launch.kernel.into(), reason: error.to_string() }
-        })
+        let mut report = emulator::launch(&module.code, &mut state.memory, &launch, options)
+            .map_err(|error| DeviceError::BadLaunch {
+                kernel: launch.kernel.into(),
+                reason: error.to_string(),
+            })?;
+        if options.lines {
+            let now = std::mem::take(&mut report.executed);
+            let sum = state.executed.entry((id, launch.kernel.to_owned())).or_default();
+            sum.resize(now.len().max(sum.len()), 0);
+            sum.iter_mut().zip(now).for_each(|(sum, now)| *sum += now);
+        }
+        Ok(report)
     }
 
     /// What the kernel takes on this GPU.
@@ -209,16 +218,17 @@ impl State {
     }
 
     /// Most different bytes that a whole grid with these counters can have read: of each buffer what
-    /// was counted, but no more than the buffer has, unless it stands for a larger one.
-    fn footprint(&self, counters: &Counters, stand_ins: &[String]) -> u64 {
+    /// was counted, but no more than is known or than the buffer has.
+    fn footprint(&self, counters: &Counters, distinct: &[(String, u64)]) -> u64 {
         let read = counters.buffers.iter().map(|traffic| {
             let named = self.buffers.values().filter(|(name, _)| *name == traffic.name);
             let counted = traffic.read_sectors.saturating_mul(SECTOR_BYTES);
             let size = named.map(|(_, bytes)| *bytes as u64).reduce(u64::saturating_add);
-            match size.filter(|_| !stand_ins.contains(&traffic.name)) {
-                // Sectors at the ends of a buffer can be partly outside it.
+            let known = distinct.iter().find(|(name, _)| *name == traffic.name);
+            match known.map(|(_, bytes)| *bytes).or(size) {
+                // Sectors at the ends can be partly outside.
                 Some(size) => counted.min(size.saturating_add(2 * SECTOR_BYTES)),
-                None => counted, // also for a variable of the module
+                None => counted, // of a variable of the module
             }
         });
         read.fold(0, u64::saturating_add)
@@ -365,14 +375,7 @@ impl Device for EmulatedDevice {
             ..Default::default()
         };
         let mut state = self.state();
-        let mut report = self.execute(&mut state, launch, &options)?;
-        if lines {
-            let now = std::mem::take(&mut report.executed);
-            let sum = state.executed.entry((launch.module.0, launch.kernel.clone())).or_default();
-            sum.resize(now.len().max(sum.len()), 0);
-            sum.iter_mut().zip(now).for_each(|(sum, now)| *sum += now);
-        }
-        let counted = faultless(launch, report)?;
+        let counted = faultless(launch, self.execute(&mut state, launch, &options)?)?;
         Ok(LaunchReport { counters: counters.then_some(counted) })
     }
 
@@ -415,6 +418,7 @@ impl Device for EmulatedDevice {
                 let one = emulator::Options {
                     checks: false,
                     counters: true,
+                    lines: self.options.lines,
                     seed: self.options.seed,
                     blocks: BlockSelection::Only(vec![block]),
                     ..Default::default()
@@ -429,7 +433,7 @@ impl Device for EmulatedDevice {
                 registers: resources.registers,
                 shared_bytes_per_block: resources.static_shared_bytes + launch.shared_bytes,
             };
-            let footprint = state.footprint(&counters, &options.stand_ins);
+            let footprint = state.footprint(&counters, &options.distinct_bytes);
             let mut estimate =
                 cost::estimate_with_footprint(&self.profile, &shape, &counters, footprint)
                     .map_err(|error| DeviceError::BadLaunch {

@@ -237,13 +237,14 @@ fn a_buffer_that_stands_for_a_larger_one_is_read_from_dram() {
         shared_bytes: 0,
         arguments: vec![x.at(0), y.at(0)],
     };
-    let predict = |stand_ins: &[&str]| {
-        let stand_ins = stand_ins.iter().map(|name| (*name).to_owned()).collect();
-        let options = TimeOptions { stand_ins, ..TimeOptions::default() };
+    let predict = |distinct: &[u64]| {
+        let distinct_bytes = distinct.iter().map(|bytes| ("x".to_owned(), *bytes)).collect();
+        let options = TimeOptions { distinct_bytes, ..TimeOptions::default() };
         device.time(std::slice::from_ref(&launch), &options).unwrap().median_us()
     };
     let floor_us =
         f64::from(blocks) * bytes as f64 / device.properties().dram_bytes_per_second * 1e6;
     assert!(predict(&[]) < floor_us, "one copy of the buffer stays in L2");
-    assert!(predict(&["x"]) > floor_us, "every byte comes from DRAM");
+    assert!(predict(&[u64::MAX]) > floor_us, "every byte comes from DRAM");
+    assert!(predict(&[bytes as u64 / 2]) <= predict(&[]), "half of it is read");
 }

@@ -764,6 +764,7 @@ impl Machine<'_> {
         }
         if COUNT {
             warp.bytes_in_flight += bytes_of(&copy, mask);
+            warp.copied = true;
         }
         if copy.landed {
             self.put_in_place(&copy, mask);

@@ -350,18 +350,24 @@ impl<'a> Launch<'a> {
         let in_flight = |sum: u64, weight: u64, bytes: u64, requests: u64| {
             if sum > 0 && weight > 0 { ratio(sum, weight) } else { ratio(bytes, requests) }
         };
-        let latencies = |bytes: u64, in_flight: f64| {
+        let latencies = |bytes: u64, warps: f64, in_flight: f64| {
             if bytes == 0 || in_flight <= 0.0 {
                 return 0.0;
             }
-            (self.per_block(bytes as f64) / self.warps_per_block / in_flight).max(1.0)
+            (self.per_block(bytes as f64) / warps / in_flight).max(1.0)
+        };
+        let copying = match counters.copying_warps {
+            0 => self.warps_per_block,
+            warps => self.per_block(warps as f64).min(self.warps_per_block),
         };
         let loads = latencies(
             load.bytes,
+            self.warps_per_block,
             in_flight(counters.load_bytes_in_flight, load.bytes, load.bytes, load.requests),
         );
         let copies = latencies(
             copy.bytes,
+            copying,
             in_flight(
                 counters.async_bytes_in_flight,
                 counters.async_waits,
@@ -400,9 +406,34 @@ impl<'a> Launch<'a> {
             + SPECIAL_CYCLES * mix.special as f64
             + EXCHANGE_CYCLES * mix.exchange as f64
             + SHARED_CYCLES * shared
-            + MATRIX_CYCLES * mix.matrix as f64;
-        let of_block = cycles / INDEPENDENT_INSTRUCTIONS + BARRIER_CYCLES * mix.synchronise as f64;
-        self.per_block(of_block) / self.warps_per_block
+            + MATRIX_CYCLES * self.warp_products();
+        let partitions = self.profile.partitions_per_multiprocessor.value as f64;
+        let of_block = cycles / INDEPENDENT_INSTRUCTIONS
+            + BARRIER_CYCLES * mix.synchronise as f64
+            + self.counters.warpgroup.flop as f64 / (self.flop_per_cycle() / partitions);
+        self.per_block(of_block) / self.warps_per_block * self.longest_over_mean()
+    }
+
+    /// Instructions of a block's longest warp over those of its mean one: producers wait most of the
+    /// time, and it is the others that a block takes its time for.
+    fn longest_over_mean(&self) -> f64 {
+        let Counters { blocks, warps, warp_instructions, longest_warp_instructions, .. } =
+            *self.counters;
+        let mean = ratio(warp_instructions, warps);
+        let longest = ratio(longest_warp_instructions, blocks);
+        if mean > 0.0 { (longest / mean).max(1.0) } else { 1.0 }
+    }
+
+    /// Matrix instructions that a warp makes alone: `mma.sync`.
+    fn warp_products(&self) -> f64 {
+        self.counters.mix.matrix.saturating_sub(self.counters.warpgroup.instructions) as f64
+    }
+
+    /// FLOP that a multiprocessor's tensor cores make in a cycle at their peak, which `wgmma` reaches.
+    fn flop_per_cycle(&self) -> f64 {
+        let profile = self.profile;
+        let all = profile.multiprocessors.value as f64 * self.cycles_per_us * 1e6;
+        profile.tensor_f16_flops.value / all
     }
 
     /// Times of the busiest multiprocessor's pipelines.
@@ -423,13 +454,15 @@ impl<'a> Launch<'a> {
         let copied = self.per_block(self.counters.async_copy.bytes as f64);
         let wavefronts = self.per_block(load.wavefronts as f64)
             + self.per_block(store.wavefronts as f64)
-            + copied / profile.shared_bytes_per_cycle.value
+            + (copied + self.per_block(self.counters.warpgroup.shared_bytes as f64))
+                / profile.shared_bytes_per_cycle.value
             + self.per_block(mix.exchange as f64) * f64::from(WARP_THREADS)
                 / profile.exchange_lanes.value;
 
-        let matrix_flop_per_cycle = profile.tensor_f16_flops.value
-            * profile.warp_matrix_fraction.value
-            / (profile.multiprocessors.value as f64 * self.cycles_per_us * 1e6);
+        let peak = self.flop_per_cycle();
+        let matrix = self.warp_products() * MATRIX_FLOP
+            / (peak * profile.warp_matrix_fraction.value)
+            + self.counters.warpgroup.flop as f64 / peak;
         vec![
             ("instruction issue", us(issue / partitions) * spread),
             ("float32 pipe", lanes(mix.float32 as f64 + multiply_add, profile.float32_lanes.value)),
@@ -439,11 +472,7 @@ impl<'a> Launch<'a> {
             ("convert pipe", lanes(mix.convert as f64, profile.convert_lanes.value)),
             ("special functions", lanes(mix.special as f64, profile.special_lanes.value)),
             ("shared memory and shuffles", us(wavefronts)),
-            (
-                "tensor cores",
-                us(self.per_block(mix.matrix as f64) * MATRIX_FLOP / matrix_flop_per_cycle)
-                    * spread,
-            ),
+            ("tensor cores", us(self.per_block(matrix)) * spread),
         ]
     }
 }

@@ -60,6 +60,17 @@ pub struct SharedTraffic {
     pub ideal_wavefronts: u64,
 }
 
+/// Products of warpgroups (`wgmma`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarpgroupProducts {
+    /// Warp instructions; a product has four.
+    pub instructions: u64,
+    /// Floating-point or integer operations; a multiply-add is two.
+    pub flop: u64,
+    /// Bytes of operands that they read from shared memory.
+    pub shared_bytes: u64,
+}
+
 /// Traffic of one allocation of global memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BufferTraffic {
@@ -84,7 +95,10 @@ pub struct Counters {
     pub warps: u64,
     /// Warp instructions issued.
     pub warp_instructions: u64,
-    /// The same, weighted by the lanes that were active and not predicated off.
+    /// Sum, over the blocks, of the instructions of the warp that has most.
+    #[serde(default)]
+    pub longest_warp_instructions: u64,
+    /// Warp instructions, weighted by the lanes that were active and not predicated off.
     pub thread_instructions: u64,
     /// Warp instructions by pipeline.
     pub mix: InstructionMix,
@@ -100,10 +114,16 @@ pub struct Counters {
     pub shared_load: SharedTraffic,
     /// Stores to shared memory, `stmatrix` included.
     pub shared_store: SharedTraffic,
+    /// Products of warpgroups, which `mix.matrix` counts too.
+    #[serde(default)]
+    pub warpgroup: WarpgroupProducts,
     /// Branches at which the active lanes of a warp went different ways.
     pub divergent_branches: u64,
     /// Waits for asynchronous copies.
     pub async_waits: u64,
+    /// Warps that started asynchronous copies, bulk copies aside.
+    #[serde(default)]
+    pub copying_warps: u64,
     /// Sum, over those waits, of the bytes the warp had in flight when it began to wait.
     pub async_bytes_in_flight: u64,
     /// Sum, over plain global loads, of bytes loaded times bytes of the batch the load belongs to:
@@ -127,6 +147,7 @@ impl Counters {
             blocks,
             warps,
             warp_instructions,
+            longest_warp_instructions,
             thread_instructions,
             mix,
             global_load,
@@ -135,8 +156,10 @@ impl Counters {
             global_atomic,
             shared_load,
             shared_store,
+            warpgroup,
             divergent_branches,
             async_waits,
+            copying_warps,
             async_bytes_in_flight,
             load_bytes_in_flight,
             buffers,
@@ -147,9 +170,14 @@ impl Counters {
         sum(blocks, other.blocks);
         sum(warps, other.warps);
         sum(warp_instructions, other.warp_instructions);
+        sum(longest_warp_instructions, other.longest_warp_instructions);
         sum(thread_instructions, other.thread_instructions);
+        sum(&mut warpgroup.instructions, other.warpgroup.instructions);
+        sum(&mut warpgroup.flop, other.warpgroup.flop);
+        sum(&mut warpgroup.shared_bytes, other.warpgroup.shared_bytes);
         sum(divergent_branches, other.divergent_branches);
         sum(async_waits, other.async_waits);
+        sum(copying_warps, other.copying_warps);
         sum(async_bytes_in_flight, other.async_bytes_in_flight);
         sum(load_bytes_in_flight, other.load_bytes_in_flight);
         mix.counts()

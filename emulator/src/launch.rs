@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::counters::{BufferTraffic, Counters};
 use crate::error::LaunchError;
 use crate::findings::{Check, Fault, Finding, Party, TrailLine, lane_list};
-use crate::hopper::Hopper;
+use crate::hopper::wgmma::Form;
+use crate::hopper::{Action, Hopper};
 use crate::kernel::{Kernel, Module};
 use crate::lanes::wide_is_available;
 use crate::link::SpecialRegister;
@@ -305,7 +306,14 @@ fn dimensions(kernel: &Kernel, launch: &Launch<'_>) -> Result<u64, LaunchError> 
 }
 
 fn tally(counters: &mut Counters, kernel: &Kernel, executed: &[Executed]) {
-    for (note, executed) in kernel.notes.iter().zip(executed) {
+    for ((op, note), executed) in kernel.code.iter().zip(&kernel.notes).zip(executed) {
+        if op.action == Action::WarpgroupMultiply {
+            let form = Form::decode(op);
+            let products = &mut counters.warpgroup;
+            products.instructions += executed.warps;
+            products.flop += executed.warps * form.warp_flop();
+            products.shared_bytes += executed.warps * form.warp_operand_bytes();
+        }
         counters.warp_instructions += executed.warps;
         counters.thread_instructions += executed.threads;
         let mix = &mut counters.mix;
@@ -531,11 +539,13 @@ impl Run<'_, '_> {
                 let slice = self.schedule.slice();
                 let warp = &mut self.warps[at];
                 warp.rotate |= self.schedule.rotate();
+                let before = self.machine.ticks;
                 if let Err(Stopped { pc, fault }) =
                     self.machine.run::<CHECK, COUNT>(warp, slice, self.wide)
                 {
                     return found(self.finding(id, at, pc, *fault));
                 }
+                self.warps[at].ran += self.machine.ticks - before;
                 if self.machine.barriers_changed {
                     self.machine.barriers_changed = false;
                     if let Some(finding) = self.open::<CHECK>(id) {
@@ -567,6 +577,10 @@ impl Run<'_, '_> {
                 }
             }
             if self.warps.iter().all(|warp| warp.groups.is_empty()) {
+                let longest = self.warps.iter().map(|warp| warp.ran).max();
+                let copied = self.warps.iter().filter(|warp| warp.copied).count();
+                self.machine.counters.longest_warp_instructions += longest.unwrap_or(0);
+                self.machine.counters.copying_warps += copied as u64;
                 return match self.machine.land_all::<CHECK>() {
                     Ok(()) => Turn::Finished,
                     Err((at, Stopped { pc, fault })) => found(self.finding(id, at, pc, *fault)),

@@ -95,6 +95,10 @@ pub(crate) struct Warp {
     pub copies: Vec<Copy>,
     pub commits: [u32; 32],
     pub bytes_in_flight: u64,
+    /// Whether it has started an asynchronous copy of its own.
+    pub copied: bool,
+    /// Instructions it has run.
+    pub ran: u64,
     /// Instruction of each lane's latest store or atomic in a checked run; `NO_STORE` before it.
     pub stored: [u32; 32],
     /// A weak read that races with atomics, unless its lanes go on with an atomic there.
@@ -130,6 +134,8 @@ impl Warp {
             copies: Vec::with_capacity(16),
             commits: [0; 32],
             bytes_in_flight: 0,
+            copied: false,
+            ran: 0,
             stored: [NO_STORE; 32],
             suspect: None,
             order: WarpOrder::new(0, index as u8, 0),
@@ -165,6 +171,8 @@ impl Warp {
         self.copies.clear();
         self.commits = [0; 32];
         self.bytes_in_flight = 0;
+        self.copied = false;
+        self.ran = 0;
         self.stored = [NO_STORE; 32];
         self.rotate = false;
     }

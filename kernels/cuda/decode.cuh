@@ -15,6 +15,8 @@
 //
 // K and V rows come through a ring of tiles in shared memory (`tiles.cuh`) or, for CUDA cores,
 // straight into registers: then no warp waits for another before the end of the piece.
+//
+// Tiles of many rows have another form on sm_90a, whose warps are specialised (`warpgroups.cuh`).
 #pragma once
 
 #include "fragments.cuh"
@@ -22,6 +24,7 @@
 #include "merge.cuh"
 #include "overlay.cuh"
 #include "tiles.cuh"
+#include "warpgroups.cuh"
 
 namespace spanforge {
 
@@ -38,39 +41,32 @@ struct Core<C, true> {
 template <class C>
 __device__ __forceinline__ void decode(const DecodeArguments& a) {
     using L = Layout<C>;
-    extern __shared__ __align__(16) char shared[];
-    const int lane = threadIdx.x % 32;
-    const int warp = threadIdx.x / 32;
-    const int head_warp = warp % L::HEAD_WARPS;
-    const int token_warp = warp / L::HEAD_WARPS;
-
+    extern __shared__ __align__(C::WARPGROUPS ? 1024 : 16) char shared[];
     write_empty_sets<C>(a);
     const int sets = a.tiles * a.span_heads;
     const Shares shares(a.set_tokens, sets, a.kv_heads / a.span_heads, gridDim.x, a.smallest_share);
-    const long long stop = min(shares.work, (blockIdx.x + 1) * shares.share);
-    typename Core<C, C::TENSOR_CORES>::State state;
-    for (long long at = blockIdx.x * shares.share; at < stop;) {
-        Piece piece;
-        const int repeat = static_cast<int>(at / shares.tokens);
-        piece.begin = static_cast<int>(at - static_cast<long long>(repeat) * shares.tokens);
-        piece.set = last_at_most(a.set_tokens, 0, sets, piece.begin);
-        piece.tile = piece.set / a.span_heads;
-        piece.head = repeat + piece.set - piece.tile * a.span_heads;
-        const int set_end = a.set_tokens[piece.set + 1];
-        piece.end = static_cast<int>(min(static_cast<long long>(set_end), piece.begin + (stop - at)));
-        piece.first = piece.begin == a.set_tokens[piece.set];
-        piece.last = piece.end == set_end;
-
-        state.begin(a, piece, shared, head_warp, lane);
-        if constexpr (C::STAGED) attend_staged<C>(a, piece, state, shared, token_warp, head_warp, lane);
-        else attend_direct<C>(a, piece, state, token_warp, lane);
-        state.merge_over_lanes();
-        state.store(shared, token_warp, head_warp, lane);
-        __syncthreads();  // the states of all warps are written
-        finish_piece<C>(a, piece, shared);
-        if constexpr (C::LAST_ARRIVER_MERGES) arrive_and_merge<C>(a, shares, piece);
-        __syncthreads();  // states and queries are read before the next piece overwrites them
-        at += piece.end - piece.begin;
+    if constexpr (C::WARPGROUPS) {
+        attend_by_warpgroups<C>(a, shares, shared);
+    } else {
+        const int lane = threadIdx.x % 32;
+        const int warp = threadIdx.x / 32;
+        const int head_warp = warp % L::HEAD_WARPS;
+        const int token_warp = warp / L::HEAD_WARPS;
+        typename Core<C, C::TENSOR_CORES>::State state;
+        for (Walk<C> walk(a, shares); walk.more();) {
+            const Piece piece = walk.piece();
+            state.begin(a, piece, shared, head_warp, lane);
+            if constexpr (C::STAGED)
+                attend_staged<C>(a, piece, state, shared, token_warp, head_warp, lane);
+            else attend_direct<C>(a, piece, state, token_warp, lane);
+            state.merge_over_lanes();
+            state.store(shared, token_warp, head_warp, lane);
+            __syncthreads();  // the states of all warps are written
+            finish_piece<C>(a, piece, shared);
+            if constexpr (C::LAST_ARRIVER_MERGES) arrive_and_merge<C>(a, shares, piece);
+            __syncthreads();  // states and queries are read before the next piece overwrites them
+            walk.pass(piece);
+        }
     }
 }
 

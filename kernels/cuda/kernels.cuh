@@ -15,8 +15,8 @@ spanforge_plan(const int* span_ptr, const int2* spans, int* set_tokens, int* spa
 extern "C" __global__ void __launch_bounds__(spanforge::OVERLAY_THREADS)
 spanforge_overlay(const int* tile_ptr, const int* span_ptr, const int2* spans, int* tile_span_ptr,
                   int2* tile_spans, unsigned* span_rows, int tiles, int span_heads) {
-    spanforge::overlay_spans(tile_ptr, span_ptr, spans, tile_span_ptr, tile_spans, span_rows, tiles,
-                             span_heads);
+    spanforge::overlay_spans<spanforge::Layout<Configuration>::ROW_WORDS>(
+        tile_ptr, span_ptr, spans, tile_span_ptr, tile_spans, span_rows, tiles, span_heads);
 }
 
 extern "C" __global__ void __launch_bounds__(spanforge::Layout<Configuration>::THREADS,

@@ -18,7 +18,8 @@ struct DecodeArguments {
     const int* tile_ptr;     // [tiles + 1]: first rows; not read where QUERY_ROWS is 1
     const int* span_ptr;     // [tiles * span_heads + 1]
     const int2* spans;       // [span_ptr[tiles * span_heads]], canonical
-    const unsigned* span_rows;  // rows of its tile that select a span; not read where QUERY_ROWS is 1
+    const unsigned* span_rows;  // [spans, ROW_WORDS]: bits of the rows of its tile that select a span; not
+                                // read where QUERY_ROWS is 1
     const int* set_tokens;   // the plan
     const int* span_tokens;
     const float* sinks;      // [kv_heads * GROUP], or null
@@ -47,10 +48,12 @@ struct Layout {
     static constexpr int PER_LANE = CHUNKS * VECTOR;                  // elements per lane
     static constexpr int ROWS_PER_WARP = 32 / LANES;
     static constexpr int HEADS = C::HEADS_PER_WARP;
+    static constexpr int ROW_WORDS = (C::QUERY_ROWS + 31) / 32;       // words of a bit per row
     static constexpr int COLUMNS = C::QUERY_ROWS * C::GROUP;          // query heads of a tile's rows
-    static constexpr int HEAD_WARPS = (COLUMNS + HEADS - 1) / HEADS;
+    static constexpr int GROUPS = C::WARPGROUPS ? (COLUMNS + 63) / 64 : 0;  // warpgroups that compute
+    static constexpr int HEAD_WARPS = C::WARPGROUPS ? 4 * GROUPS : (COLUMNS + HEADS - 1) / HEADS;
     static constexpr int TOKEN_WARPS = C::TOKEN_WARPS;
-    static constexpr int THREADS = 32 * HEAD_WARPS * TOKEN_WARPS;
+    static constexpr int THREADS = 32 * HEAD_WARPS * TOKEN_WARPS + (C::WARPGROUPS ? 128 : 0);
     static constexpr int FRAGMENTS = (HEADS + 7) / 8;                 // eights of heads per warp
     static constexpr int STEP =                                       // tokens per softmax update
         (C::TENSOR_CORES ? 16 : ROWS_PER_WARP) * C::UNROLL;
@@ -67,7 +70,7 @@ struct Layout {
     // Floats from one head's accumulator to the next: those of tensor cores are stored by columns,
     // which four floats of padding keep on different banks.
     static constexpr int STATE = C::HEAD_DIM + (C::TENSOR_CORES ? 4 : 0);
-    static constexpr int STATES = TOKEN_WARPS * COLUMNS * (STATE + 2) * 4;
+    static constexpr int STATES = C::WARPGROUPS ? 0 : TOKEN_WARPS * COLUMNS * (STATE + 2) * 4;
     static constexpr int QUERY_AT = ((RING > STATES ? RING : STATES) + 15) / 16 * 16;
     static constexpr int QUERY_BYTES =                                // 16 bits, or f32
         HEAD_WARPS * (C::TENSOR_CORES ? FRAGMENTS * 8 * QUERY_ROW_BYTES : HEADS * C::HEAD_DIM * 4);
@@ -79,11 +82,26 @@ struct Layout {
     static constexpr int FACTORS_AT = QUERY_AT + QUERY;
     static constexpr int FACTORS = CONVERTED && C::QUERY_SHARED ? HEAD_WARPS * FRAGMENTS * 8 * 4 : 0;
     static constexpr int OFFSETS_AT = FACTORS_AT + FACTORS;
-    static constexpr int OFFSETS = C::STAGED ? 2 * C::TILE * 8 : 0;   // two tiles of addresses
+    static constexpr int OFFSETS =                                    // two tiles of addresses
+        C::STAGED && !C::WARPGROUPS ? 2 * C::TILE * 8 : 0;
     // Which rows select the tokens of the tiles that are located and not used up.
     static constexpr int ROWS_AT = OFFSETS_AT + OFFSETS;
-    static constexpr int ROWS = C::QUERY_ROWS > 1 ? (C::STAGES + 1) * C::TILE * 4 : 0;
-    static constexpr int SHARED_BYTES = ROWS_AT + ROWS;
+    static constexpr int ROWS =
+        C::QUERY_ROWS > 1 ? (C::WARPGROUPS ? C::STAGES : C::STAGES + 1) * ROW_WORDS * C::TILE * 4 : 0;
+    static constexpr int BARRIERS_AT = ROWS_AT + ROWS;                // two for each stage
+    static constexpr int BARRIERS = C::WARPGROUPS ? 16 * C::STAGES : 0;
+    static constexpr int PIECES_AT = BARRIERS_AT + BARRIERS;          // that the tiles of stages are of
+    static constexpr int PIECES = C::WARPGROUPS ? 16 * C::STAGES : 0;
+    static constexpr int SHARED_BYTES = PIECES_AT + PIECES;
+
+    // Registers of a thread as the launch has them, and as warpgroups share them: those that bring tiles
+    // need few.
+    static constexpr int EQUAL_REGISTERS = 65536 / (THREADS * C::MIN_BLOCKS) / 8 * 8;
+    static constexpr bool SHARES_REGISTERS = EQUAL_REGISTERS < 240;
+    static constexpr int BRINGING_REGISTERS = 40;
+    static constexpr int ALL_REGISTERS = EQUAL_REGISTERS * (GROUPS + 1) - BRINGING_REGISTERS;
+    static constexpr int MOST_REGISTERS = ALL_REGISTERS / (GROUPS > 0 ? GROUPS : 1) / 8 * 8;
+    static constexpr int COMPUTING_REGISTERS = MOST_REGISTERS < 240 ? MOST_REGISTERS : 240;
 
     // Where a lane's elements lie among a head's queries in shared memory, the first lane's as the
     // others follow: fours of all lanes side by side, so that a warp reads them without conflicts.
@@ -93,7 +111,13 @@ struct Layout {
 
     // Where 16 bytes of a row lie in a tile.
     static __device__ constexpr int place(int row, int chunk) {
+        if constexpr (C::WARPGROUPS) return in_panels(C::TILE, row, chunk);
         return C::TENSOR_CORES ? exchanged<ROW_BYTES>(row, chunk) : row * ROW_BYTES + chunk * 16;
+    }
+
+    // And among `rows` rows that warpgroups take: 128 bytes of all of them, then the next 128.
+    static __device__ constexpr int in_panels(int rows, int row, int chunk) {
+        return chunk / 8 * rows * 128 + exchanged<128>(row, chunk % 8);
     }
 
     // And among the queries that tensor cores take.
@@ -110,7 +134,10 @@ struct Layout {
 
     static_assert(C::STAGED || !C::TENSOR_CORES, "tensor cores take tiles from shared memory");
     static_assert(C::QUERY_ROWS == 1 || C::TENSOR_CORES, "CUDA cores take one row at a time");
-    static_assert(C::QUERY_ROWS <= 32, "a word has a bit for each row of a query tile");
+    static_assert(ROW_WORDS == 1 || C::WARPGROUPS, "a word has a bit for each row of a query tile");
+    static_assert(!C::WARPGROUPS || (C::TENSOR_CORES && C::Kv::BYTES == 2 && C::QUERY_ROWS > 1 &&
+                                     C::TILE % 64 == 0 && C::TILE <= 128 && !C::LAST_ARRIVER_MERGES),
+                  "warpgroups take query tiles, 64 or 128 tokens of 16 bits at a time");
     static_assert(C::STAGED || HEAD_WARPS == 1, "warps share K and V rows in shared memory only");
     static_assert(C::HEAD_DIM % VECTOR == 0 && VECTORS % LANES == 0, "rows are whole vectors");
     static_assert(SHARED_BYTES == C::SHARED_BYTES, "the host computes the same size");

@@ -30,14 +30,20 @@ __device__ __forceinline__ void merge_into(Quad& sum, float m, float l, float4 a
     sum.acc.w = sum.acc.w * mine + acc.w * theirs;
 }
 
-// Writes four elements of the final output of one column, and its LSE with the first four. An attention
-// sink is a token whose logit is given and whose value is zero.
+// Adds the attention sink of a column, if there is one: a token whose logit is given and whose value is zero.
+template <class C>
+__device__ __forceinline__ void add_sink(const DecodeArguments& a, const Columns<C>& columns, int c,
+                                         Quad& state) {
+    if (a.sinks != nullptr)
+        merge_into(state, a.sinks[columns.query_head(c)] * LOG2_E, 1.f, make_float4(0.f, 0.f, 0.f, 0.f));
+}
+
+// Writes four elements of the final output of one column, and its LSE with the first four.
 template <class C>
 __device__ __forceinline__ void write_output(const DecodeArguments& a, const Columns<C>& columns,
                                              int c, int element, Quad state) {
     if (!columns.has_row(c)) return;
-    if (a.sinks != nullptr)
-        merge_into(state, a.sinks[columns.query_head(c)] * LOG2_E, 1.f, make_float4(0.f, 0.f, 0.f, 0.f));
+    add_sink<C>(a, columns, c, state);
     const long long head = columns.place(c);
     const float scale = normaliser(state.l);
     const uint2 packed = make_uint2(C::Element::narrow(state.acc.x * scale, state.acc.y * scale),

@@ -24,8 +24,15 @@ __device__ __forceinline__ int warp_sum(int value) {
     return value;
 }
 
+// Of a word with a bit for each of 32 rows, those of rows that are not among the first `rows`.
+__device__ __forceinline__ unsigned bits_beyond(int rows) {
+    return rows >= 32 ? 0 : ~0u << max(rows, 0);
+}
+
 // Each warp lays the sets of one tile, for one of `span_heads`, over each other: lane r follows those of
-// row r of the tile. `span_ptr` counts sets by row and head, `tile_span_ptr` by tile and head.
+// rows r, r + 32 and so on of the tile, of up to 32 WORDS. `span_ptr` counts sets by row and head,
+// `tile_span_ptr` by tile and head.
+template <int WORDS>
 __device__ __forceinline__ void overlay_spans(const int* __restrict__ tile_ptr,
                                               const int* __restrict__ span_ptr,
                                               const int2* __restrict__ spans, int* tile_span_ptr,
@@ -41,41 +48,62 @@ __device__ __forceinline__ void overlay_spans(const int* __restrict__ tile_ptr,
     // the last one tells where all room ends.
     const int first_row = tile_ptr[tile];
     const int rows = tile < tiles ? tile_ptr[tile + 1] - first_row : 0;
-    const int first_set = (first_row + lane) * span_heads;
-    int next = 0, end = 0, before = 0;
-    if (lane < rows) {
-        next = span_ptr[first_set + head];
-        end = span_ptr[first_set + head + 1];
-        before = next - span_ptr[first_set];
+    int next[WORDS], end[WORDS], before = 0, own = 0;
+    int2 span[WORDS];
+#pragma unroll
+    for (int w = 0; w < WORDS; ++w) {
+        const int row = 32 * w + lane;
+        const int first_set = (first_row + row) * span_heads;
+        next[w] = end[w] = 0;
+        if (row < rows) {
+            next[w] = span_ptr[first_set + head];
+            end[w] = span_ptr[first_set + head + 1];
+            before += next[w] - span_ptr[first_set];
+        }
+        own += end[w] - next[w];
+        span[w] = next[w] < end[w] ? spans[next[w]] : make_int2(END, END);
     }
     int to = 2 * (span_ptr[first_row * span_heads] + warp_sum(before));
-    const int room_end = to + 2 * warp_sum(end - next);
+    const int room_end = to + 2 * warp_sum(own);
     if (lane == 0) tile_span_ptr[set] = to;
 
     // From one place where a row's span begins or ends to the next.
-    int2 span = next < end ? spans[next] : make_int2(END, END);
-    int from = warp_least(span.x);
+    int from = END;
+#pragma unroll
+    for (int w = 0; w < WORDS; ++w) from = min(from, span[w].x);
+    from = warp_least(from);
     while (from < END) {
-        const bool within = span.x <= from;
-        const int until = warp_least(within ? span.y : span.x);
-        const unsigned selecting = __ballot_sync(~0u, within);
-        if (selecting != 0) {
+        int until = END;
+        unsigned selecting[WORDS], by_any = 0;
+#pragma unroll
+        for (int w = 0; w < WORDS; ++w) {
+            const bool within = span[w].x <= from;
+            until = min(until, within ? span[w].y : span[w].x);
+            by_any |= selecting[w] = __ballot_sync(~0u, within);
+        }
+        until = warp_least(until);
+        if (by_any != 0) {
             if (lane == 0) {
                 tile_spans[to] = make_int2(from, until);
                 // Rows that a tile lacks hinder nobody from going by all rows at once.
-                span_rows[to] = rows < 32 ? selecting | ~0u << rows : selecting;
+#pragma unroll
+                for (int w = 0; w < WORDS; ++w)
+                    span_rows[to * WORDS + w] = selecting[w] | bits_beyond(rows - 32 * w);
             }
             ++to;
         }
-        if (within && span.y == until) {
-            ++next;
-            span = next < end ? spans[next] : make_int2(END, END);
-        }
+#pragma unroll
+        for (int w = 0; w < WORDS; ++w)
+            if (span[w].x <= from && span[w].y == until) {
+                ++next[w];
+                span[w] = next[w] < end[w] ? spans[next[w]] : make_int2(END, END);
+            }
         from = until;
     }
     for (int i = to + lane; i < room_end; i += 32) {
         tile_spans[i] = make_int2(0, 0);
-        span_rows[i] = 0;
+#pragma unroll
+        for (int w = 0; w < WORDS; ++w) span_rows[i * WORDS + w] = 0;
     }
 }
 

@@ -13,6 +13,36 @@ struct Piece {
     bool first, last;    // whether it holds the set's first and last selected token
 };
 
+// The pieces of this block's share, one after the other.
+template <class C>
+struct Walk {
+    const DecodeArguments& a;
+    const Shares& shares;
+    long long at, stop;  // on the line, once per KV head that a set serves
+
+    __device__ __forceinline__ Walk(const DecodeArguments& a, const Shares& shares)
+        : a(a), shares(shares), at(blockIdx.x * shares.share),
+          stop(min(shares.work, (blockIdx.x + 1) * shares.share)) {}
+
+    __device__ __forceinline__ bool more() const { return at < stop; }
+
+    __device__ __forceinline__ Piece piece() const {
+        Piece piece;
+        const int repeat = static_cast<int>(at / shares.tokens);
+        piece.begin = static_cast<int>(at - static_cast<long long>(repeat) * shares.tokens);
+        piece.set = last_at_most(a.set_tokens, 0, a.tiles * a.span_heads, piece.begin);
+        piece.tile = piece.set / a.span_heads;
+        piece.head = repeat + piece.set - piece.tile * a.span_heads;
+        const int set_end = a.set_tokens[piece.set + 1];
+        piece.end = static_cast<int>(min(static_cast<long long>(set_end), piece.begin + (stop - at)));
+        piece.first = piece.begin == a.set_tokens[piece.set];
+        piece.last = piece.end == set_end;
+        return piece;
+    }
+
+    __device__ __forceinline__ void pass(const Piece& piece) { at += piece.end - piece.begin; }
+};
+
 // Where the K and V rows of selected tokens lie. Each thread follows tokens in rising order and
 // keeps the span it is in, so finding the next token is mostly one comparison and one load: of its page.
 template <class C>
@@ -51,8 +81,10 @@ struct TokenCursor {
                                head * static_cast<long long>(a.head_stride));
     }
 
-    // Which rows of the query tile select the token that `offset` was called for last.
-    __device__ __forceinline__ unsigned rows() const { return a.span_rows[span]; }
+    // Which rows of the query tile select the token that `offset` was called for last, of 32 rows.
+    __device__ __forceinline__ unsigned rows(int word = 0) const {
+        return a.span_rows[span * Layout<C>::ROW_WORDS + word];
+    }
 };
 
 }  // namespace spanforge

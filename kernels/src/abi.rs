@@ -198,7 +198,10 @@ pub struct OverlayBuffers {
     pub tile_span_ptr: Buffer,
     /// `[2 * spans, 2]` i32.
     pub tile_spans: Buffer,
-    /// `[2 * spans]` u32: a bit for each row of the tile, set where it selects the span.
+    /// `[2 * spans, row_words]` u32: a bit for each row of the tile, set where it selects the span (and
+    /// where there is no such row); see [`Configuration::row_words`].
+    ///
+    /// [`Configuration::row_words`]: crate::Configuration::row_words
     pub span_rows: Buffer,
 }
 

@@ -81,8 +81,8 @@ pub struct KernelEntry {
     pub id: String,
     /// What it serves and how it is built and launched.
     pub spec: KernelSpec,
-    /// Why it is here: `winner`, `bucket` where it is the best in some bucket only, or `default` for
-    /// the fallback.
+    /// Why it is here: `winner`, `bucket` where it is the best in some bucket only, `default` for the
+    /// fallback, or `portable` where all others are for one architecture alone.
     pub role: String,
     /// Time of the workload's batch in microseconds, on the manifest's device; of several, the
     /// geometric mean.
@@ -153,7 +153,7 @@ pub struct KernelFiles {
     pub buckets: Vec<InBucket>,
     /// Rendered source.
     pub source: String,
-    /// PTX for the oldest architecture to serve.
+    /// PTX for the oldest architecture to serve, or the only one.
     pub portable: Image,
     /// Images with machine code, one per architecture.
     pub images: Vec<Image>,
@@ -485,13 +485,29 @@ fn unfit(entry: &KernelEntry, shape: KernelShape, device: &DeviceProperties) -> 
     if entry.cubins.contains_key(&device.architecture) {
         return None;
     }
-    let number = |name: &str| Architecture::parse(name).map_or(0, |a| a.number);
-    (number(&entry.ptx_architecture) > number(&device.architecture)).then(|| {
+    let named = [&entry.ptx_architecture, &device.architecture];
+    let [of_ptx, here] = named.map(|name| Architecture::parse(name));
+    let runs = match of_ptx.and_then(|a| a.suffix) {
+        None => of_ptx.map(|a| a.number) <= here.map(|a| a.number),
+        Some(_) => of_ptx == here,
+    };
+    (!runs).then(|| {
         format!(
-            "there is no cubin for {} and its PTX is for {} and newer",
-            device.architecture, entry.ptx_architecture
+            "there is no cubin for {} and its PTX is for {}",
+            device.architecture,
+            entry.ptx_reach()
         )
     })
+}
+
+impl KernelEntry {
+    /// The architectures whose drivers take its PTX, in words: with instructions of one architecture alone
+    /// it is for no newer one.
+    pub fn ptx_reach(&self) -> String {
+        let suffix = Architecture::parse(&self.ptx_architecture).and_then(|a| a.suffix);
+        let which = if suffix.is_some() { "alone" } else { "and newer" };
+        format!("{} {which}", self.ptx_architecture)
+    }
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {

@@ -96,6 +96,9 @@ pub enum Core {
     Fma,
     /// Tensor cores: `mma.m16n8k16`, tokens for rows and query heads for columns.
     Mma,
+    /// Tensor cores of sm_90a: `wgmma.m64n64k16` by warpgroups with 64 columns of a query tile each, and
+    /// one warpgroup more that brings K and V.
+    Wgmma,
 }
 
 /// How K and V rows reach the threads that use them.
@@ -153,7 +156,7 @@ pub struct Configuration {
     /// Bytes that one load instruction of a lane moves; 16 for tensor cores.
     pub vector_bytes: u32,
     /// Tokens per lane, or sixteens of tokens per warp of tensor cores, and update of the softmax
-    /// state.
+    /// state; 1 for warpgroups, which take a whole tile.
     pub unroll: u32,
     /// Where queries are kept.
     pub query: QueryHome,
@@ -169,6 +172,12 @@ pub struct Configuration {
     pub merge: Merge,
 }
 
+/// The architecture that has products of warpgroups: later ones lack them.
+pub(crate) const WARPGROUP_ARCHITECTURE: &str = "sm_90a";
+
+/// Columns of a query tile that a warpgroup multiplies.
+pub(crate) const WARPGROUP_COLUMNS: u32 = 64;
+
 /// What a number is that records from before it was written down lack.
 pub(crate) fn one() -> u32 {
     1
@@ -180,14 +189,31 @@ impl Configuration {
         self.query_rows * shape.group_size
     }
 
-    /// Warps that split a query tile's columns.
-    pub fn head_warps(&self, shape: &KernelShape) -> u32 {
-        self.columns(shape).div_ceil(self.heads_per_warp)
+    /// Words of 32 bits that have one for each row of a query tile.
+    pub fn row_words(&self) -> u32 {
+        self.query_rows.div_ceil(32)
     }
 
-    /// Threads per block.
+    /// Warps that split a query tile's columns.
+    pub fn head_warps(&self, shape: &KernelShape) -> u32 {
+        match self.core {
+            Core::Wgmma => 4 * self.warpgroups(shape),
+            _ => self.columns(shape).div_ceil(self.heads_per_warp),
+        }
+    }
+
+    /// Warpgroups that split a query tile's columns; 0 where warps do.
+    pub fn warpgroups(&self, shape: &KernelShape) -> u32 {
+        match self.core {
+            Core::Wgmma => self.columns(shape).div_ceil(WARPGROUP_COLUMNS),
+            _ => 0,
+        }
+    }
+
+    /// Threads per block, those of a warpgroup that only brings K and V included.
     pub fn threads(&self, shape: &KernelShape) -> u32 {
-        32 * self.head_warps(shape) * self.token_warps
+        let bringing = if self.core == Core::Wgmma { 128 } else { 0 };
+        32 * self.head_warps(shape) * self.token_warps + bringing
     }
 
     /// Elements per lane load.
@@ -209,7 +235,7 @@ impl Configuration {
     pub fn step_tokens(&self, shape: &KernelShape) -> u32 {
         let at_once = match self.core {
             Core::Fma => 32 / self.lanes_per_row(shape),
-            Core::Mma => 16,
+            Core::Mma | Core::Wgmma => 16,
         };
         at_once * self.unroll
     }
@@ -227,11 +253,12 @@ impl Configuration {
         let [columns, head_dim] = [self.columns(shape), shape.head_dim].map(u64::from);
         let staged = self.load_path == LoadPath::Staged;
         let ring = if staged { stages * 2 * tile * u64::from(shape.row_bytes()) } else { 0 };
-        let (padding, queries) = match self.core {
-            Core::Fma => (0, heads * head_dim * 4),
-            Core::Mma => (4, u64::from(self.fragments() * 8 * 2 * shape.head_dim)),
+        let of_columns = u64::from(self.fragments() * 8 * 2 * shape.head_dim);
+        let (states, queries) = match self.core {
+            Core::Fma => (token_warps * columns * (head_dim + 2) * 4, heads * head_dim * 4),
+            Core::Mma => (token_warps * columns * (head_dim + 4 + 2) * 4, of_columns),
+            Core::Wgmma => (0, of_columns),
         };
-        let states = token_warps * columns * (head_dim + padding + 2) * 4;
         let query = match self.query {
             QueryHome::Registers => 0,
             QueryHome::Shared => u64::from(self.head_warps(shape)) * queries,
@@ -242,9 +269,18 @@ impl Configuration {
             }
             _ => 0,
         };
-        let offsets = if staged { 2 * tile * 8 } else { 0 };
-        let rows = if self.query_rows > 1 { (stages + 1) * tile * 4 } else { 0 };
-        ring.max(states).next_multiple_of(16) + query + factors + offsets + rows
+        let by_warpgroups = self.core == Core::Wgmma;
+        let offsets = if staged && !by_warpgroups { 2 * tile * 8 } else { 0 };
+        let located = if by_warpgroups { stages } else { stages + 1 };
+        let words = u64::from(self.row_words());
+        let rows = if self.query_rows > 1 { located * words * tile * 4 } else { 0 };
+        let barriers_and_pieces = if by_warpgroups { stages * 32 } else { 0 };
+        ring.max(states).next_multiple_of(16)
+            + query
+            + factors
+            + offsets
+            + rows
+            + barriers_and_pieces
     }
 }
 
@@ -258,6 +294,11 @@ pub struct KernelSpec {
 }
 
 impl KernelSpec {
+    /// The one architecture that the kernel is for, where its instructions are of that one alone.
+    pub fn own_architecture(&self) -> Option<&'static str> {
+        (self.configuration.core == Core::Wgmma).then_some(WARPGROUP_ARCHITECTURE)
+    }
+
     /// The same kernel with the parameters that only a launch depends on put to fixed values: specs
     /// that agree in this share one compiled image.
     pub fn compiled(&self) -> Self {
@@ -324,13 +365,14 @@ impl AttentionShape {
 impl fmt::Display for KernelSpec {
     /// The identifier, such as
     /// `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`, with `mma-` before
-    /// `staged` for tensor cores, `r4-` before it for query tiles of four rows, and `e4m3-` before `d128`
+    /// `staged` for tensor cores, `wgmma-` for those of warpgroups, `r4-` before it for query tiles of four rows, and `e4m3-` before `d128`
     /// for a cache of such elements.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let c = &self.configuration;
         let core = match c.core {
             Core::Fma => "",
             Core::Mma => "mma-",
+            Core::Wgmma => "wgmma-",
         };
         let rows = match c.query_rows {
             1 => String::new(),
@@ -389,8 +431,12 @@ impl FromStr for KernelSpec {
         if !kv_dtype.is_same() {
             parts.remove(1);
         }
-        let core = if parts.get(3) == Some(&"mma") { Core::Mma } else { Core::Fma };
-        if core == Core::Mma {
+        let core = match parts.get(3) {
+            Some(&"mma") => Core::Mma,
+            Some(&"wgmma") => Core::Wgmma,
+            _ => Core::Fma,
+        };
+        if core != Core::Fma {
             parts.remove(3);
         }
         let rows = parts.get(3).and_then(|part| part.strip_prefix('r')).map(str::parse);

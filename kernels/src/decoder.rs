@@ -220,6 +220,7 @@ impl<'d> Decoder<'d> {
         builder: &mut Builder<'d>,
     ) -> Result<(PlanBuffers, Workspace, usize), DeviceError> {
         let query_rows = self.spec().configuration.query_rows;
+        let words = self.spec().configuration.row_words() as usize;
         let tile_ptr = query_tiles(inputs.row_request, query_rows);
         let tiles = tile_ptr.len() - 1;
         let sets = tiles * inputs.span_heads;
@@ -231,7 +232,7 @@ impl<'d> Decoder<'d> {
                 tile_ptr: builder.input(tile_ptr_name, &tile_ptr, |e| e.to_le_bytes())?,
                 tile_span_ptr: builder.scratch(tile_span_ptr, 4 * (sets + 1))?,
                 tile_spans: builder.scratch(tile_spans, 8 * count)?,
-                span_rows: builder.scratch(span_rows, 4 * count)?,
+                span_rows: builder.scratch(span_rows, 4 * words * count)?,
             }),
         };
         let [.., set_tokens, span_tokens, partial_acc, partial_ml, arrivals] = SCRATCH;

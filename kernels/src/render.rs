@@ -19,7 +19,7 @@ const MODEL_TEMPLATE: &str = include_str!("../../templates/model.cu");
 
 const READ_TEMPLATE: &str = include_str!("../../templates/read.cu");
 
-const INCLUDES: [(&str, &str); 14] = [
+const INCLUDES: [(&str, &str); 16] = [
     ("element.cuh", include_str!("../cuda/element.cuh")),
     ("memory.cuh", include_str!("../cuda/memory.cuh")),
     ("softmax.cuh", include_str!("../cuda/softmax.cuh")),
@@ -30,6 +30,8 @@ const INCLUDES: [(&str, &str); 14] = [
     ("lanes.cuh", include_str!("../cuda/lanes.cuh")),
     ("fragments.cuh", include_str!("../cuda/fragments.cuh")),
     ("tiles.cuh", include_str!("../cuda/tiles.cuh")),
+    ("hopper.cuh", include_str!("../cuda/hopper.cuh")),
+    ("warpgroups.cuh", include_str!("../cuda/warpgroups.cuh")),
     ("merge.cuh", include_str!("../cuda/merge.cuh")),
     ("decode.cuh", include_str!("../cuda/decode.cuh")),
     ("kernels.cuh", include_str!("../cuda/kernels.cuh")),
@@ -185,13 +187,14 @@ pub fn spec_of(source: &str) -> Option<Result<KernelSpec, IdError>> {
 
 /// What templates can use. Only what the compiled code depends on is among them, so that
 /// configurations that differ in launch parameters alone share one compiled image.
-const VARIABLES: [&str; 18] = [
+const VARIABLES: [&str; 19] = [
     "element",
     "kv_element",
     "head_dim",
     "group_size",
     "query_rows",
     "tensor_cores",
+    "warpgroups",
     "staged",
     "tile_tokens",
     "stages",
@@ -214,7 +217,8 @@ fn context(spec: &KernelSpec) -> Context {
     context.insert("head_dim", &shape.head_dim);
     context.insert("group_size", &shape.group_size);
     context.insert("query_rows", &c.query_rows);
-    context.insert("tensor_cores", &(c.core == Core::Mma));
+    context.insert("tensor_cores", &(c.core != Core::Fma));
+    context.insert("warpgroups", &(c.core == Core::Wgmma));
     context.insert("staged", &(c.load_path == LoadPath::Staged));
     context.insert("tile_tokens", &c.tile_tokens);
     context.insert("stages", &c.stages);

@@ -2,7 +2,10 @@
 //! name of the constraint that rules a point out. Constraints are checked before anything is
 //! compiled.
 
-use crate::configuration::{Configuration, Core, KernelShape, LoadPath, Merge, QueryHome};
+use crate::configuration::{
+    Configuration, Core, KernelShape, LoadPath, Merge, QueryHome, WARPGROUP_ARCHITECTURE,
+    WARPGROUP_COLUMNS,
+};
 use serde::{Deserialize, Serialize};
 
 mod defaults;
@@ -18,6 +21,9 @@ pub struct Limits {
     pub shared_bytes_per_multiprocessor: u32,
     /// Threads that a multiprocessor holds.
     pub threads_per_multiprocessor: u32,
+    /// Whether there are products of warpgroups.
+    #[serde(default)]
+    pub warpgroups: bool,
 }
 
 impl Limits {
@@ -27,6 +33,7 @@ impl Limits {
             shared_bytes_per_block: properties.shared_bytes_per_block,
             shared_bytes_per_multiprocessor: properties.shared_bytes_per_multiprocessor,
             threads_per_multiprocessor: properties.threads_per_multiprocessor,
+            warpgroups: properties.architecture == WARPGROUP_ARCHITECTURE,
         }
     }
 }
@@ -45,8 +52,11 @@ const PARTITIONS: u32 = 4;
 /// hand-written configurations within their integers.
 const LARGEST_VALUE: u32 = 4096;
 
-/// The most rows of a query tile: a word has a bit for each.
-const LARGEST_QUERY_ROWS: u32 = 32;
+/// The most rows of a query tile whose columns warps split: a word has a bit for each.
+const LARGEST_WARP_ROWS: u32 = 32;
+
+/// The most rows of any query tile: those that fill two warpgroups without a group.
+const LARGEST_QUERY_ROWS: u32 = 128;
 
 /// One tunable parameter and the values it is tried with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -80,10 +90,10 @@ pub struct Constraint {
 
 /// Every constraint, in the order in which they are checked; a point is counted against the first
 /// that it breaks.
-pub static CONSTRAINTS: [Constraint; 17] = [
+pub static CONSTRAINTS: [Constraint; 18] = [
     Constraint {
         name: "positive",
-        reason: "every size and count is between 1 and 4096 (l2_prefetch may be 0, query_rows is at most 32)",
+        reason: "every size and count is between 1 and 4096 (l2_prefetch may be 0, query_rows is at most 128)",
         holds: |_, _, c| within_bounds(c),
     },
     Constraint {
@@ -94,15 +104,34 @@ pub static CONSTRAINTS: [Constraint; 17] = [
         },
     },
     Constraint {
+        name: "warpgroups",
+        reason: "warpgroups multiply on sm_90a only: query tiles, 16 columns per warp of at least 3 in 4 that are not padding, and 64 tokens of 16 bits at a time, of up to 256 elements; a second kernel merges",
+        holds: |s, l, c| {
+            c.core != Core::Wgmma
+                || l.warpgroups
+                    && s.kv_dtype.is_same()
+                    && s.head_dim <= 256
+                    && c.query_rows > 1
+                    && (c.token_warps, c.heads_per_warp, c.unroll) == (1, 16, 1)
+                    && [64, 128].contains(&c.tile_tokens)
+                    && 4 * c.columns(s) >= 3 * WARPGROUP_COLUMNS * c.warpgroups(s)
+                    && c.merge == Merge::SecondKernel
+        },
+    },
+    Constraint {
         name: "query-rows",
-        reason: "CUDA cores take one row at a time",
-        holds: |_, _, c| c.query_rows == 1 || c.core == Core::Mma,
+        reason: "CUDA cores take one row at a time, and where warps split the columns of a query tile it has at most 32 rows",
+        holds: |_, _, c| match c.core {
+            Core::Fma => c.query_rows == 1,
+            Core::Mma => c.query_rows <= LARGEST_WARP_ROWS,
+            Core::Wgmma => true,
+        },
     },
     Constraint {
         name: "fragments-filled",
         reason: "no more eights of columns are multiplied than a query tile has",
         holds: |s, _, c| {
-            c.core == Core::Fma || c.fragments() * c.head_warps(s) == c.columns(s).div_ceil(8)
+            c.core != Core::Mma || c.fragments() * c.head_warps(s) == c.columns(s).div_ceil(8)
         },
     },
     Constraint {
@@ -119,8 +148,9 @@ pub static CONSTRAINTS: [Constraint; 17] = [
         name: "heads-balanced",
         reason: "the warps of a query tile hold equally many columns, or the last one fewer by less than one each",
         holds: |s, _, c| {
-            c.heads_per_warp <= c.columns(s)
-                && c.heads_per_warp == c.columns(s).div_ceil(c.head_warps(s))
+            c.core == Core::Wgmma
+                || c.heads_per_warp <= c.columns(s)
+                    && c.heads_per_warp == c.columns(s).div_ceil(c.head_warps(s))
         },
     },
     Constraint {
@@ -185,7 +215,11 @@ pub static CONSTRAINTS: [Constraint; 17] = [
             let warps = (c.threads(s) / 32 * blocks).div_ceil(PARTITIONS);
             // Registers are given out by eights.
             let cap = REGISTERS_PER_MULTIPROCESSOR / PARTITIONS / (32 * warps.max(1)) / 8 * 8;
-            registers_needed(s, c) <= cap.min(255)
+            let cap = match c.warpgroups(s) {
+                0 => cap.min(255),
+                groups => computing_registers(cap, groups),
+            };
+            registers_needed(s, c) <= cap
         },
     },
 ];
@@ -215,13 +249,25 @@ pub(crate) fn within_bounds(c: &Configuration) -> bool {
 /// rows in flight, and 40 for addresses and loop state (what `ptxas` adds to the arrays in the
 /// default configurations).
 fn registers_needed(shape: &KernelShape, c: &Configuration) -> u32 {
+    if c.core == Core::Wgmma {
+        let query = match c.query {
+            QueryHome::Registers => shape.head_dim / 4,
+            QueryHome::Shared => 0,
+        };
+        // Accumulators, and logits half of which may not have become two 16-bit parts yet.
+        return shape.head_dim / 2 + c.tile_tokens * 3 / 4 + query + 40;
+    }
     if c.core == Core::Mma {
         let per_fragment = match c.query {
             QueryHome::Registers => shape.head_dim / 4 + shape.head_dim / 8,
             QueryHome::Shared => shape.head_dim / 4 + 4,
         };
         // Query tiles keep rows and places of columns besides.
-        let others = if c.query_rows > 1 { 64 } else { 48 };
+        let others = match c.query_rows {
+            1 => 48,
+            2..=16 => 64,
+            _ => 72,
+        };
         // Eight bits are loaded for two products, and converted.
         let converting = if shape.kv_dtype.is_same() { 0 } else { 8 };
         return c.fragments() * (per_fragment + 6 * c.unroll + 4) + others + converting;
@@ -237,6 +283,15 @@ fn registers_needed(shape: &KernelShape, c: &Configuration) -> u32 {
         LoadPath::Direct => 2 * c.unroll * words,
     };
     c.heads_per_warp * (held * elements + c.unroll + 2) + in_flight + 40
+}
+
+/// Registers of the threads that compute, where a warpgroup that needs few leaves them its own: as the
+/// device code shares them out.
+fn computing_registers(equal: u32, groups: u32) -> u32 {
+    match equal {
+        240.. => equal.min(255),
+        _ => ((equal * (groups + 1)).saturating_sub(40) / groups / 8 * 8).min(240),
+    }
 }
 
 /// How many points each constraint rules out.
@@ -267,8 +322,17 @@ impl SearchSpace {
     /// The space for problems of which a request has up to `rows` rows: with query tiles of as many
     /// and of fewer.
     pub fn for_rows(shape: KernelShape, limits: Limits, rows: u32) -> Self {
-        let query_rows: Vec<u32> =
+        let mut query_rows: Vec<u32> =
             [1, 2, 4, 8, 16, 32].into_iter().filter(|tile| *tile < 2 * rows.max(1)).collect();
+        let by_warpgroups = limits.warpgroups && rows > 1;
+        if by_warpgroups {
+            // Rows that fill a warpgroup or two.
+            let filling = [1, 2].map(|groups| groups * WARPGROUP_COLUMNS / shape.group_size);
+            query_rows.extend(filling.into_iter().filter(|tile| (2..=rows).contains(tile)));
+            query_rows.retain(|tile| *tile <= LARGEST_QUERY_ROWS);
+            query_rows.sort_unstable();
+            query_rows.dedup();
+        }
         let number = |name, values: &[u32]| Parameter { name, values: values.to_vec(), words: &[] };
         let word = |name, words: &'static [&'static str]| Parameter {
             name,
@@ -278,13 +342,20 @@ impl SearchSpace {
         let mut heads: Vec<u32> = (1..=shape.group_size.min(16))
             .filter(|h| *h == shape.group_size.div_ceil(shape.group_size.div_ceil(*h)))
             .collect();
-        for columns in query_rows.iter().skip(1).map(|rows| rows * shape.group_size) {
+        let by_warps = query_rows.iter().skip(1).filter(|rows| **rows <= LARGEST_WARP_ROWS);
+        for columns in by_warps.map(|rows| rows * shape.group_size) {
             heads.extend([8, 16, 24, 32].map(|most| balanced(columns, most)));
+        }
+        if by_warpgroups {
+            heads.push(16);
         }
         heads.sort_unstable();
         heads.dedup();
         let parameters = vec![
-            word("core", &["fma", "mma"]),
+            word(
+                "core",
+                if by_warpgroups { &["fma", "mma", "wgmma"][..] } else { &["fma", "mma"] },
+            ),
             number("query_rows", &query_rows),
             word("load_path", &["staged", "direct"]),
             number("tile_tokens", &[16, 32, 64, 128]),
@@ -341,7 +412,7 @@ impl SearchSpace {
             merge,
         ] = values;
         Some(Configuration {
-            core: if core == 0 { Core::Fma } else { Core::Mma },
+            core: [Core::Fma, Core::Mma, Core::Wgmma][core as usize],
             query_rows,
             load_path: if load == 0 { LoadPath::Staged } else { LoadPath::Direct },
             tile_tokens,
@@ -364,7 +435,7 @@ impl SearchSpace {
     pub fn point_of(&self, configuration: &Configuration) -> Option<Vec<usize>> {
         let c = configuration;
         let values = [
-            u32::from(c.core == Core::Mma),
+            c.core as u32,
             c.query_rows,
             u32::from(c.load_path == LoadPath::Direct),
             c.tile_tokens,

@@ -125,6 +125,44 @@ class Loading(Folder):
                 64,
                 52_224,
             ),
+            (
+                # 128 columns over two warpgroups, and a third that brings tiles: a ring of 196608 bytes,
+                # queries of 32768, a word for each of 384 tokens, and barriers and pieces of 96.
+                KernelShape("bf16", 128, 4),
+                {
+                    **{"core": "wgmma", "query_rows": 32, "tile_tokens": 128, "token_warps": 1},
+                    **{"heads_per_warp": 16, "unroll": 1, "query": "shared"},
+                    **{"blocks_per_multiprocessor": 1},
+                },
+                "bf16-d128-g4-wgmma-r32-staged-t128-s3-w1-h16-v16-u1-qs-p0-b1-x1-m128-second",
+                384,
+                231_008,
+            ),
+            (
+                # Four words for each of 128 tokens. There are no states: those of 128 columns would need more
+                # than the ring.
+                KernelShape("f16", 64, 1),
+                {
+                    **{"core": "wgmma", "query_rows": 128, "tile_tokens": 64, "stages": 2},
+                    **{"token_warps": 1, "heads_per_warp": 16, "unroll": 1},
+                    **{"blocks_per_multiprocessor": 1},
+                },
+                "f16-d64-g1-wgmma-r128-staged-t64-s2-w1-h16-v16-u1-qr-p0-b1-x1-m128-second",
+                384,
+                34_880,
+            ),
+            (
+                # One warpgroup and two words, neither of them full.
+                KernelShape("bf16", 128, 1),
+                {
+                    **{"core": "wgmma", "query_rows": 60, "tile_tokens": 64, "stages": 4},
+                    **{"token_warps": 1, "heads_per_warp": 16, "unroll": 1, "query": "shared"},
+                    **{"blocks_per_multiprocessor": 1},
+                },
+                "bf16-d128-g1-wgmma-r60-staged-t64-s4-w1-h16-v16-u1-qs-p0-b1-x1-m128-second",
+                256,
+                149_632,
+            ),
         ]:
             made = spec(shape, **changes)
             c = made.configuration
@@ -164,6 +202,20 @@ class Loading(Folder):
         self.assertEqual(loaded.spec, spec())
         self.assertEqual(loaded.buckets[0].bucket, Bucket(*SMALL))
 
+    def test_kernels_of_every_core_are_read(self):
+        several = {"query_rows": 32, "heads_per_warp": 16, "tile_tokens": 64, "unroll": 1}
+        by_warpgroups = {**several, "core": "wgmma", "token_warps": 1}
+        one_head = replace(SHAPE, group_size=1)
+        specs = [
+            spec(),
+            spec(core="mma", **several),
+            spec(**by_warpgroups),
+            spec(one_head, **by_warpgroups | {"query_rows": 128}),
+        ]
+        loaded = Artifact.load(self.write(*map(kernel, specs))).kernels
+        self.assertEqual([entry.spec for entry in loaded], specs)
+        self.assertEqual([entry.id for entry in loaded], list(map(str, specs)))
+
     def test_a_manifest_that_makes_no_sense_is_refused(self):
         def changed(path, value):
             content = manifest([kernel(spec())])
@@ -192,10 +244,12 @@ class Loading(Folder):
             (changed([*entry, "id"], "bf16"), "its spec is that of `bf16-d128-g4-staged"),
             (changed([*entry, "spec", "configuration", "unroll"], 99), "a value out of bounds"),
             (changed([*entry, "spec", "configuration", "query_rows"], 0), "a value out of bounds"),
-            (changed([*entry, "spec", "configuration", "query_rows"], 33), "a value out of bounds"),
-            (changed([*entry, "spec", "configuration", "query_rows"], 32), "its spec is that of `.*-r32-"),
+            (changed([*entry, "spec", "configuration", "query_rows"], 129), "a value out of bounds"),
+            (changed([*entry, "spec", "configuration", "query_rows"], 128), "its spec is that of `.*-r128-"),
             (changed([*entry, "spec", "configuration", "tile_tokens"], None), "no field 'tile_tokens'"),
             (changed([*entry, "spec", "configuration", "core"], 1), "core is 1, expected str"),
+            (changed([*entry, "spec", "configuration", "core"], "wmma"), "a value out of bounds"),
+            (changed([*entry, "spec", "configuration", "core"], "wgmma"), "its spec is that of `.*-wgmma-"),
             (changed([*entry, "spec", "shape", "head_dim"], 96), "head_dim 96 is not served"),
             (changed([*entry, "spec", "shape", "kv_dtype"], "e5m2"), "kv_dtype 'e5m2' is unknown"),
             (changed([*entry, "spec", "shape", "kv_dtype"], 8), "kv_dtype is 8, expected str"),
@@ -247,6 +301,13 @@ class Selection(Folder):
         with self.assertRaises(ArtifactError) as caught:
             self.choose(SMALL, DeviceProperties("V100", "sm_70", 80, 98_304))
         self.assertIn("no cubin for sm_70 and its PTX is for sm_80 and newer", str(caught.exception))
+        # PTX of one architecture alone is for no newer one.
+        hopper, blackwell = (DeviceProperties(a, a, 132, 232_448) for a in ("sm_90a", "sm_100a"))
+        alone = [kernel(spec(), cubins=(), ptx_architecture="sm_90a")]
+        self.assertEqual(self.choose(SMALL, hopper, kernels=alone).entry.spec, spec())
+        with self.assertRaises(ArtifactError) as caught:
+            self.choose(SMALL, blackwell, kernels=alone)
+        self.assertIn("no cubin for sm_100a and its PTX is for sm_90a alone", str(caught.exception))
         with self.assertRaises(ArtifactError) as caught:
             self.choose(SMALL, shape=KernelShape("f16", 128, 4))
         message = str(caught.exception)

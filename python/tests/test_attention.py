@@ -443,6 +443,20 @@ class Launches(unittest.TestCase):
         self.assertEqual(merge[:3], ("merge", (4 * 2, 4), 128))
         self.assertIs(merge[3]["tile_ptr"], buffers["tile_ptr"])
 
+    def test_the_kernel_with_most_words_of_rows_says_what_room_they_need(self):
+        shape = KernelShape("bf16", 128, 1)
+        few = spec(shape, core="mma", query_rows=4)
+        many = spec(
+            shape, core="wgmma", query_rows=33, tile_tokens=64, token_warps=1, heads_per_warp=16, unroll=1
+        )
+        attention = self.attention(
+            *map(kernel, (few, many, spec(shape, heads_per_warp=1))),
+            shape=AttentionShape("bf16", 2, 2, 128, page_size=16),
+        )
+        # Twice 20 spans, with two words for 33 rows each.
+        self.assertEqual(attention._buffers["span_rows"].numel(), 80)
+        self.assertEqual(attention._buffers["tile_spans"].numel(), 80)
+
     def test_of_layers_without_a_merge_kernel(self):
         last = spec(merge="last-arriver")
         attention = self.attention(kernel(last))

@@ -239,7 +239,9 @@ impl SpanAttention {
         let partial_acc = most(|need| need.partial_acc).unwrap_or(0);
         let partial_ml = most(|need| need.partial_ml).unwrap_or(0);
         let arrivals = most(|need| need.arrivals).unwrap_or(0);
-        let tiled = kernels.launchers.iter().any(|l| l.spec().configuration.query_rows > 1);
+        let configurations = || kernels.launchers.iter().map(|l| l.spec().configuration);
+        let tiled = configurations().any(|c| c.query_rows > 1);
+        let row_words = configurations().map(|c| c.row_words() as usize).max().unwrap_or(1);
         let integers = |name, count| Mirror::allocate(&device, name, count);
         let bytes = |name, bytes| DeviceMemory::allocate(&device, name, bytes);
         let sets = limits.rows * attention.kv_heads as usize;
@@ -250,7 +252,7 @@ impl SpanAttention {
                 tile_ptr: integers("tile_ptr", limits.rows + 1)?,
                 tile_span_ptr: bytes("tile_span_ptr", 4 * (sets + 1))?,
                 tile_spans: bytes("tile_spans", 8 * planned_spans)?,
-                span_rows: bytes("span_rows", 4 * planned_spans)?,
+                span_rows: bytes("span_rows", 4 * row_words * planned_spans)?,
             }),
         };
         let span_ptr = integers("span_ptr", sets + 1)?;

@@ -204,10 +204,10 @@ fn specs(arguments: &Arguments, limits: Limits) -> Result<Vec<KernelSpec>> {
         Some(shape) => vec![shape],
         None => usual_shapes(),
     };
-    // Of kernels that take one row at a time, and of those that take several.
+    // Of kernels that take one row at a time, and of those that take several or many.
     let spaces: Vec<Sampled> = shapes
         .into_iter()
-        .flat_map(|shape| [1, 16].map(|rows| SearchSpace::for_rows(shape, limits, rows)))
+        .flat_map(|shape| [1, 4, 128].map(|rows| SearchSpace::for_rows(shape, limits, rows)))
         .map(Sampled)
         .collect();
     let mut draws: Vec<_> = (0u64..)

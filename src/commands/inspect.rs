@@ -174,7 +174,7 @@ fn print(inspection: &Inspection<'_>, out: &mut dyn Write) -> Result<()> {
             grouped(kernel.shared_bytes.into())
         );
         table.row(["launch".into(), launch]);
-        table.row(["PTX".into(), format!("{} and newer", kernel.ptx_architecture)]);
+        table.row(["PTX".into(), kernel.ptx_reach()]);
         table.write(out, "    ")?;
         let heading = ["cubin", "kernel", "registers/thread", "static shared B", "spills B"];
         let mut table = Table::new(&heading, &[2, 3, 4]);

@@ -9,9 +9,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use spanforge_device::{Compiler, Device, EmulatedOptions, Prediction};
+use spanforge_emulator::LineCount;
 use spanforge_emulator::cost::{Lever, counted, levers};
-use spanforge_kernels::Limits;
+use spanforge_kernels::{KernelSpec, Limits, render};
 use spanforge_tuner::evaluate::predict;
+use spanforge_verify::SourceMap;
+use std::cmp::Reverse;
 use std::io::Write;
 
 /// Explain a configuration's predicted time: term by term, and what would change it
@@ -22,6 +25,7 @@ use std::io::Write;
 #[command(after_help = "Examples:\n  \
     spanforge predict\n  \
     spanforge predict --workload ssas-llama2 --device emulated:a100\n  \
+    spanforge predict --lines 20\n  \
     spanforge predict --config bf16-d256-g6-staged-t16-s3-w2-h3-v16-u2-qr-p0-b1-x2-m128-second")]
 pub struct Arguments {
     /// Configuration: an id, or a JSON file [default: the default one of the workload's shape]
@@ -33,6 +37,9 @@ pub struct Arguments {
     /// Seed of the batch and the tensors
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Show the N lines of device code with most instructions
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    lines: usize,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -52,7 +59,8 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     if arguments.device.starts_with("cuda:") {
         bail!("{} measures and does not predict: name an emulated device", arguments.device);
     }
-    let device = spanforge_device::open_emulated(&arguments.device, EmulatedOptions::default())?;
+    let options = EmulatedOptions { lines: arguments.lines > 0, ..EmulatedOptions::default() };
+    let device = spanforge_device::open_emulated(&arguments.device, options)?;
     let workload = arguments.workload.workload(arguments.seed)?;
     let shape = workload.attention.kernel_shape()?;
     let limits = Limits::of(device.properties());
@@ -64,7 +72,10 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         bail!("{spec} is for {}, and the workload is {shape}: name a fitting one", spec.shape);
     }
     let compiler = Compiler::new(&notice::settings())?;
-    let problem = predict(&device, &compiler, &workload, spec, arguments.seed)?;
+    let mut problem = predict(&device, &compiler, &workload, spec, arguments.seed)?;
+    problem.lines.sort_by_key(|count| Reverse(count.instructions));
+    let all_lines = problem.lines.iter().map(|count| count.instructions).sum::<u64>();
+    problem.lines.truncate(arguments.lines);
     let explained = problem.predictions.into_iter().map(|prediction| {
         let shape = prediction.shape.context("a prediction without its launch")?;
         let bytes = prediction.footprint_bytes;
@@ -83,6 +94,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
             "floor_us": problem.floor_us,
             "floor_bytes": problem.floor_bytes,
             "launches": explained,
+            "lines": problem.lines,
         });
         write_json(out, &value)?;
         return Ok(Outcome::Done);
@@ -100,6 +112,9 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     for launch in &explained {
         print(launch, time_us, out)?;
     }
+    if arguments.lines > 0 {
+        print_lines(&problem.lines, all_lines, spec, out)?;
+    }
     writeln!(out, "\nAssumptions of the largest launch:")?;
     let largest = explained
         .iter()
@@ -108,6 +123,22 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
         writeln!(out, "- {assumption}")?;
     }
     Ok(Outcome::Done)
+}
+
+/// Where the instructions are, of `all` that the executed blocks ran.
+fn print_lines(lines: &[LineCount], all: u64, spec: KernelSpec, out: &mut dyn Write) -> Result<()> {
+    let rendered = render(&spec)?;
+    let source = SourceMap::new(&rendered.name, &rendered.text);
+    let mut table = Table::new(&["instructions", "share", "line", ""], &[0, 1]);
+    for LineCount { line, instructions, .. } in lines {
+        let text = source.text(&line.file, line.line).unwrap_or_default().trim();
+        let share = 100.0 * *instructions as f64 / all.max(1) as f64;
+        let place = line.to_string();
+        table.row([grouped(*instructions), format!("{share:.1} %"), place, text.to_owned()]);
+    }
+    writeln!(out, "\nWarp instructions of the executed blocks, by line:\n")?;
+    table.write(out, "  ")?;
+    Ok(())
 }
 
 /// Launches that take less of the whole are told in a line.

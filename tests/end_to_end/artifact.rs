@@ -14,7 +14,12 @@ pub const ID: &str = "f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-se
 
 /// An artifact with one kernel.
 pub fn write_artifact(at: &Path) -> Artifact {
-    let spec: KernelSpec = ID.parse().unwrap();
+    write_artifact_of(at, ID, "sm_80")
+}
+
+/// An artifact with the kernel of that id, and PTX for that architecture.
+fn write_artifact_of(at: &Path, id: &str, architecture: &str) -> Artifact {
+    let spec: KernelSpec = id.parse().unwrap();
     let rendered = render(&spec).unwrap();
     let source = Source::new(rendered.name, rendered.text.clone());
     let compiler = Compiler::new(&Settings::from_environment()).unwrap();
@@ -31,7 +36,7 @@ pub fn write_artifact(at: &Path) -> Artifact {
             basis: Basis::Predicted,
             buckets: Vec::new(),
             source: rendered.text,
-            portable: compile(Target::Ptx("sm_80".into())),
+            portable: compile(Target::Ptx(architecture.into())),
             images: vec![compile(Target::Cubin("sm_90a".into()))],
         }],
         evidence: serde_json::json!({"cases": 50, "checked": {"worst": 0.001}}),
@@ -67,6 +72,19 @@ fn the_choice_is_explained() {
         .prints("built for f16-d128-g4")
         .prints("spanforge tune");
     spanforge(here.path(), ["inspect", "a", "--head-dim", "256"]).expect(2).says("--explain");
+}
+
+#[test]
+fn a_kernel_of_warpgroups_is_for_its_architecture_alone() {
+    let here = folder();
+    let id = "f16-d128-g4-wgmma-r16-staged-t64-s2-w1-h16-v16-u1-qs-p0-b1-x1-m128-second";
+    write_artifact_of(&here.path().join("a"), id, "sm_90a");
+    spanforge(here.path(), ["inspect", "a"]).expect(0).prints("sm_90a alone");
+    let explain = |device| ["inspect", "a", "--explain", "--device", device];
+    let fits = spanforge(here.path(), explain("emulated:h100")).expect(0);
+    fits.prints("used: the first that fits");
+    let older = spanforge(here.path(), explain("emulated:a100")).expect(0);
+    older.prints("there is no cubin for sm_80 and its PTX is for sm_90a alone");
 }
 
 #[test]

@@ -150,6 +150,7 @@ pub(crate) mod tests {
             shared_bytes_per_block: 227 << 10,
             shared_bytes_per_multiprocessor: 228 << 10,
             threads_per_multiprocessor: 2048,
+            warpgroups: true,
         };
         let configuration = SearchSpace::new(shape, limits).default_configuration().expect("one");
         let resources = Resources { spill_store_bytes: spills, ..Resources::default() };

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use spanforge_device::{
     Basis, Compiler, Device, DeviceError, DeviceProperties, Prediction, TimeOptions, Timing, median,
 };
+use spanforge_emulator::LineCount;
 use spanforge_kernels::decoder::{DecoderError, Resident, UploadOptions};
 use spanforge_kernels::{DecodeProblem, Decoder, KernelSpec, render};
 use spanforge_verify::check_seeds;
@@ -352,6 +353,9 @@ pub struct Predicted {
     pub floor_bytes: u64,
     /// The same as a time in microseconds; see [`floor_us`].
     pub floor_us: f64,
+    /// What the executed blocks of all launches did, line by line of the rendered source; empty unless
+    /// the device counts lines.
+    pub lines: Vec<LineCount>,
 }
 
 /// Predicts the time of a configuration for a workload on an emulated device, unchecked.
@@ -373,6 +377,7 @@ pub fn predict(
     let timing = time_resident(&decoder, &resident, &problem)?;
     Ok(Predicted {
         predictions: timing.predictions,
+        lines: device.line_counts(decoder.module())?,
         floor_bytes: problem.floor_bytes(),
         floor_us: floor_us(&problem, properties),
     })
@@ -405,7 +410,7 @@ pub(crate) fn cache_bytes(basis: Basis) -> u64 {
 }
 
 fn options(problem: &DecodeProblem, samples: u32) -> TimeOptions {
-    TimeOptions { samples, stand_ins: stand_ins(problem), ..TimeOptions::default() }
+    TimeOptions { samples, distinct_bytes: distinct_bytes(problem), ..TimeOptions::default() }
 }
 
 /// The timed problems of a study, one per batch. They share the memory that K and V may take.
@@ -417,13 +422,11 @@ pub(crate) fn problems(study: &Study, basis: Basis) -> Result<Vec<DecodeProblem>
     study.batches().map(|batch| batch.problem(study.seed, bytes)).collect()
 }
 
-/// A problem whose requests share pages stands for one in which they do not.
-fn stand_ins(problem: &DecodeProblem) -> Vec<String> {
-    let mut pages: Vec<i32> = problem.page_table.iter().copied().filter(|p| *p >= 0).collect();
-    let entries = pages.len();
-    pages.sort_unstable();
-    pages.dedup();
-    if pages.len() < entries { ["k", "v"].map(str::to_owned).to_vec() } else { Vec::new() }
+/// What a step reads of K and V at most: what its rows select, once for all rows of a request. Where
+/// requests share pages the problem stands for one in which they do not.
+fn distinct_bytes(problem: &DecodeProblem) -> Vec<(String, u64)> {
+    let each = problem.tile_kv_bytes(u32::MAX) / 2;
+    ["k", "v"].map(|name| (name.to_owned(), each)).to_vec()
 }
 
 #[cfg(unix)]

@@ -10,7 +10,8 @@ use spanforge_verify::{CaseReport, VerifyError, check_seeds};
 use std::path::Path;
 
 /// Oldest architecture that the kernels can run on (`cp.async`, bf16): the PTX of an artifact is made
-/// for it, so that every newer GPU can translate it.
+/// for it, so that every newer GPU can translate it. PTX of a kernel that is for one architecture alone
+/// is made for that one.
 pub const PORTABLE_ARCHITECTURE: &str = "compute_80";
 
 /// What can go wrong between the winner and its artifact.
@@ -42,7 +43,7 @@ pub enum ExportError {
 pub struct Chosen<'a> {
     /// The candidate.
     pub candidate: &'a Candidate,
-    /// `winner`, `bucket` or `default`.
+    /// `winner`, `bucket`, `default` or `portable`.
     pub role: &'a str,
     /// How it does in each bucket; none where one batch was timed.
     pub buckets: Vec<InBucket>,
@@ -99,6 +100,11 @@ pub fn export(
         .iter()
         .map(|c| {
             let spec = c.candidate.spec;
+            let own = spec.own_architecture();
+            let portable = own.map_or_else(
+                || PORTABLE_ARCHITECTURE.to_owned(),
+                |architecture| architecture.replace("sm_", "compute_"),
+            );
             Ok(KernelFiles {
                 spec,
                 role: c.role.to_owned(),
@@ -106,9 +112,10 @@ pub fn export(
                 basis: c.candidate.basis,
                 buckets: c.buckets.clone(),
                 source: render(&spec)?.text,
-                portable: compile(compiler, &spec, PORTABLE_ARCHITECTURE)?,
+                portable: compile(compiler, &spec, &portable)?,
                 images: architectures
                     .iter()
+                    .filter(|architecture| own.is_none_or(|own| own == architecture.as_str()))
                     .map(|a| compile(compiler, &spec, a))
                     .collect::<Result<_, _>>()?,
             })

@@ -183,6 +183,7 @@ mod tests {
             shared_bytes_per_block: 227 << 10,
             shared_bytes_per_multiprocessor: 228 << 10,
             threads_per_multiprocessor: 2048,
+            warpgroups: true,
         };
         let space = SearchSpace::new(shape, limits);
         // A default that the strategy comes to itself, as its tenth point.

@@ -14,7 +14,7 @@ pub(crate) use change::{change, kernel_source};
 pub use error::{Interrupted, TuneError};
 
 use crate::buckets::{by_bucket, geometric_mean, in_buckets};
-use crate::choice::{choose, judged};
+use crate::choice::{choose, judged, ranked};
 use crate::cluster::{Announced, Cluster, Coordinator, State};
 use crate::environment::{Environment, unix_seconds};
 use crate::evaluate::{Open, Setup, floor_us, problems};
@@ -274,9 +274,19 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
     by_bucket(&mut winner, &run.batches, &candidates, &remeasured);
     let candidates = judged(&candidates, &remeasured);
     (means.progress)(Event::Exporting(&winner));
-    // The default stays at hand for devices that cannot hold the others.
+    // The default stays at hand for devices that cannot hold the others, and the best kernel that is for
+    // any architecture where all of these are for one alone.
     let default = candidates.first().filter(|c| c.status == Status::Correct);
-    let others = winner.shipped.iter().chain(default.map(|candidate| &candidate.id));
+    let for_any = |candidate: &Candidate| candidate.spec.own_architecture().is_none();
+    let named = |id: &String| candidates.iter().find(|c| c.id == *id);
+    let shipped = std::iter::once(&winner.id).chain(&winner.shipped).filter_map(named);
+    let portable = match shipped.chain(default).any(for_any) {
+        true => None,
+        false => {
+            ranked(&candidates).into_iter().map(|(candidate, _)| candidate).find(|c| for_any(c))
+        }
+    };
+    let others = winner.shipped.iter().chain(default.into_iter().chain(portable).map(|c| &c.id));
     let mut chosen: Vec<Chosen<'_>> = Vec::new();
     for id in std::iter::once(&winner.id).chain(others) {
         let Some(candidate) = candidates.iter().find(|c| c.id == *id) else { continue };
@@ -286,7 +296,8 @@ pub fn tune(request: &Request, means: &Means<'_>) -> Result<Outcome, TuneError> 
         let role = match id {
             id if *id == winner.id => "winner",
             id if winner.shipped.contains(id) => "bucket",
-            _ => "default",
+            id if default.is_some_and(|default| default.id == *id) => "default",
+            _ => "portable",
         };
         let buckets = in_buckets(&run.batches, candidate, &winner.buckets);
         chosen.push(Chosen { candidate, role, buckets });

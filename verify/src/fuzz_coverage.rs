@@ -6,8 +6,8 @@ use crate::recipe::Values;
 use serde::Serialize;
 use spanforge_kernels::abi::PLAN_THREADS;
 use spanforge_kernels::launch::query_tiles;
-use spanforge_kernels::{Core, KernelSpec, LoadPath, Merge, QueryHome, SearchSpace};
-use spanforge_spans::{KvDtype, KvLayout};
+use spanforge_kernels::{KernelSpec, LoadPath, Merge, QueryHome, SearchSpace};
+use spanforge_spans::{KvDtype, KvLayout, SpanSet};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Cases per named edge. Edges that no case has met are there with 0.
@@ -18,7 +18,7 @@ pub struct Coverage {
 }
 
 /// The edges, by what they concern.
-const EDGES: [&str; 57] = [
+const EDGES: [&str; 59] = [
     "row: empty",
     "row: one token",
     "row: whole cache",
@@ -54,6 +54,8 @@ const EDGES: [&str; 57] = [
     "query tile: full",
     "query tile: with rows to spare",
     "query tile: rows with other spans",
+    "query tile: more rows than a word has bits",
+    "query tile: nothing in a tile for a warpgroup with rows",
     "layout: NHD",
     "layout: HND",
     "KV heads: 1",
@@ -126,13 +128,23 @@ pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
     let of_8_bits = p.attention.kv_dtype == KvDtype::E4m3 && total > 0;
     meet("values: of 8 bits", of_8_bits);
     meet("values: of 8 bits, with factors", of_8_bits && p.kv_scales > 0);
+    let sets = batch.rows() / p.rows.len().max(1);
     let requests: Vec<i32> = p.rows.iter().map(|row| row.request as i32).collect();
     for tile in query_tiles(&requests, c.query_rows).windows(2) {
         let rows = (tile[1] - tile[0]) as u32;
         meet("query tile: full", c.query_rows > 1 && rows == c.query_rows);
         meet("query tile: with rows to spare", rows < c.query_rows);
+        meet("query tile: more rows than a word has bits", rows > 32);
+        let tile = tile[0] as usize..tile[1] as usize;
+        meet(
+            "query tile: nothing in a tile for a warpgroup with rows",
+            (0..sets).any(|set| {
+                let of_rows: Vec<SpanSet> =
+                    tile.clone().map(|row| batch.row(row * sets + set)).collect();
+                passes_over(spec, &of_rows)
+            }),
+        );
     }
-    let sets = batch.rows() / p.rows.len().max(1);
     let rows = p.rows.iter().flat_map(|row| row.sets().map(move |spans| (row, spans)));
     let rows = rows.zip(batch.sets()).zip(&tokens).enumerate();
     for (index, (((row, spans), set), &n)) in rows {
@@ -208,6 +220,31 @@ pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
     met
 }
 
+/// Whether a warpgroup that has some of these rows of a query tile wants nothing of its first tile of
+/// tokens: the only one of which it is known where it begins.
+fn passes_over(spec: &KernelSpec, rows: &[SpanSet]) -> bool {
+    let c = &spec.configuration;
+    let all = rows.iter().cloned().reduce(|a, b| a.union(&b)).unwrap_or_default();
+    let mut left = c.tile_tokens;
+    let mut first = Vec::new();
+    for span in all.iter() {
+        let end = span.end().min(span.start().saturating_add(left));
+        first.push((span.start(), end));
+        left -= end - span.start();
+    }
+    let wanted = |row: &SpanSet| {
+        let mut spans = row.iter();
+        spans.any(|span| first.iter().any(|(s, e)| span.start() < *e && *s < span.end()))
+    };
+    let groups = c.warpgroups(&spec.shape) as usize;
+    let group_size = spec.shape.group_size as usize;
+    (0..groups).any(|group| {
+        let columns = (64 * group / group_size)..(64 * (group + 1)).div_ceil(group_size);
+        let own = rows.get(columns.start..columns.end.min(rows.len())).unwrap_or_default();
+        !own.is_empty() && !first.is_empty() && !own.iter().any(wanted)
+    })
+}
+
 /// The values of one parameter that the kernels of a run have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ParameterCoverage {
@@ -246,7 +283,7 @@ fn value(spec: &KernelSpec, name: &str) -> Option<u32> {
     let c = &spec.configuration;
     Some(match name {
         "query_rows" => c.query_rows,
-        "core" => u32::from(c.core == Core::Mma),
+        "core" => c.core as u32,
         "load_path" => u32::from(c.load_path == LoadPath::Direct),
         "tile_tokens" => c.tile_tokens,
         "stages" => c.stages,
@@ -278,12 +315,13 @@ mod tests {
             ID,
             "f16-d64-g4-mma-r4-staged-t32-s2-w2-h8-v16-u1-qr-p0-b1-x2-m64-second",
             "f16-e4m3-d64-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m64-second",
+            "f16-d64-g2-wgmma-r64-staged-t64-s2-w1-h16-v16-u1-qr-p0-b1-x1-m64-second",
         ];
         let mut coverage = Coverage::default();
         for (seed, id) in (0..1000).zip(ids.iter().cycle()) {
             let spec: KernelSpec = id.parse().unwrap();
             let problem = generate_recipe(spec.shape, &Edges::of(&spec), seed);
-            let smallest_share = [None, Some(1), Some(100_000)][seed as usize / 3 % 3];
+            let smallest_share = [None, Some(1), Some(100_000)][seed as usize / ids.len() % 3];
             let trial =
                 Trial { schedule: seed % 2, multiprocessors: Some(2), smallest_share, problem };
             coverage.add(edges_of(&spec, &trial));
@@ -299,6 +337,7 @@ mod tests {
             shared_bytes_per_block: 232_448,
             shared_bytes_per_multiprocessor: 233_472,
             threads_per_multiprocessor: 2048,
+            warpgroups: true,
         };
         for parameter in parameter_coverage(&[SearchSpace::new(spec.shape, limits)], &[spec]) {
             assert_eq!(parameter.met.len(), 1, "{parameter:?}");

@@ -160,9 +160,10 @@ fn rarely(rng: &mut impl Rng, mut recipe: Recipe, edges: &Edges, weight: u32) ->
 }
 
 /// Several rows for a request next to each other, around as many as a query tile has: each sees what the
-/// one before it sees and a token more, or the same, or something else.
+/// one before it sees and a token more, or the same, or something else; or half of them see something of one
+/// half of the cache and the others of the other half, or one row alone does.
 fn several_rows(rng: &mut impl Rng, recipe: &mut Recipe, edges: &Edges) {
-    let most = (2 * edges.query_rows + 1).clamp(3, 40);
+    let most = (2 * edges.query_rows + 1).clamp(3, 140);
     let page_size = recipe.attention.page_size;
     let rows = std::mem::take(&mut recipe.rows);
     for row in rows {
@@ -172,9 +173,25 @@ fn several_rows(rng: &mut impl Rng, recipe: &mut Recipe, edges: &Edges) {
             1 => edges.query_rows,
             _ => rng.random_range(1..=most),
         };
-        let causal = rng.random();
+        let (causal, by_halves) = (rng.random(), rng.random_ratio(1, 4));
         let mut last = row.spans.iter().map(|[_, end]| *end).max().unwrap_or(0);
+        let first = recipe.rows.len();
         recipe.rows.push(row.clone());
+        if by_halves {
+            let middle = length / 2;
+            recipe.rows[first].spans = vec![[rng.random_range(0..=middle), middle]];
+            let second = Row { spans: vec![[middle, length]], ..row };
+            let halves = [recipe.rows[first].clone(), second];
+            let alone = rng.random_bool(0.5).then(|| match rng.random_range(0..3) {
+                0 => count - 1,
+                1 => 31.min(count - 1),
+                _ => rng.random_range(0..count),
+            });
+            let is_second = |at: u32| alone.map_or(2 * at >= count, |alone| at == alone);
+            recipe.rows[first] = halves[usize::from(is_second(0))].clone();
+            recipe.rows.extend((1..count).map(|at| halves[usize::from(is_second(at))].clone()));
+            continue;
+        }
         for _ in 1..count {
             let mut next = recipe.rows.last().unwrap_or(&row).clone();
             if causal {

@@ -38,10 +38,11 @@ pub(super) fn of(
         "PTX stands for SASS: a move issues as 0.3 instructions, everything else as 1; a third of \
          the integer operations run on the float32 pipe"
             .to_owned(),
-        "a warp keeps 4 independent instructions under way; a matrix instruction is an m16n8k16"
+        "a warp keeps 4 independent instructions under way and waits for the products of its \
+         warpgroup; a matrix instruction of a warp is an m16n8k16"
             .to_owned(),
         format!(
-            "{} blocks share all the work evenly, and so do the warps of a block; {} only start",
+            "{} blocks share all the work evenly; {} only start",
             shape.busy(),
             shape.blocks - shape.busy()
         ),

@@ -23,6 +23,10 @@ pub fn counted(term: &str, counters: &Counters) -> Vec<(u64, &'static str)> {
         "integer pipe" => instructions(mix.integer),
         "convert pipe" => instructions(mix.convert),
         "special functions" => instructions(mix.special),
+        "tensor cores" if counters.warpgroup.flop > 0 => vec![
+            (mix.matrix.saturating_sub(counters.warpgroup.instructions), "warp instructions"),
+            (counters.warpgroup.flop, "operations of warpgroups"),
+        ],
         "tensor cores" => instructions(mix.matrix),
         "shared memory and shuffles" => {
             let (load, store) = (&counters.shared_load, &counters.shared_store);

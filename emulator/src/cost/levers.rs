@@ -61,7 +61,12 @@ pub fn levers(
         "10 % fewer bytes of global memory".into(),
         predicted(shape, &fewer_bytes, LESS * distinct),
     );
-    let fewer_instructions = with(|c| c.mix.counts().into_iter().for_each(scale));
+    let fewer_instructions = with(|c| {
+        let products = &mut c.warpgroup;
+        let of_warpgroups =
+            [&mut products.instructions, &mut products.flop, &mut products.shared_bytes];
+        c.mix.counts().into_iter().chain(of_warpgroups).for_each(scale);
+    });
     add(
         "10 % fewer instructions of every kind".into(),
         predicted(shape, &fewer_instructions, distinct),

@@ -148,7 +148,7 @@ impl Form {
         op.s[0] = bits.iter().enumerate().fold(0, |out, (at, &bit)| out | u16::from(bit) << at);
     }
 
-    fn decode(op: &Op) -> Self {
+    pub(crate) fn decode(op: &Op) -> Self {
         let ty = |number: u16| TYPES[usize::from(number) % TYPES.len()];
         let bit = |at: u32| op.s[0] >> at & 1 != 0;
         Self {
@@ -161,6 +161,16 @@ impl Form {
             across: [bit(3), bit(4)],
             saturate: bit(5),
         }
+    }
+
+    /// Floating-point operations of one warp's quarter of a product (a multiply-add is two).
+    pub(crate) fn warp_flop(&self) -> u64 {
+        (2 * ROWS / 4 * self.columns * self.depth()) as u64
+    }
+
+    /// Bytes of shared memory that a product reads for each of its warps.
+    pub(crate) fn warp_operand_bytes(&self) -> u64 {
+        self.operand_bytes() as u64 / 4
     }
 
     /// Bytes of shared memory that a product reads.

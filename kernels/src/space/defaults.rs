@@ -9,6 +9,9 @@ impl SearchSpace {
     /// small ring as the device has room for, up to four per multiprocessor. `None` where no configuration
     /// fits the shape on this device.
     pub fn default_configuration(&self) -> Option<Configuration> {
+        if let Some(by_warpgroups) = self.warpgroup_default() {
+            return Some(by_warpgroups);
+        }
         let preferred = if self.most_query_rows() > 1 {
             self.query_tile_preference()
         } else if self.shape.group_size > 3 {
@@ -81,6 +84,39 @@ impl SearchSpace {
     fn most_query_rows(&self) -> u32 {
         let of_rows = self.parameters.iter().find(|p| p.name == "query_rows");
         of_rows.and_then(|p| p.values.last().copied()).unwrap_or(1)
+    }
+
+    /// Two warpgroups, or one in each of two blocks, where there are rows to fill them and the space has
+    /// them: as many columns as there can be, large tiles, and queries in shared memory, where they cost no
+    /// registers.
+    fn warpgroup_default(&self) -> Option<Configuration> {
+        let of_rows = self.parameters.iter().find(|p| p.name == "query_rows")?;
+        let rows = of_rows.values.iter().rev().copied();
+        let candidates = rows.flat_map(|query_rows| {
+            [(128, 1, 3), (128, 1, 2), (64, 2, 3), (64, 2, 2), (64, 1, 3), (64, 1, 2)].map(
+                |(tile_tokens, blocks, stages)| Configuration {
+                    core: Core::Wgmma,
+                    query_rows,
+                    load_path: LoadPath::Staged,
+                    tile_tokens,
+                    stages,
+                    token_warps: 1,
+                    heads_per_warp: 16,
+                    vector_bytes: 16,
+                    unroll: 1,
+                    query: QueryHome::Shared,
+                    l2_prefetch: 0,
+                    min_blocks: blocks,
+                    blocks_per_multiprocessor: blocks,
+                    smallest_share: 128,
+                    merge: Merge::SecondKernel,
+                },
+            )
+        });
+        candidates.into_iter().find(|c| {
+            // More than two warpgroups have few registers each.
+            c.warpgroups(&self.shape) <= 2 && self.broken_constraint(c).is_none()
+        })
     }
 
     /// Sixteen columns per warp and four such warps, fewer where heads are wide: the accumulators of more

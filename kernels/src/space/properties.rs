@@ -10,6 +10,7 @@ const H200: Limits = Limits {
     shared_bytes_per_block: 232_448,
     shared_bytes_per_multiprocessor: 233_472,
     threads_per_multiprocessor: 2048,
+    warpgroups: true,
 };
 
 fn shape(head_dim: u32, group_size: u32) -> KernelShape {

@@ -171,10 +171,15 @@ def unfit(entry: KernelEntry, shape: KernelShape, device: DeviceProperties) -> s
         )
     if device.architecture in entry.cubins:
         return None
-    if (_architecture(entry.ptx_architecture) or 0) > (_architecture(device.architecture) or 0):
+    # PTX with instructions of one architecture alone is for no newer one.
+    if entry.ptx_architecture[-1:] in ("a", "f"):
+        runs, newer = entry.ptx_architecture == device.architecture, "alone"
+    else:
+        needed, here = map(_architecture, (entry.ptx_architecture, device.architecture))
+        runs, newer = (needed or 0) <= (here or 0), "and newer"
+    if not runs:
         return (
-            f"there is no cubin for {device.architecture} and its PTX is for "
-            f"{entry.ptx_architecture} and newer"
+            f"there is no cubin for {device.architecture} and its PTX is for {entry.ptx_architecture} {newer}"
         )
     return None
 

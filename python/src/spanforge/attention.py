@@ -103,6 +103,7 @@ class SpanAttention:
         # Two partial states of each block, for all columns of a query tile.
         states = max(2 * self._blocks(c) * c.columns(kernel_shape) for c in configurations)
         has_overlay = any(c.query_rows > 1 for c in configurations)
+        row_words = max(c.row_words for c in configurations)
         sets = limits.rows * shape.kv_heads
         planned_spans = (2 if has_overlay else 1) * limits.spans
 
@@ -126,7 +127,7 @@ class SpanAttention:
                 "tile_ptr": empty(limits.rows + 1),
                 "tile_span_ptr": empty(sets + 1),
                 "tile_spans": empty(2 * planned_spans),
-                "span_rows": empty(planned_spans),
+                "span_rows": empty(row_words * planned_spans),
             }
 
     def _blocks(self, configuration: Configuration) -> int:

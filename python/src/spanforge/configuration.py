@@ -15,8 +15,10 @@ QUERY_BYTES = 2
 
 _LARGEST_VALUE = 4096
 """Beyond this no parameter of a configuration is meant."""
-_LARGEST_QUERY_ROWS = 32
-"""The most rows of a query tile: a word has a bit for each."""
+_LARGEST_QUERY_ROWS = 128
+"""The most rows of a query tile: those that fill two warpgroups without a group."""
+_WARPGROUP_COLUMNS = 64
+"""Columns of a query tile that a warpgroup multiplies."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Configuration:
             and self.query_rows <= _LARGEST_QUERY_ROWS
             and self.vector_bytes in (8, 16)
             and self.l2_prefetch in (0, 64, 128, 256)
-            and self.core in ("fma", "mma")
+            and self.core in ("fma", "mma", "wgmma")
             and self.load_path in ("staged", "direct")
             and self.query in ("registers", "shared")
             and self.merge in ("second-kernel", "last-arriver")
@@ -106,45 +108,57 @@ class Configuration:
         """Query heads of all rows of a query tile that share a KV head."""
         return self.query_rows * shape.group_size
 
+    @property
+    def row_words(self) -> int:
+        """Words of 32 bits that have one for each row of a query tile."""
+        return -(-self.query_rows // 32)
+
     def _head_warps(self, shape: KernelShape) -> int:
+        if self.core == "wgmma":
+            return 4 * -(-self.columns(shape) // _WARPGROUP_COLUMNS)
         return -(-self.columns(shape) // self.heads_per_warp)
 
     def threads(self, shape: KernelShape) -> int:
-        """Threads per block of the decode kernel."""
-        return 32 * self._head_warps(shape) * self.token_warps
+        """Threads per block of the decode kernel, those of a warpgroup that only brings K and V
+        included."""
+        bringing = 128 if self.core == "wgmma" else 0
+        return 32 * self._head_warps(shape) * self.token_warps + bringing
 
     def shared_bytes(self, shape: KernelShape) -> int:
         """Dynamic shared memory per block of the decode kernel, in bytes."""
-        is_staged = self.load_path == "staged"
+        is_staged, by_warpgroups = self.load_path == "staged", self.core == "wgmma"
         row_bytes = shape.kv_bytes * shape.head_dim
         ring = self.stages * 2 * self.tile_tokens * row_bytes if is_staged else 0
-        padding, query, factors = 0, self.heads_per_warp * shape.head_dim * 4, 0
-        if self.core == "mma":
+        query, factors = self.heads_per_warp * shape.head_dim * 4, 0
+        if self.core != "fma":
             padded_heads = -(-self.heads_per_warp // 8) * 8
-            padding, query = 4, padded_heads * QUERY_BYTES * shape.head_dim
+            query = padded_heads * QUERY_BYTES * shape.head_dim
             # Queries in bf16 are multiplied as f16 by elements of 8 bits, with a factor for each.
-            if shape.kv_dtype == "e4m3" and shape.dtype == "bf16":
+            if self.core == "mma" and shape.kv_dtype == "e4m3" and shape.dtype == "bf16":
                 factors = padded_heads * 4
-        states = self.token_warps * self.columns(shape) * (shape.head_dim + padding + 2) * 4
+        state = {"fma": shape.head_dim + 2, "mma": shape.head_dim + 4 + 2, "wgmma": 0}[self.core]
+        states = self.token_warps * self.columns(shape) * state * 4
         query = self._head_warps(shape) * (query + factors) if self.query == "shared" else 0
-        offsets = 2 * self.tile_tokens * 8 if is_staged else 0
-        rows = (self.stages + 1) * self.tile_tokens * 4 if self.query_rows > 1 else 0
-        return -(-max(ring, states) // 16) * 16 + query + offsets + rows
+        offsets = 2 * self.tile_tokens * 8 if is_staged and not by_warpgroups else 0
+        located = self.stages if by_warpgroups else self.stages + 1
+        rows = located * self.row_words * self.tile_tokens * 4 if self.query_rows > 1 else 0
+        barriers_and_pieces = 32 * self.stages if by_warpgroups else 0
+        return -(-max(ring, states) // 16) * 16 + query + offsets + rows + barriers_and_pieces
 
 
 @dataclass(frozen=True)
 class KernelSpec:
     """A kernel: what for, and how. As text it is its identifier, such as
     `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`, with `mma-` before `staged` for
-    tensor cores, `r4-` before it for query tiles of four rows, and `e4m3-` before `d128` for a cache of such
-    elements."""
+    tensor cores, `wgmma-` for those of warpgroups, `r4-` before it for query tiles of four rows, and `e4m3-`
+    before `d128` for a cache of such elements."""
 
     shape: KernelShape
     configuration: Configuration
 
     def __str__(self) -> str:
         c = self.configuration
-        core = "mma-" if c.core == "mma" else ""
+        core = "" if c.core == "fma" else f"{c.core}-"
         rows = f"r{c.query_rows}-" if c.query_rows != 1 else ""
         return (
             f"{self.shape}-{core}{rows}{c.load_path}-t{c.tile_tokens}-s{c.stages}-w{c.token_warps}"

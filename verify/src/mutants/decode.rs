@@ -434,8 +434,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "lse-operands-exchanged",
         Operands,
         ANY,
-        "natural_lse(state.m, state.l);",
-        "natural_lse(state.l, state.m);",
+        "a.lse[head] = natural_lse(state.m, state.l);",
+        "a.lse[head] = natural_lse(state.l, state.m);",
     ),
     // merge_tile
     Mutant::new(
@@ -964,15 +964,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "share-beyond-work",
         Bound,
         ANY,
-        "const long long stop = min(shares.work, (blockIdx.x + 1) * shares.share);",
-        "const long long stop = (blockIdx.x + 1) * shares.share;",
+        "stop(min(shares.work, (blockIdx.x + 1) * shares.share)) {}",
+        "stop((blockIdx.x + 1) * shares.share) {}",
     ),
     Mutant::new(
         "last-row-not-searched",
         Bound,
         ANY,
-        "last_at_most(a.set_tokens, 0, sets, piece.begin);",
-        "last_at_most(a.set_tokens, 0, sets - 1, piece.begin);",
+        "last_at_most(a.set_tokens, 0, a.tiles * a.span_heads, piece.begin);",
+        "last_at_most(a.set_tokens, 0, a.tiles * a.span_heads - 1, piece.begin);",
     ),
     Mutant::new(
         "share-ends-with-row",
@@ -1017,8 +1017,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "one-piece-per-block",
         Overlap,
         ANY,
-        "        at += piece.end - piece.begin;",
-        "        at += shares.share;",
+        "{ at += piece.end - piece.begin; }",
+        "{ at += shares.share; }",
     ),
     Mutant::new(
         "head-of-set-left-out",
@@ -1090,8 +1090,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
         Predicate,
         ANY,
         "        if (soft_cap != 0.f)
-#pragma unroll",
+#pragma unroll
+            for (int u",
         "        if (soft_cap < 0.f)
-#pragma unroll",
+#pragma unroll
+            for (int u",
     ),
 ];

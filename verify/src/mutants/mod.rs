@@ -10,6 +10,7 @@ mod fragments;
 mod rows;
 mod run;
 mod shared;
+mod warpgroups;
 
 pub use run::{
     Catch, Hunt, HuntError, HuntOptions, InTrail, MutantReport, NamedLine, baseline, hunt,
@@ -122,8 +123,14 @@ impl Mutant {
 
 /// Every mutant.
 pub fn all() -> impl Iterator<Item = &'static Mutant> {
-    let tables =
-        [shared::MUTANTS, decode::MUTANTS, fragments::MUTANTS, rows::MUTANTS, eight_bits::MUTANTS];
+    let tables = [
+        shared::MUTANTS,
+        decode::MUTANTS,
+        fragments::MUTANTS,
+        rows::MUTANTS,
+        eight_bits::MUTANTS,
+        warpgroups::MUTANTS,
+    ];
     tables.into_iter().flatten()
 }
 
@@ -241,6 +248,12 @@ mod kernels {
     pub const EIGHT_BITS_F16: &str =
         "f16-e4m3-d256-g6-mma-staged-t32-s2-w2-h6-v16-u1-qs-p0-b1-x1-m96-second";
 
+    pub const WARPGROUPS_ROWS: &str =
+        "f16-d64-g2-wgmma-r64-staged-t64-s3-w1-h16-v16-u1-qr-p0-b1-x1-m96-second";
+    pub const WARPGROUPS_SHARED: &str =
+        "bf16-d128-g5-wgmma-r25-staged-t128-s2-w1-h16-v16-u1-qs-p0-b1-x1-m160-second";
+
+    pub const WARPGROUPS: &[&str] = &[WARPGROUPS_ROWS, WARPGROUPS_SHARED];
     pub const ROWS: &[&str] = &[ROWS_SHARED, ROWS_SPLIT];
     pub const TENSOR_CORES: &[&str] = &[TENSOR, TENSOR_SHARED];
     pub const ANY: &[&str] = &[PLAIN, DIRECT];
