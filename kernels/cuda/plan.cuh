@@ -14,6 +14,10 @@ namespace spanforge {
 
 constexpr int PLAN_THREADS = 256;
 
+// Spans that a thread loads at a time, where there are as many: one after the other each load would wait
+// for memory.
+constexpr int PLAN_SPANS = 4;
+
 // Prefix sums over the lengths of canonical spans, by one block.
 __device__ __forceinline__ void plan_spans(const int* __restrict__ span_ptr,
                                            const int2* __restrict__ spans, int* set_tokens,
@@ -23,14 +27,29 @@ __device__ __forceinline__ void plan_spans(const int* __restrict__ span_ptr,
     const int warp = threadIdx.x / 32;
     const int count = span_ptr[sets];
     int carry = 0;
-    for (int base = 0; base < count; base += PLAN_THREADS) {
-        const int index = base + static_cast<int>(threadIdx.x);
-        const int length = index < count ? spans[index].y - spans[index].x : 0;
-        int sum = length;
+    for (int base = 0, each = 0; base < count; base += PLAN_THREADS * each) {
+        each = min(PLAN_SPANS, (count - base + PLAN_THREADS - 1) / PLAN_THREADS);
+        // A warp has a run of `each` times 32 spans.
+        const int first = base + warp * 32 * each + lane;
+        int2 span[PLAN_SPANS];
 #pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-            const int below = __shfl_up_sync(~0u, sum, step);
-            if (lane >= step) sum += below;
+        for (int j = 0; j < PLAN_SPANS; ++j) span[j] = spans[min(first + 32 * j, count - 1)];
+        int length[PLAN_SPANS], sums[PLAN_SPANS], sum = 0;
+#pragma unroll
+        for (int j = 0; j < PLAN_SPANS; ++j) {
+            const int index = j < each ? first + 32 * j : count;
+            length[j] = index < count ? span[j].y - span[j].x : 0;
+        }
+#pragma unroll
+        for (int j = 0; j < PLAN_SPANS; ++j) {
+            sums[j] = length[j];
+#pragma unroll
+            for (int step = 1; step < 32; step *= 2) {
+                const int below = __shfl_up_sync(~0u, sums[j], step);
+                if (lane >= step) sums[j] += below;
+            }
+            sums[j] += sum;
+            sum = __shfl_sync(~0u, sums[j], 31);
         }
         if (lane == 31) warp_sums[warp] = sum;
         __syncthreads();  // every warp's sum is written before any is read
@@ -41,7 +60,11 @@ __device__ __forceinline__ void plan_spans(const int* __restrict__ span_ptr,
             if (w < warp) before += warp_sums[w];
             total += warp_sums[w];
         }
-        if (index < count) span_tokens[index] = before + sum - length;
+#pragma unroll
+        for (int j = 0; j < PLAN_SPANS; ++j) {
+            const int index = j < each ? first + 32 * j : count;
+            if (index < count) span_tokens[index] = before + sums[j] - length[j];
+        }
         carry += total;
         __syncthreads();  // every sum is read before the next round overwrites it
     }

@@ -230,7 +230,7 @@ fn one_head(recipe: &mut Recipe) {
 /// plan, so that they go round more than once.
 fn many_spans(rng: &mut impl Rng, recipe: &mut Recipe, weight: u32) {
     one_head(recipe);
-    let most = if weight <= 1024 && rng.random_ratio(1, 4) { 2000 } else { 640 };
+    let most = if weight <= 1024 && rng.random_ratio(1, 3) { 2400 } else { 640 };
     let count = rng.random_range(PLAN_THREADS + 1..=most);
     let row = rng.random_range(0..recipe.rows.len());
     let mut spans = Vec::new();

@@ -6,7 +6,7 @@ use super::kernels::*;
 
 /// What reads the spans of query tiles, or what was made of them.
 const READS_OVERLAY: &[&str] = &[
-    "spans[index].y - spans[index].x : 0;",
+    "span[j].y - span[j].x : 0;",
     "end = a.span_tokens[span + 1];",
     "shift = a.spans[span].x - a.span_tokens[span];",
     "return a.span_rows[span * Layout<C>::ROW_WORDS + word];",
