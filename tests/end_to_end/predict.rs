@@ -39,6 +39,26 @@ fn the_terms_and_levers_belong_to_the_time_that_tune_predicts() {
 }
 
 #[test]
+fn the_lines_with_most_instructions_are_shown() {
+    let here = folder();
+    let [workload, batch, device, json] = SMALL;
+    let predict = ["predict", workload, batch, device, "--lines=3"];
+    let shown = spanforge(here.path(), predict).expect(0);
+    let lines = spanforge(here.path(), [&predict[..], &[json]].concat()).expect(0).json();
+    let lines = lines["lines"].as_array().unwrap();
+    let count = |line: &Value| line["instructions"].as_u64().unwrap();
+    assert_eq!(lines.len(), 3);
+    assert!(lines.windows(2).all(|pair| count(&pair[0]) >= count(&pair[1])), "{lines:?}");
+    assert!(count(&lines[2]) > 0);
+    let place = |line: &Value| {
+        format!("{}:{}", line["line"]["file"].as_str().unwrap(), line["line"]["line"])
+    };
+    for line in lines {
+        shown.prints(&place(line));
+    }
+}
+
+#[test]
 fn what_cannot_be_predicted_is_named() {
     let here = folder();
     let predict =

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::counters::{GlobalTraffic, SharedTraffic};
+use crate::counters::{GlobalTraffic, SharedTraffic, WarpgroupProducts};
 use crate::profile::{find, names};
 
 /// What one block of a made-up kernel does.
@@ -405,6 +405,47 @@ fn pipelines_by_hand() {
     let narrow = super::estimate(&h200, &narrow, &counters).expect("fits");
     let issue = narrow.terms.iter().find(|term| term.name == "instruction issue").expect("there");
     assert!((issue.us - 70.0).abs() < 1e-3, "{}", issue.us);
+}
+
+/// A warpgroup's products have the peak rate, are waited for, and read shared memory; a block takes the
+/// time of its longest warp, and copies what those warps have under way that copy.
+#[test]
+fn warpgroups_by_hand() {
+    let h200 = find("h200").expect("built in");
+    let shape = Shape {
+        blocks: 132,
+        busy_blocks: 132,
+        threads_per_block: 256,
+        registers: 64,
+        shared_bytes_per_block: 0,
+    };
+    let mut counters = streaming(1 << 20, 4096).counters(1);
+    counters.mix = InstructionMix { matrix: 4000, ..InstructionMix::default() };
+    counters.warps = 8;
+    counters.warp_instructions = 4000;
+    counters.longest_warp_instructions = 1000;
+    counters.copying_warps = 4;
+    // A thousand of m64n64k16, B in shared memory.
+    counters.warpgroup = WarpgroupProducts {
+        instructions: 4000,
+        flop: 1000 * 2 * 64 * 64 * 16,
+        shared_bytes: 1000 * 64 * 32,
+    };
+    let estimate = estimate(&h200, &shape, &counters).expect("fits");
+    let expected = [
+        // 131,072,000 flop at 989.4 TFLOP/s / 132.
+        ("tensor cores", 17.486_8),
+        // The same: of eight warps the four that multiply have a quarter of the tensor cores each.
+        ("instruction latency", 17.486_8),
+        // 2 MB and 1 MiB of copies at 128 bytes a cycle.
+        ("shared memory and shuffles", 12.218_0),
+        // A quarter of a MiB for each of four warps, 4 KiB at a time: 64 times 0.34 us.
+        ("memory latency", 21.76),
+    ];
+    for (name, us) in expected {
+        let term = estimate.terms.iter().find(|term| term.name == name).expect(name);
+        assert!((term.us - us).abs() < 1e-3, "{name}: {}", term.us);
+    }
 }
 
 #[test]
