@@ -176,7 +176,7 @@ pub struct Configuration {
 pub(crate) const WARPGROUP_ARCHITECTURE: &str = "sm_90a";
 
 /// Columns of a query tile that a warpgroup multiplies.
-pub(crate) const WARPGROUP_COLUMNS: u32 = 64;
+pub const WARPGROUP_COLUMNS: u32 = 64;
 
 /// What a number is that records from before it was written down lack.
 pub(crate) fn one() -> u32 {
@@ -365,8 +365,8 @@ impl AttentionShape {
 impl fmt::Display for KernelSpec {
     /// The identifier, such as
     /// `f16-d128-g4-staged-t32-s3-w4-h4-v16-u2-qr-p0-b1-x2-m128-second`, with `mma-` before
-    /// `staged` for tensor cores, `wgmma-` for those of warpgroups, `r4-` before it for query tiles of four rows, and `e4m3-` before `d128`
-    /// for a cache of such elements.
+    /// `staged` for tensor cores, `wgmma-` for those of warpgroups, `r4-` before it for query tiles of four
+    /// rows, and `e4m3-` before `d128` for a cache of such elements.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let c = &self.configuration;
         let core = match c.core {

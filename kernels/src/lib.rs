@@ -20,7 +20,9 @@ pub mod space;
 
 pub use addressing::{Addressing, KvStrides};
 pub use bucket::Bucket;
-pub use configuration::{Configuration, Core, KernelShape, KernelSpec, LoadPath, Merge, QueryHome};
+pub use configuration::{
+    Configuration, Core, KernelShape, KernelSpec, LoadPath, Merge, QueryHome, WARPGROUP_COLUMNS,
+};
 pub use decoder::Decoder;
 pub use launch::Launcher;
 pub use model::ModelKernels;

@@ -6,7 +6,7 @@ use crate::recipe::Values;
 use serde::Serialize;
 use spanforge_kernels::abi::PLAN_THREADS;
 use spanforge_kernels::launch::query_tiles;
-use spanforge_kernels::{KernelSpec, LoadPath, Merge, QueryHome, SearchSpace};
+use spanforge_kernels::{KernelSpec, LoadPath, Merge, QueryHome, SearchSpace, WARPGROUP_COLUMNS};
 use spanforge_spans::{KvDtype, KvLayout, SpanSet};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -237,10 +237,11 @@ fn passes_over(spec: &KernelSpec, rows: &[SpanSet]) -> bool {
         spans.any(|span| first.iter().any(|(s, e)| span.start() < *e && *s < span.end()))
     };
     let groups = c.warpgroups(&spec.shape) as usize;
-    let group_size = spec.shape.group_size as usize;
+    let [columns, group_size] = [WARPGROUP_COLUMNS, spec.shape.group_size].map(|n| n as usize);
     (0..groups).any(|group| {
-        let columns = (64 * group / group_size)..(64 * (group + 1)).div_ceil(group_size);
-        let own = rows.get(columns.start..columns.end.min(rows.len())).unwrap_or_default();
+        let begin = columns * group / group_size;
+        let end = (columns * (group + 1)).div_ceil(group_size).min(rows.len());
+        let own = rows.get(begin..end).unwrap_or_default();
         !own.is_empty() && !first.is_empty() && !own.iter().any(wanted)
     })
 }

@@ -4,10 +4,10 @@ use super::{SearchSpace, balanced};
 use crate::configuration::{Configuration, Core, LoadPath, Merge, QueryHome};
 
 impl SearchSpace {
-    /// The configuration to use where nothing has been tuned: query tiles in a space that has them,
-    /// tensor cores for groups of more than three query heads, 16-byte loads, and as many blocks with a
-    /// small ring as the device has room for, up to four per multiprocessor. `None` where no configuration
-    /// fits the shape on this device.
+    /// The configuration to use where nothing has been tuned: warpgroups where rows fill them, other query
+    /// tiles in a space that has them, tensor cores for groups of more than three query heads, 16-byte
+    /// loads, and as many blocks with a small ring as the device has room for, up to four per
+    /// multiprocessor. `None` where no configuration fits the shape on this device.
     pub fn default_configuration(&self) -> Option<Configuration> {
         if let Some(by_warpgroups) = self.warpgroup_default() {
             return Some(by_warpgroups);
@@ -97,19 +97,15 @@ impl SearchSpace {
                 |(tile_tokens, blocks, stages)| Configuration {
                     core: Core::Wgmma,
                     query_rows,
-                    load_path: LoadPath::Staged,
                     tile_tokens,
                     stages,
                     token_warps: 1,
                     heads_per_warp: 16,
-                    vector_bytes: 16,
                     unroll: 1,
                     query: QueryHome::Shared,
-                    l2_prefetch: 0,
                     min_blocks: blocks,
                     blocks_per_multiprocessor: blocks,
-                    smallest_share: 128,
-                    merge: Merge::SecondKernel,
+                    ..self.cuda_core_preference()
                 },
             )
         });
