@@ -134,13 +134,23 @@ fn one_worker_and_two_find_the_same() {
     assert_eq!(fuzz("1", &[])["failures"], fuzz("3", &[])["failures"]);
 }
 
+/// The run once ended with the last case, before its worker had told which lines the turn had reached.
+#[test]
+fn lines_of_the_last_turn_count() {
+    let here = folder();
+    let mut run = command(here.path(), ["fuzz", "--cases", "8", "--json"]);
+    run.args(["--device", "emulated:h200", "--configs", "1"]);
+    let lines = &finish(run).expect(0).json()["lines"];
+    assert!(lines["reached"].as_u64().unwrap() > 100, "{lines:#}");
+}
+
 #[test]
 fn lines_that_no_case_reaches_are_named() {
     let here = folder();
     let rendered = spanforge(here.path(), ["render"]).expect(0).out;
     // No problem without rows is launched.
-    let first = "    int carry = 0;";
-    let planted = "    int carry = 0; if (sets < 1) {\n#line 900 \"plan.cuh\"\n        set_tokens[0] = 7;\n#line 28 \"plan.cuh\"\n    }";
+    let first = "    const int count = span_ptr[sets];";
+    let planted = "    const int count = span_ptr[sets]; if (sets < 1) {\n#line 900 \"plan.cuh\"\n        set_tokens[0] = 7;\n#line 74 \"plan.cuh\"\n    }";
     assert_eq!(rendered.matches(first).count(), 1);
     fs::write(here.path().join("mine.cu"), rendered.replace(first, planted)).unwrap();
     let fuzz = |more: [&str; 1]| {

@@ -153,16 +153,17 @@ impl<'a> Run<'a> {
         Ok(self.summary())
     }
 
-    /// Whether a case that is to be checked is neither done nor given up.
+    /// Whether every case that is to be checked is done or given up, and the lines of its turn are told.
     fn all_checked(&self) -> bool {
-        let jobs = self.slots.iter().flatten().flat_map(|slot| &slot.jobs);
-        let in_hand = jobs.filter_map(|job| match job {
-            Job::Turn(cases) => Some(cases),
-            Job::Shrink(_) => None,
+        let mut jobs = self.slots.iter().flatten().flat_map(|slot| &slot.jobs);
+        // Of a turn whose cases are done there are the lines to hear.
+        let in_hand = jobs.any(|job| match job {
+            Job::Turn(cases) if cases.is_empty() => cases.end <= self.end,
+            Job::Turn(cases) => cases.start < self.end,
+            Job::Shrink(_) => false,
         });
-        let is_wanted = |cases: &Range<u64>| !cases.is_empty() && cases.start < self.end;
-        !self.left.iter().chain(in_hand).any(is_wanted)
-            && cases_of(self.next_turn, self.end).is_empty()
+        let is_left = |cases: &Range<u64>| !cases.is_empty() && cases.start < self.end;
+        !in_hand && !self.left.iter().any(is_left) && cases_of(self.next_turn, self.end).is_empty()
     }
 
     fn all_shrunk(&self) -> bool {
