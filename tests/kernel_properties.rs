@@ -403,7 +403,7 @@ proptest! {
         let (tiles, room) = (tile_ptr.len() - 1, 2 * batch.spans().len());
         let overlay = OverlayBuffers {
             tile_ptr: upload("tile_ptr", &tile_ptr),
-            tile_span_ptr: device.allocate("tile_span_ptr", 4 * (tiles * heads + 1)).unwrap(),
+            tile_span_ptr: device.allocate("tile_span_ptr", (16 * tiles * heads).max(4)).unwrap(),
             tile_spans: device.allocate("tile_spans", (8 * room).max(4)).unwrap(),
             span_rows: device.allocate("span_rows", (4 * words * room).max(4)).unwrap(),
         };
@@ -419,25 +419,33 @@ proptest! {
             device.launch(&launch).unwrap();
         }
 
-        let ptr = download(overlay.tile_span_ptr, tiles * heads + 1);
+        let bounds = download(overlay.tile_span_ptr, 4 * tiles * heads);
+        let set_tokens = download(plan.set_tokens, tiles * heads + 1);
+        let span_tokens = download(plan.span_tokens, room);
         let spans = download(overlay.tile_spans, 2 * room);
         let span_rows = download(overlay.span_rows, words * room);
-        prop_assert_eq!(ptr[tiles * heads] as usize, room);
-        for (set, bounds) in ptr.windows(2).enumerate() {
+        let mut room_begin = 0;
+        let mut tokens = 0;
+        for (set, bounds) in bounds.chunks(4).enumerate() {
             let (tile, head) = (set / heads, set % heads);
             let (first, end) = (tile_ptr[tile] as usize, tile_ptr[tile + 1] as usize);
             let mut selected = vec![Vec::new(); end - first];
             let mut last = 0;
-            for span in bounds[0] as usize..bounds[1] as usize {
+            let (begin, until) = (bounds[0] as usize, bounds[1] as usize);
+            let of_rows = (first..end).map(|row| batch.row(row * heads + head).spans().len());
+            prop_assert_eq!(begin, room_begin);
+            room_begin += 2 * of_rows.sum::<usize>();
+            prop_assert!(until <= room_begin);
+            prop_assert_eq!(set_tokens[set], tokens);
+            for span in begin..until {
                 let (start, stop) = (spans[2 * span], spans[2 * span + 1]);
                 let selects =
                     |row: usize| span_rows[words * span + row / 32] as u32 >> (row % 32) & 1 == 1;
-                if start == stop {
-                    prop_assert!((0..32 * words).all(|row| !selects(row)));
-                    continue;
-                }
                 prop_assert!(last <= start && start < stop);
                 last = stop;
+                prop_assert_eq!(span_tokens[span], tokens - set_tokens[set]);
+                tokens += stop - start;
+                prop_assert_eq!(span_tokens[span + 1], tokens - set_tokens[set]);
                 prop_assert!((end - first..32 * words).all(selects));
                 for (row, selected) in selected.iter_mut().enumerate() {
                     if selects(row) {
@@ -450,6 +458,7 @@ proptest! {
                 prop_assert_eq!(SpanSet::from_pairs(selected).unwrap(), expected);
             }
         }
+        prop_assert_eq!(set_tokens[tiles * heads], tokens);
     }
 }
 

@@ -39,8 +39,6 @@ struct FragmentState {
     static constexpr int FRAGMENTS = L::FRAGMENTS;
     static constexpr int DEPTH = C::HEAD_DIM / 16;  // products along the head dimension
     static constexpr int RUN = DEPTH < 8 ? DEPTH : 8;
-    // Weights are up to 2^HEADROOM, so that f16 has those of 2^-36 of the largest and more.
-    static constexpr float HEADROOM = 12.f;
 
     unsigned query[C::QUERY_SHARED ? 1 : FRAGMENTS][C::QUERY_SHARED ? 1 : DEPTH][2];
     unsigned shared_query;
@@ -357,9 +355,11 @@ struct FragmentState {
                 }
     }
 
-    // Turns logits into weights 2^(logit - m + HEADROOM), rescaling what was accumulated under a
-    // smaller m.
+    // Turns logits into weights 2^(logit - m + HEADROOM). Where a logit exceeds m by more than GROWTH, m
+    // becomes the largest one, and what was accumulated is rescaled.
     __device__ __forceinline__ void weigh(Logits& logit) {
+        float smaller[FRAGMENTS][2];
+        bool same = true;
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; ++f)
 #pragma unroll
@@ -371,15 +371,12 @@ struct FragmentState {
 #pragma unroll
                 for (int step = 4; step < 32; step *= 2)
                     most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+                if (!(most > m[f][j] + GROWTH)) most = m[f][j];
                 const float base = subtrahend(most);
-                const float smaller = exp2_approximate(m[f][j] - base);
+                smaller[f][j] = exp2_approximate(m[f][j] - base);
+                same = same && smaller[f][j] == 1.f;
                 m[f][j] = most;
-                l[f][j] *= smaller;
-#pragma unroll
-                for (int d = 0; d < DEPTH; ++d) {
-                    acc[f][d][j] *= smaller;
-                    acc[f][d][j + 2] *= smaller;
-                }
+                l[f][j] *= smaller[f][j];
 #pragma unroll
                 for (int i = 0; i < 2 * C::UNROLL; ++i) {
                     float& one = logit[i / 2][f][i % 2 * 2 + j];
@@ -387,6 +384,13 @@ struct FragmentState {
                     l[f][j] += one;
                 }
             }
+        if (__all_sync(~0u, same)) return;
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; ++f)
+#pragma unroll
+            for (int d = 0; d < DEPTH; ++d)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) acc[f][d][j] *= smaller[f][j % 2];
     }
 
     // Completes the sums over the lanes that had the warp's tokens between them.

@@ -8,15 +8,16 @@
 
 extern "C" __global__ void __launch_bounds__(spanforge::PLAN_THREADS)
 spanforge_plan(const int* span_ptr, const int2* spans, int* set_tokens, int* span_tokens, int sets) {
-    spanforge::plan_spans(span_ptr, spans, set_tokens, span_tokens, sets);
+    if constexpr (Configuration::QUERY_ROWS > 1) spanforge::plan_tiles(span_ptr, set_tokens, sets);
+    else spanforge::plan_rows(span_ptr, spans, set_tokens, span_tokens, sets);
 }
 
 // One warp per query tile and set of spans.
 extern "C" __global__ void __launch_bounds__(spanforge::OVERLAY_THREADS)
-spanforge_overlay(const int* tile_ptr, const int* span_ptr, const int2* spans, int* tile_span_ptr,
-                  int2* tile_spans, unsigned* span_rows, int tiles, int span_heads) {
+spanforge_overlay(const int* tile_ptr, const int* span_ptr, const int2* spans, int4* tile_span_ptr,
+                  int2* tile_spans, unsigned* span_rows, int* span_tokens, int tiles, int span_heads) {
     spanforge::overlay_spans<spanforge::Layout<Configuration>::ROW_WORDS>(
-        tile_ptr, span_ptr, spans, tile_span_ptr, tile_spans, span_rows, tiles, span_heads);
+        tile_ptr, span_ptr, spans, tile_span_ptr, tile_spans, span_rows, span_tokens, tiles, span_heads);
 }
 
 extern "C" __global__ void __launch_bounds__(spanforge::Layout<Configuration>::THREADS,
@@ -37,9 +38,9 @@ spanforge_decode(const void* q, const void* k, const void* v, const int* page_ta
     spanforge::decode<Configuration>(a);
 }
 
-// A grid of query tiles times KV heads, by any number of blocks that share the elements of each;
-// `blocks` and `smallest_share` are those of the decode launch.
-extern "C" __global__ void __launch_bounds__(spanforge::MERGE_THREADS)
+// A grid of query tiles times KV heads, by any number of blocks that share the elements of each, of 1 to
+// MERGE_SLICES times MERGE_THREADS threads; `blocks` and `smallest_share` are those of the decode launch.
+extern "C" __global__ void __launch_bounds__(spanforge::MERGE_THREADS * spanforge::MERGE_SLICES)
 spanforge_merge(const int* tile_ptr, const int* set_tokens, const float* sinks, void* out, float* lse,
                 const float* partial_acc, const float2* partial_ml, int tiles, int kv_heads,
                 int span_heads, int blocks, int smallest_share) {
@@ -56,9 +57,9 @@ spanforge_merge(const int* tile_ptr, const int* set_tokens, const float* sinks, 
     a.span_heads = span_heads;
     const spanforge::Shares shares(set_tokens, tiles * span_heads, kv_heads / span_heads, blocks,
                                    smallest_share);
-    spanforge::merge_tile<Configuration>(
+    spanforge::merge_tile<Configuration, spanforge::MERGE_SLICES>(
         a, shares, blockIdx.x / kv_heads, blockIdx.x % kv_heads,
-        blockIdx.y * spanforge::MERGE_THREADS + threadIdx.x, gridDim.y * spanforge::MERGE_THREADS);
+        blockDim.x / spanforge::MERGE_THREADS, blockIdx.y, gridDim.y);
 }
 
 // Adds attention over other tokens, such as those of a cache elsewhere, to what a step has written.

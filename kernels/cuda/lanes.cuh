@@ -231,9 +231,10 @@ __device__ __forceinline__ void attend_direct(const DecodeArguments& a, const Pi
     using L = Layout<C>;
     using Chunk = typename L::Chunk;
     const int first = piece.begin + token_warp * 32;
-    TokenCursor<C> cursor(a, piece, piece.tile, first + lane);
+    TokenCursor<C> cursor(a, piece, piece.tile, first);
     for (int base = first; base < piece.end; base += L::TOKEN_WARPS * 32) {
-        const long long mine = base + lane < piece.end ? cursor.offset(base + lane) : -1;
+        const long long offset = cursor.offset(base + lane);
+        const long long mine = base + lane < piece.end ? offset : -1;
 #pragma unroll 1
         for (int j = 0; j < 32 && base + j < piece.end; j += L::STEP) {
             Chunk k[C::UNROLL][L::CHUNKS], v[C::UNROLL][L::CHUNKS];

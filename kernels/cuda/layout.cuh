@@ -16,11 +16,11 @@ struct DecodeArguments {
     const int* page_table;   // [requests, max_pages]
     const int* row_request;  // [rows]
     const int* tile_ptr;     // [tiles + 1]: first rows; not read where QUERY_ROWS is 1
-    const int* span_ptr;     // [tiles * span_heads + 1]
-    const int2* spans;       // [span_ptr[tiles * span_heads]], canonical
+    const int* span_ptr;     // [sets + 1]: first spans; or, of query tiles, [sets, 4] (`overlay.cuh`)
+    const int2* spans;       // of each set canonical
     const unsigned* span_rows;  // [spans, ROW_WORDS]: bits of the rows of its tile that select a span; not
                                 // read where QUERY_ROWS is 1
-    const int* set_tokens;   // the plan
+    const int* set_tokens;   // [sets + 1]: the plan
     const int* span_tokens;
     const float* sinks;      // [kv_heads * GROUP], or null
     const float* k_scales;   // [kv_heads]: factors of elements of 8 bits, or null for 1

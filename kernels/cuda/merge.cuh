@@ -6,8 +6,13 @@
 
 namespace spanforge {
 
-// Threads of a block of the merge kernel.
+// Threads of a slice of a block of the merge kernel, and slices at most.
 constexpr int MERGE_THREADS = 128;
+constexpr int MERGE_SLICES = 4;
+
+// Partial states that a thread loads before it merges them: one after the other each load would wait for
+// memory.
+constexpr int MERGE_AHEAD = 6;
 
 // Four consecutive elements of a head's merged state.
 struct Quad {
@@ -52,15 +57,36 @@ __device__ __forceinline__ void write_output(const DecodeArguments& a, const Col
     if (element == 0) a.lse[head] = natural_lse(state.m, state.l);
 }
 
-// Partial states that a thread loads before it merges them.
-constexpr int LOADED_AHEAD = 8;
+// Adds the partial states of blocks [next, next + AHEAD), of those before `end`, that share a tile which
+// begins in block `first`.
+template <class C, int AHEAD>
+__device__ __forceinline__ void merge_partials(const DecodeArguments& a, int first, int next, int end,
+                                               int c, int quad, Quad& sum) {
+    constexpr int COLUMNS = Layout<C>::COLUMNS;
+    float2 ml[AHEAD];
+    float4 acc[AHEAD];
+#pragma unroll
+    for (int j = 0; j < AHEAD; ++j) {
+        const int block = min(next + j, end - 1);  // no branch comes between the loads
+        const int slot = partial_slot(block, block == first);
+        // Written by other blocks of the same launch where the last arriver merges, so these loads may
+        // not go through the read-only path or a stale L1 line.
+        ml[j] = __ldcg(a.partial_ml + slot * COLUMNS + c);
+        acc[j] = __ldcg(reinterpret_cast<const float4*>(a.partial_acc) +
+                        static_cast<long long>(slot) * (COLUMNS * C::HEAD_DIM / 4) + quad);
+    }
+#pragma unroll
+    for (int j = 0; j < AHEAD; ++j)
+        if (next + j < end) merge_into(sum, ml[j].x, ml[j].y, acc[j]);
+}
 
 // Merges the partial states that blocks left of one tile and KV head, in the order of blocks, four
-// elements at a time: those numbered `thread` and every `threads` further. Does nothing for a tile that
-// one block has finished.
-template <class C>
+// elements per thread. The threads of a block are in up to SLICES slices, which each merge a run of the
+// states; then those of the first one merge the runs. This block is number `part` of `parts` that share
+// the elements. Does nothing for a tile that one block has finished.
+template <class C, int SLICES>
 __device__ __forceinline__ void merge_tile(const DecodeArguments& a, const Shares& shares, int tile,
-                                           int head, int thread, int threads) {
+                                           int head, int slices, int part, int parts) {
     const int set = a.span_heads == 1 ? tile : tile * a.span_heads + head;
     const long long line = a.span_heads == 1 ? static_cast<long long>(head) * shares.tokens : 0;
     const long long begin = line + a.set_tokens[set];
@@ -69,30 +95,39 @@ __device__ __forceinline__ void merge_tile(const DecodeArguments& a, const Share
     const int first = static_cast<int>(begin / shares.share);
     const int last = static_cast<int>((end - 1) / shares.share);
     if (first == last) return;
-    constexpr int COLUMNS = Layout<C>::COLUMNS;
-    const Columns<C> columns(a, tile, head);
-    for (int i = thread; i < COLUMNS * C::HEAD_DIM / 4; i += threads) {
-        const int c = i / (C::HEAD_DIM / 4);
+    constexpr int QUADS = Layout<C>::COLUMNS * C::HEAD_DIM / 4;
+    const int threads = blockDim.x / slices;  // of a slice
+    const int slice = threadIdx.x / threads;
+    const int thread = threadIdx.x - slice * threads;
+    const int run = (last - first + slices) / slices;
+    const int run_begin = first + slice * run;
+    const int run_end = min(run_begin + run, last + 1);
+    for (int base = part * threads; base < QUADS; base += parts * threads) {
+        const int quad = base + thread;
+        const int c = quad / (C::HEAD_DIM / 4);
         Quad sum = {minus_infinity(), 0.f, make_float4(0.f, 0.f, 0.f, 0.f)};
-        // Several are under way together: one after the other each would wait for memory.
-        for (int next = first; next <= last; next += LOADED_AHEAD) {
-            float2 ml[LOADED_AHEAD];
-            float4 acc[LOADED_AHEAD];
-#pragma unroll
-            for (int j = 0; j < LOADED_AHEAD; ++j) {
-                const int block = min(next + j, last);  // no branch comes between the loads
-                const int slot = partial_slot(block, block == first);
-                // Written by other blocks of the same launch where the last arriver merges, so these
-                // loads may not go through the read-only path or a stale L1 line.
-                ml[j] = __ldcg(a.partial_ml + slot * COLUMNS + c);
-                acc[j] = __ldcg(reinterpret_cast<const float4*>(a.partial_acc) +
-                                static_cast<long long>(slot) * (COLUMNS * C::HEAD_DIM / 4) + i);
+        if (quad < QUADS)
+            for (int next = run_begin; next < run_end; next += MERGE_AHEAD) {
+                const int left = run_end - next;
+                if (left > 4) merge_partials<C, MERGE_AHEAD>(a, first, next, run_end, c, quad, sum);
+                else if (left > 2) merge_partials<C, 4>(a, first, next, run_end, c, quad, sum);
+                else merge_partials<C, 2>(a, first, next, run_end, c, quad, sum);
             }
-#pragma unroll
-            for (int j = 0; j < LOADED_AHEAD; ++j)
-                if (next + j <= last) merge_into(sum, ml[j].x, ml[j].y, acc[j]);
+        if constexpr (SLICES > 1) {
+            __shared__ float2 run_ml[SLICES][MERGE_THREADS];
+            __shared__ float4 run_acc[SLICES][MERGE_THREADS];
+            if (slice > 0) {
+                run_ml[slice][thread] = make_float2(sum.m, sum.l);
+                run_acc[slice][thread] = sum.acc;
+            }
+            __syncthreads();  // the states of all runs are written
+            if (slice == 0)
+                for (int s = 1; s < slices; ++s)
+                    merge_into(sum, run_ml[s][thread].x, run_ml[s][thread].y, run_acc[s][thread]);
+            __syncthreads();  // they are read before those of other elements take their place
         }
-        write_output<C>(a, columns, c, i % (C::HEAD_DIM / 4) * 4, sum);
+        if (slice == 0 && quad < QUADS)
+            write_output<C>(a, Columns<C>(a, tile, head), c, quad % (C::HEAD_DIM / 4) * 4, sum);
     }
 }
 
@@ -169,7 +204,7 @@ __device__ __forceinline__ void arrive_and_merge(const DecodeArguments& a, const
         __threadfence();  // what the other blocks made visible before they arrived is seen from here
     }
     __syncthreads();  // is_last is written
-    if (is_last) merge_tile<C>(a, shares, piece.tile, piece.head, threadIdx.x, blockDim.x);
+    if (is_last) merge_tile<C, 1>(a, shares, piece.tile, piece.head, 1, 0, 1);
     __syncthreads();  // is_last is read before the next piece writes it
 }
 

@@ -3,26 +3,12 @@
 // selected by the same rows all along, and says by which.
 //
 // A set of n spans gives at most 2n - 1 spans of which some row selects every token, so each tile has
-// room for twice the spans of its rows, at a place that is known beforehand; what is left over are spans
-// without tokens.
+// room for twice the spans of its rows, at a place that is known beforehand.
 #pragma once
 
 namespace spanforge {
 
 constexpr int OVERLAY_THREADS = 128;
-
-__device__ __forceinline__ int warp_least(int value) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2)
-        value = min(value, __shfl_xor_sync(~0u, value, step));
-    return value;
-}
-
-__device__ __forceinline__ int warp_sum(int value) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-    return value;
-}
 
 // Of a word with a bit for each of 32 rows, those of rows that are not among the first `rows`.
 __device__ __forceinline__ unsigned bits_beyond(int rows) {
@@ -30,25 +16,25 @@ __device__ __forceinline__ unsigned bits_beyond(int rows) {
 }
 
 // Each warp lays the sets of one tile, for one of `span_heads`, over each other: lane r follows those of
-// rows r, r + 32 and so on of the tile, of up to 32 WORDS. `span_ptr` counts sets by row and head,
-// `tile_span_ptr` by tile and head.
+// rows r, r + 32 and so on of the tile, of up to 32 WORDS. `span_ptr` counts sets by row and head, the
+// others by tile and head. Tells where each set's spans begin and end in `tile_spans` and how many tokens
+// it has, and the tokens of the set before each of them and at their end.
 template <int WORDS>
 __device__ __forceinline__ void overlay_spans(const int* __restrict__ tile_ptr,
                                               const int* __restrict__ span_ptr,
-                                              const int2* __restrict__ spans, int* tile_span_ptr,
-                                              int2* tile_spans, unsigned* span_rows, int tiles,
-                                              int span_heads) {
+                                              const int2* __restrict__ spans, int4* tile_span_ptr,
+                                              int2* tile_spans, unsigned* span_rows, int* span_tokens,
+                                              int tiles, int span_heads) {
     constexpr int END = 0x7fffffff;
     const int lane = threadIdx.x % 32;
     const int set = (blockIdx.x * OVERLAY_THREADS + threadIdx.x) / 32;
-    if (set > tiles * span_heads) return;
+    if (set >= tiles * span_heads) return;
     const int tile = set / span_heads;
     const int head = set % span_heads;
-    // Room begins behind that of the tiles before, and of the heads before in this tile. The set behind
-    // the last one tells where all room ends.
+    // Room begins behind that of the tiles before, and of the heads before in this tile.
     const int first_row = tile_ptr[tile];
-    const int rows = tile < tiles ? tile_ptr[tile + 1] - first_row : 0;
-    int next[WORDS], end[WORDS], before = 0, own = 0;
+    const int rows = tile_ptr[tile + 1] - first_row;
+    int next[WORDS], end[WORDS], before = 0;
     int2 span[WORDS];
 #pragma unroll
     for (int w = 0; w < WORDS; ++w) {
@@ -60,18 +46,16 @@ __device__ __forceinline__ void overlay_spans(const int* __restrict__ tile_ptr,
             end[w] = span_ptr[first_set + head + 1];
             before += next[w] - span_ptr[first_set];
         }
-        own += end[w] - next[w];
         span[w] = next[w] < end[w] ? spans[next[w]] : make_int2(END, END);
     }
-    int to = 2 * (span_ptr[first_row * span_heads] + warp_sum(before));
-    const int room_end = to + 2 * warp_sum(own);
-    if (lane == 0) tile_span_ptr[set] = to;
+    const int room = 2 * (span_ptr[first_row * span_heads] + __reduce_add_sync(~0u, before));
+    int to = room, tokens = 0;
 
     // From one place where a row's span begins or ends to the next.
     int from = END;
 #pragma unroll
     for (int w = 0; w < WORDS; ++w) from = min(from, span[w].x);
-    from = warp_least(from);
+    from = __reduce_min_sync(~0u, from);
     while (from < END) {
         int until = END;
         unsigned selecting[WORDS], by_any = 0;
@@ -81,15 +65,17 @@ __device__ __forceinline__ void overlay_spans(const int* __restrict__ tile_ptr,
             until = min(until, within ? span[w].y : span[w].x);
             by_any |= selecting[w] = __ballot_sync(~0u, within);
         }
-        until = warp_least(until);
+        until = __reduce_min_sync(~0u, until);
         if (by_any != 0) {
             if (lane == 0) {
                 tile_spans[to] = make_int2(from, until);
+                span_tokens[to] = tokens;
                 // Rows that a tile lacks hinder nobody from going by all rows at once.
 #pragma unroll
                 for (int w = 0; w < WORDS; ++w)
                     span_rows[to * WORDS + w] = selecting[w] | bits_beyond(rows - 32 * w);
             }
+            tokens += until - from;
             ++to;
         }
 #pragma unroll
@@ -100,10 +86,9 @@ __device__ __forceinline__ void overlay_spans(const int* __restrict__ tile_ptr,
             }
         from = until;
     }
-    for (int i = to + lane; i < room_end; i += 32) {
-        tile_spans[i] = make_int2(0, 0);
-#pragma unroll
-        for (int w = 0; w < WORDS; ++w) span_rows[i * WORDS + w] = 0;
+    if (lane == 0) {
+        tile_span_ptr[set] = make_int4(room, to, tokens, 0);
+        if (to > room) span_tokens[to] = tokens;
     }
 }
 

@@ -3,8 +3,8 @@
 // Sets of spans are laid end to end by their selected tokens, once per KV head that they serve (heads
 // outermost), and this line is cut into equal shares, one per block. A block finds its sets and spans by
 // searching two prefix sums:
-//   set_tokens[s]   selected tokens before set s            (sets + 1 entries)
-//   span_tokens[i]  selected tokens before span i           (spans + 1 entries)
+//   set_tokens[s]   selected tokens before set s                                   (sets + 1 entries)
+//   span_tokens[i]  selected tokens before span i; those of its set, of query tiles (spans + 1 entries)
 // Nothing else is stored, nothing goes through the host, and every size is known before the launch.
 // There is a set for each row, or for each query tile of several rows (`overlay.cuh`), or for each KV
 // head of those.
@@ -18,30 +18,26 @@ constexpr int PLAN_THREADS = 256;
 // for memory.
 constexpr int PLAN_SPANS = 4;
 
-// Prefix sums over the lengths of canonical spans, by one block.
-__device__ __forceinline__ void plan_spans(const int* __restrict__ span_ptr,
-                                           const int2* __restrict__ spans, int* set_tokens,
-                                           int* span_tokens, int sets) {
+// For each `index` of [0, count) the sum of the lengths of spans before it is stored; returns the sum of
+// all, to every thread of the block.
+template <class Span, class Store>
+__device__ __forceinline__ int prefix_sums(int count, Span span_of, Store store) {
     __shared__ int warp_sums[PLAN_THREADS / 32];
     const int lane = threadIdx.x % 32;
     const int warp = threadIdx.x / 32;
-    const int count = span_ptr[sets];
     int carry = 0;
     for (int base = 0, each = 0; base < count; base += PLAN_THREADS * each) {
         each = min(PLAN_SPANS, (count - base + PLAN_THREADS - 1) / PLAN_THREADS);
-        // A warp has a run of `each` times 32 spans.
+        // A warp has a run of `each` times 32.
         const int first = base + warp * 32 * each + lane;
         int2 span[PLAN_SPANS];
 #pragma unroll
-        for (int j = 0; j < PLAN_SPANS; ++j) span[j] = spans[min(first + 32 * j, count - 1)];
+        for (int j = 0; j < PLAN_SPANS; ++j) span[j] = span_of(min(first + 32 * j, count - 1));
         int length[PLAN_SPANS], sums[PLAN_SPANS], sum = 0;
 #pragma unroll
         for (int j = 0; j < PLAN_SPANS; ++j) {
             const int index = j < each ? first + 32 * j : count;
             length[j] = index < count ? span[j].y - span[j].x : 0;
-        }
-#pragma unroll
-        for (int j = 0; j < PLAN_SPANS; ++j) {
             sums[j] = length[j];
 #pragma unroll
             for (int step = 1; step < 32; step *= 2) {
@@ -63,15 +59,34 @@ __device__ __forceinline__ void plan_spans(const int* __restrict__ span_ptr,
 #pragma unroll
         for (int j = 0; j < PLAN_SPANS; ++j) {
             const int index = j < each ? first + 32 * j : count;
-            if (index < count) span_tokens[index] = before + sums[j] - length[j];
+            if (index < count) store(index, before + sums[j] - length[j]);
         }
         carry += total;
         __syncthreads();  // every sum is read before the next round overwrites it
     }
-    if (threadIdx.x == 0) span_tokens[count] = carry;
+    return carry;
+}
+
+// The plan of rows, by one block.
+__device__ __forceinline__ void plan_rows(const int* __restrict__ span_ptr,
+                                          const int2* __restrict__ spans, int* set_tokens,
+                                          int* span_tokens, int sets) {
+    const int count = span_ptr[sets];
+    const int total = prefix_sums(
+        count, [&](int span) { return spans[span]; },
+        [&](int span, int before) { span_tokens[span] = before; });
+    if (threadIdx.x == 0) span_tokens[count] = total;
     __syncthreads();  // span_tokens is complete, for this block, before sets are read from it
     for (int set = threadIdx.x; set <= sets; set += PLAN_THREADS)
         set_tokens[set] = span_tokens[span_ptr[set]];
+}
+
+// The plan of query tiles, by one block: what of it is counted within sets is there already.
+__device__ __forceinline__ void plan_tiles(const int* __restrict__ span_ptr, int* set_tokens, int sets) {
+    const int total = prefix_sums(
+        sets, [&](int set) { return make_int2(0, span_ptr[4 * set + 2]); },
+        [&](int set, int before) { set_tokens[set] = before; });
+    if (threadIdx.x == 0) set_tokens[sets] = total;
 }
 
 // How the line of work is cut.
@@ -95,13 +110,19 @@ __device__ __forceinline__ int partial_slot(int block, bool begins_here) {
     return 2 * block + (begins_here ? 1 : 0);
 }
 
-// The last index i in [low, high) with prefix[i] <= value, given prefix[low] <= value.
+// The last index i in [low, high) with prefix[i] <= value, given prefix[low] <= value, or one that is less
+// than WITHIN before it. A whole warp searches: each round looks at 32 places, so that few loads wait for
+// each other.
+template <int WITHIN = 1>
 __device__ __forceinline__ int last_at_most(const int* __restrict__ prefix, int low, int high,
                                             int value) {
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        if (prefix[middle] <= value) low = middle;
-        else high = middle;
+    const int lane = threadIdx.x % 32;
+    while (high - low > WITHIN) {
+        const int step = (high - low + 31) / 32;
+        const int place = low + lane * step;
+        const bool at_most = place < high && prefix[place] <= value;
+        low += step * (__popc(__ballot_sync(~0u, at_most)) - 1);
+        high = min(high, low + step);
     }
     return low;
 }

@@ -10,6 +10,12 @@ namespace spanforge {
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 
+// Tensor cores multiply weights of 16 bits. Under the largest logit they are up to 2^HEADROOM, so that f16
+// has those of 2^-36 of the largest and more. A logit that exceeds it by up to GROWTH does not replace it,
+// and nothing has to be rescaled: f16 ends at 2^16.
+constexpr float HEADROOM = 12.f;
+constexpr float GROWTH = 3.f;
+
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
 __device__ __forceinline__ float exp2_approximate(float x) {

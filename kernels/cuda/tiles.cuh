@@ -21,7 +21,7 @@ __device__ __forceinline__ void attend_staged(const DecodeArguments& a, const Pi
     const int tiles = (piece.end - piece.begin + C::TILE - 1) / C::TILE;
     const int tid = threadIdx.x;
     const int first_query_row = Columns<C>(a, piece.tile, piece.head).first_row;
-    TokenCursor<C> cursor(a, piece, first_query_row, piece.begin + tid);
+    TokenCursor<C> cursor(a, piece, first_query_row, piece.begin + tid / 32 * 32);
     // Each warp copies whole rows, each lane the same 16 bytes of them.
     const int first_row = tid / 32 * L::WARP_ROWS + lane / L::COPIES;
     const int chunk = lane % L::COPIES;
@@ -31,11 +31,13 @@ __device__ __forceinline__ void attend_staged(const DecodeArguments& a, const Pi
     // Addresses of tile `t`, for whoever copies it after the next barrier, and the rows that select its
     // tokens: none where there is no token.
     const auto locate = [&](int t) {
-        const int index = piece.begin + t * C::TILE + tid;
-        if (tid < C::TILE)
-            offsets[t % 2 * C::TILE + tid] = index < piece.end ? cursor.offset(index) : 0;
-        if (C::QUERY_ROWS > 1 && tid < C::TILE)
-            rows[t % (C::STAGES + 1) * C::TILE + tid] = index < piece.end ? cursor.rows() : 0;
+        if (tid / 32 * 32 >= C::TILE) return;
+        const int index = piece.begin + t * C::TILE + tid % C::TILE;
+        const bool exists = index < piece.end;
+        const long long offset = cursor.offset(index);
+        if (C::TILE % 32 != 0 && tid >= C::TILE) return;
+        offsets[t % 2 * C::TILE + tid] = exists ? offset : 0;
+        if (C::QUERY_ROWS > 1) rows[t % (C::STAGES + 1) * C::TILE + tid] = exists ? cursor.rows() : 0;
     };
     // Starts the copies of tile `t`; a group is committed even where there is no such tile, so that
     // counting groups counts tiles.

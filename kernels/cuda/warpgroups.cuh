@@ -29,9 +29,6 @@ struct WarpgroupState {
     static constexpr int DEPTH = C::HEAD_DIM / 16;   // products along the head dimension
     static constexpr int PANELS = C::HEAD_DIM / 64;  // 64 elements of all rows lie together
     static constexpr int SIXTY_FOURS = C::TILE / 64;
-    static constexpr float HEADROOM = 12.f;          // as in `FragmentState`
-    // Weights grow up to 2^GROWTH times that before sums are rescaled: f16 ends at 2^16.
-    static constexpr float GROWTH = 3.f;
 
     unsigned query[C::QUERY_SHARED ? 1 : DEPTH][4];
     unsigned long long shared_query;
@@ -307,12 +304,13 @@ __device__ __forceinline__ void bring_tiles(const DecodeArguments& a, const Shar
         const Piece piece = walk.piece();
         const int first_query_row = Columns<C>(a, piece.tile, piece.head).first_row;
         int index = piece.begin + warp * OWN + lane % OWN;
-        TokenCursor<C> cursor(a, piece, first_query_row, index);
+        TokenCursor<C> cursor(a, piece, first_query_row, piece.begin + warp * OWN);
         long long offset = 0;
         unsigned rows[L::ROW_WORDS];
         const auto locate = [&] {
             const bool exists = index < piece.end;
-            offset = exists ? cursor.offset(index) : 0;
+            const long long at = cursor.offset(index);
+            offset = exists ? at : 0;
 #pragma unroll
             for (int w = 0; w < L::ROW_WORDS; ++w) rows[w] = exists ? cursor.rows(w) : 0;
         };

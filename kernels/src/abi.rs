@@ -11,12 +11,15 @@ pub const ABI_VERSION: u32 = 3;
 /// Threads of a block of the plan kernel; it is launched with one block.
 pub const PLAN_THREADS: u32 = 256;
 
-/// Threads of a block of the overlay kernel; it is launched with one warp per set and one more.
+/// Threads of a block of the overlay kernel; it is launched with one warp per set.
 pub const OVERLAY_THREADS: u32 = 128;
 
-/// Threads of a block of the merge kernel; it is launched with a grid of query tiles times KV heads by
-/// as many blocks as share the elements of each.
+/// Threads of a slice of a block of the merge kernel, which has 1 to [`MERGE_SLICES`]; it is launched with
+/// a grid of query tiles times KV heads by as many blocks as share the elements of each.
 pub const MERGE_THREADS: u32 = 128;
+
+/// Slices of a block of the merge kernel, at most: each merges a run of the states.
+pub const MERGE_SLICES: u32 = 4;
 
 /// The exported kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -81,6 +84,7 @@ impl Kernel {
                 ("tile_span_ptr", Pointer),
                 ("tile_spans", Pointer),
                 ("span_rows", Pointer),
+                ("span_tokens", Pointer),
                 ("tiles", I32),
                 ("span_heads", I32),
             ],
@@ -185,7 +189,7 @@ pub struct PlanBuffers {
     pub overlay: Option<OverlayBuffers>,
     /// `[sets + 1]` i32, written by the plan kernel.
     pub set_tokens: Buffer,
-    /// `[spans + 1]` i32, written by the plan kernel; `[2 * spans + 1]` with an overlay.
+    /// `[spans + 1]` i32, written by the plan kernel; `[2 * spans]` with an overlay, by that.
     pub span_tokens: Buffer,
 }
 
@@ -194,7 +198,7 @@ pub struct PlanBuffers {
 pub struct OverlayBuffers {
     /// `[tiles + 1]` i32: the first row of each tile (see [`query_tiles`](crate::launch::query_tiles)).
     pub tile_ptr: Buffer,
-    /// `[tiles * span_heads + 1]` i32.
+    /// `[tiles * span_heads, 4]` i32: the first span of each set, what is behind its last, tokens, and 0.
     pub tile_span_ptr: Buffer,
     /// `[2 * spans, 2]` i32.
     pub tile_spans: Buffer,
@@ -272,6 +276,7 @@ pub fn overlay_arguments(
         overlay.tile_span_ptr.at(0),
         overlay.tile_spans.at(0),
         overlay.span_rows.at(0),
+        plan.span_tokens.at(0),
         Argument::I32(tiles),
         Argument::I32(span_heads),
     ]

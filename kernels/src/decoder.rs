@@ -230,7 +230,7 @@ impl<'d> Decoder<'d> {
             1 => None,
             _ => Some(OverlayBuffers {
                 tile_ptr: builder.input(tile_ptr_name, &tile_ptr, |e| e.to_le_bytes())?,
-                tile_span_ptr: builder.scratch(tile_span_ptr, 4 * (sets + 1))?,
+                tile_span_ptr: builder.scratch(tile_span_ptr, 16 * sets)?,
                 tile_spans: builder.scratch(tile_spans, 8 * count)?,
                 span_rows: builder.scratch(span_rows, 4 * words * count)?,
             }),
@@ -284,15 +284,18 @@ impl<'d> Decoder<'d> {
     /// The launches of one decode step, the plan first. None for a problem without rows.
     pub fn launches(&self, resident: &Resident<'_>) -> Vec<Launch> {
         let r = resident;
-        if r.scalars.tiles == 0 {
-            return Vec::new();
-        }
         let mut launches = self.plan(r);
+        if launches.is_empty() {
+            return launches;
+        }
         launches.extend(self.launcher.attention(&r.operands, &r.plan, &r.workspace, &r.scalars));
         launches
     }
 
     fn plan(&self, r: &Resident<'_>) -> Vec<Launch> {
+        if r.scalars.tiles == 0 {
+            return Vec::new();
+        }
         self.launcher.plan(&r.plan, r.scalars.tiles, r.scalars.span_heads)
     }
 
@@ -319,7 +322,8 @@ impl<'d> Decoder<'d> {
         let r = resident;
         let last_arriver = self.spec().configuration.merge == Merge::LastArriver;
         if last_arriver {
-            launches.push(self.launcher.merge(&r.operands, &r.plan, &r.workspace, &r.scalars));
+            // One block merges: there are no slices.
+            launches.push(self.launcher.merge(&r.operands, &r.plan, &r.workspace, &r.scalars, 1));
         }
         let mut timing = self.device.time(&launches, options)?;
         if let (true, Some(merging)) = (last_arriver, timing.predictions.last_mut()) {
@@ -333,6 +337,18 @@ impl<'d> Decoder<'d> {
             timing.samples_us = vec![timing.predictions.iter().map(|p| p.estimate.time_us).sum()];
         }
         Ok(timing)
+    }
+
+    /// Times the plan alone, which all layers of a step share.
+    ///
+    /// # Errors
+    /// Those of [`Device::time`].
+    pub fn time_plan(
+        &self,
+        resident: &Resident<'_>,
+        options: &TimeOptions,
+    ) -> Result<Timing, DeviceError> {
+        self.device.time(&self.plan(resident), options)
     }
 
     /// Runs one decode step; one report per launch.

@@ -2,8 +2,8 @@
 //! memory, and how much scratch memory their blocks share.
 
 use crate::abi::{
-    self, Kernel, MERGE_THREADS, OVERLAY_THREADS, Operands, PLAN_THREADS, PlanBuffers, Scalars,
-    Workspace, Written,
+    self, Kernel, MERGE_SLICES, MERGE_THREADS, OVERLAY_THREADS, Operands, PLAN_THREADS,
+    PlanBuffers, Scalars, Workspace, Written,
 };
 use crate::configuration::{KernelSpec, Merge};
 use spanforge_device::{Argument, DeviceProperties, Launch, ModuleId};
@@ -75,8 +75,7 @@ impl Launcher {
     pub fn plan(&self, plan: &PlanBuffers, tiles: i32, span_heads: i32) -> Vec<Launch> {
         let sets = tiles * span_heads;
         let overlay = plan.overlay.map(|overlay| {
-            let warps = sets.cast_unsigned() + 1;
-            let grid = [warps.div_ceil(OVERLAY_THREADS / 32), 1];
+            let grid = [sets.cast_unsigned().div_ceil(OVERLAY_THREADS / 32), 1];
             let arguments = abi::overlay_arguments(plan, &overlay, tiles, span_heads);
             self.launch(Kernel::Overlay, grid, OVERLAY_THREADS, 0, arguments)
         });
@@ -103,7 +102,8 @@ impl Launcher {
             abi::decode_arguments(operands, plan, workspace, scalars),
         )];
         if c.merge == Merge::SecondKernel {
-            launches.push(self.merge(operands, plan, workspace, scalars));
+            let slices = self.merge_slices(scalars);
+            launches.push(self.merge(operands, plan, workspace, scalars, slices));
         }
         launches
     }
@@ -116,6 +116,13 @@ impl Launcher {
         self.launch(Kernel::MergeOutputs, grid, MERGE_THREADS, 0, arguments)
     }
 
+    /// Slices of the merge kernel: one for each six states of a tile and KV head, which its threads load at
+    /// once, if all have as many.
+    fn merge_slices(&self, scalars: &Scalars) -> u32 {
+        let states = self.blocks / (scalars.tiles * scalars.kv_heads).cast_unsigned();
+        states.div_ceil(6).clamp(1, MERGE_SLICES)
+    }
+
     /// The merge kernel for what the decode kernel left.
     pub(crate) fn merge(
         &self,
@@ -123,6 +130,7 @@ impl Launcher {
         plan: &PlanBuffers,
         workspace: &Workspace,
         scalars: &Scalars,
+        slices: u32,
     ) -> Launch {
         let shape = &self.spec.shape;
         let quads = self.spec.configuration.columns(shape) * shape.head_dim / 4;
@@ -130,7 +138,7 @@ impl Launcher {
         let grid = [tiles, quads.div_ceil(MERGE_THREADS)];
         let blocks = self.blocks.cast_signed();
         let arguments = abi::merge_arguments(operands, plan, workspace, scalars, blocks);
-        self.launch(Kernel::Merge, grid, MERGE_THREADS, 0, arguments)
+        self.launch(Kernel::Merge, grid, slices * MERGE_THREADS, 0, arguments)
     }
 
     fn launch(

@@ -14,7 +14,7 @@ static int depth;
 /* Kernels by number, which is also their handle; sizes of their parameters as in kernels/src/abi.rs. */
 static const char *names[] = {"spanforge_overlay", "spanforge_plan", "spanforge_decode", "spanforge_merge",
                               "spanforge_merge_outputs"};
-static const int pointers[] = {6, 4, 19, 7, 4}, integers[] = {2, 1, 11, 5, 1};
+static const int pointers[] = {7, 4, 19, 7, 4}, integers[] = {2, 1, 11, 5, 1};
 
 const char *stub_calls(void) { return calls; }
 int stub_depth(void) { return depth; }

@@ -23,7 +23,7 @@ class EmulatedDriver:
     def launch(self, code, kernel, grid, threads, shared_bytes, values, stream):
         self.launched.append(kernel)
         written = {
-            "overlay": ["tile_span_ptr", "tile_spans", "span_rows"],
+            "overlay": ["tile_span_ptr", "tile_spans", "span_rows", "span_tokens"],
             "plan": ["set_tokens", "span_tokens"],
             "decode": ["out", "lse", "partial_acc", "partial_ml", "arrivals"],
             "merge": ["out", "lse"],

@@ -415,7 +415,7 @@ class Launches(unittest.TestCase):
         # Two blocks on each of three multiprocessors, two states of 16 columns each.
         self.assertEqual(buffers["partial_acc"].numel(), 6 * 2 * 16 * 128)
         self.assertEqual(buffers["partial_ml"].numel(), 6 * 2 * 16 * 2)
-        sizes = [("span_ptr", 21), ("set_tokens", 21), ("tile_span_ptr", 21), ("tile_ptr", 11), ("spans", 40)]
+        sizes = [("span_ptr", 21), ("set_tokens", 21), ("tile_span_ptr", 80), ("tile_ptr", 11), ("spans", 40)]
         sizes += [("tile_spans", 80), ("span_rows", 40), ("span_tokens", 41), ("arrivals", 20)]
         for name, size in sizes:
             self.assertEqual(buffers[name].numel(), size, name)
@@ -425,8 +425,8 @@ class Launches(unittest.TestCase):
         sinks = torch.zeros(8)
         attention.run(q, k, v, soft_cap=2.0, sinks=sinks)
         overlay, plan, decode, merge = self.driver.take()
-        # Eight sets and one behind them, four warps to a block.
-        self.assertEqual(overlay[:3], ("overlay", (3, 1), 128))
+        # Eight sets, four warps to a block.
+        self.assertEqual(overlay[:3], ("overlay", (2, 1), 128))
         for name, argument in overlay[3].items():
             self.assertIs(argument, {"tiles": 4, "span_heads": 2}.get(name, buffers.get(name)))
         self.assertEqual(plan[3]["sets"], 8)

@@ -150,11 +150,14 @@ class Refusals(unittest.TestCase):
 
 
 def overlaid(plan, tile_ptr):
-    """What the overlay kernel makes of a plan for those query tiles: `tile_span_ptr`, `tile_spans` and
-    `span_rows`, one after the other set by set, where it leaves room for twice the spans of each."""
+    """What the overlay kernel makes of a plan for those tiles: first spans, ends and tokens of the sets,
+    the spans, the rows of each, and the tokens of its set before it. There is room for twice the spans of
+    each set; what is not used stays None."""
     pairs = list(zip(plan.spans[::2], plan.spans[1::2]))
     span_ptr, heads = plan.span_ptr, plan.span_heads
-    tile_span_ptr, tile_spans, span_rows = [], [], []
+    room = 2 * len(pairs)
+    bounds, tile_spans, span_rows, span_tokens = [], [None] * room, [None] * room, [None] * room
+    expected = 0
     for first, end in pairwise(tile_ptr):
         for head in range(heads):
             sets = [
@@ -162,22 +165,24 @@ def overlaid(plan, tile_ptr):
                 for at in range(first * heads + head, end * heads, heads)
             ]
             before = sum(span_ptr[row * heads + head] - span_ptr[row * heads] for row in range(first, end))
-            tile_span_ptr.append(2 * (span_ptr[first * heads] + before))
-            assert tile_span_ptr[-1] == len(tile_spans), "room begins where that of the set before ends"
-            room_end = len(tile_spans) + 2 * sum(map(len, sets))
+            begin = to = 2 * (span_ptr[first * heads] + before)
+            assert begin == expected, "room begins where that of the set before ends"
+            expected += 2 * sum(map(len, sets))
+            tokens = 0
             edges = sorted({edge for spans in sets for span in spans for edge in span})
             for start, stop in pairwise(edges):
                 rows = sum(
                     1 << row for row, spans in enumerate(sets) if any(s <= start < e for s, e in spans)
                 )
                 if rows:
-                    tile_spans.append((start, stop))
-                    span_rows.append(rows)
-            assert len(tile_spans) <= room_end, "n spans give at most 2n - 1"
-            padding = room_end - len(tile_spans)
-            tile_spans += [(0, 0)] * padding
-            span_rows += [0] * padding
-    return [*tile_span_ptr, 2 * len(pairs)], tile_spans, span_rows
+                    tile_spans[to], span_rows[to], span_tokens[to] = (start, stop), rows, tokens
+                    tokens += stop - start
+                    to += 1
+            if to > begin:
+                assert to < expected, "n spans give at most 2n - 1, and there is an end"
+                span_tokens[to] = tokens
+            bounds.append((begin, to, tokens))
+    return bounds, tile_spans, span_rows, span_tokens
 
 
 def visited(plan, kv_heads, page_size, blocks, smallest_share, query_rows):
@@ -186,14 +191,17 @@ def visited(plan, kv_heads, page_size, blocks, smallest_share, query_rows):
     tile_ptr = plan.query_tiles(query_rows)
     tiles = len(tile_ptr) - 1
     if query_rows > 1:
-        span_ptr, spans, span_rows = overlaid(plan, tile_ptr)
+        bounds, spans, span_rows, span_tokens = overlaid(plan, tile_ptr)
     else:
-        span_ptr, spans = plan.span_ptr, list(zip(plan.spans[::2], plan.spans[1::2]))
+        bounds, spans = list(pairwise(plan.span_ptr)), list(zip(plan.spans[::2], plan.spans[1::2]))
         span_rows = [1] * len(spans)
     # The plan kernel.
     sets = tiles * plan.span_heads
-    span_tokens = list(accumulate((end - start for start, end in spans), initial=0))
-    set_tokens = [span_tokens[at] for at in span_ptr]
+    if query_rows > 1:
+        set_tokens = list(accumulate((tokens for _, _, tokens in bounds), initial=0))
+    else:
+        span_tokens = list(accumulate((end - start for start, end in spans), initial=0))
+        set_tokens = [span_tokens[at] for at in plan.span_ptr]
     # The decode kernel: KV heads that a set serves outermost, cut into equal shares.
     selected = set_tokens[sets]
     work = selected * (kv_heads // plan.span_heads)
@@ -211,9 +219,10 @@ def visited(plan, kv_heads, page_size, blocks, smallest_share, query_rows):
             tokens_read += end - begin
             table = plan.page_table[plan.row_request[tile_ptr[tile]] * plan.max_pages :]
             for index in range(begin, end):
-                low, high = span_ptr[of_set], span_ptr[of_set + 1]
-                span = bisect.bisect_right(span_tokens, index, low, high) - 1
-                position = spans[span][0] + index - span_tokens[span]
+                low, high = bounds[of_set][:2]
+                token = index - set_tokens[of_set] if query_rows > 1 else index
+                span = bisect.bisect_right(span_tokens, token, low, high) - 1
+                position = spans[span][0] + token - span_tokens[span]
                 page, slot = divmod(position, page_size)
                 for row in range(tile_ptr[tile], tile_ptr[tile + 1]):
                     if span_rows[span] >> (row - tile_ptr[tile]) & 1:

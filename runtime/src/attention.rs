@@ -250,7 +250,7 @@ impl SpanAttention {
             false => None,
             true => Some(Overlay {
                 tile_ptr: integers("tile_ptr", limits.rows + 1)?,
-                tile_span_ptr: bytes("tile_span_ptr", 4 * (sets + 1))?,
+                tile_span_ptr: bytes("tile_span_ptr", 16 * sets)?,
                 tile_spans: bytes("tile_spans", 8 * planned_spans)?,
                 span_rows: bytes("span_rows", 4 * row_words * planned_spans)?,
             }),

@@ -90,11 +90,11 @@ fn devices_that_are_not_there_are_bad_input() {
 }
 
 #[test]
-fn an_off_by_one_is_shown_in_the_source_that_was_edited() {
+fn a_wrong_access_is_shown_in_the_source_that_was_edited() {
     let here = folder();
-    // The address of one token too many is looked for.
-    let right = "offsets[t % 2 * C::TILE + tid] = index < piece.end ? cursor.offset(index) : 0;";
-    let wrong = "offsets[t % 2 * C::TILE + tid] = index <= piece.end ? cursor.offset(index) : 0;";
+    // The address of a token far before the first is looked for.
+    let right = "const long long offset = cursor.offset(index);";
+    let wrong = "const long long offset = cursor.offset(index - (1 << 30));";
     let source = edited(here.path(), right, wrong);
     let text = fs::read_to_string(here.path().join(source)).unwrap();
     let line = 1 + text.lines().position(|line| line.contains(wrong)).unwrap();
@@ -102,11 +102,11 @@ fn an_off_by_one_is_shown_in_the_source_that_was_edited() {
     let place = format!("mine.cu:{line} (tiles.cuh:");
     let ran =
         ran.prints(&format!("differs from what the configuration renders in 1 line: {place}"));
-    // A span that is not there is read where addresses are made, inlined at the edited line.
+    // A page that is not there is read where addresses are made, inlined at the edited line.
     let ran = ran.prints(&format!("inlined at {place}"));
     let ran = ran.prints("out-of-bounds");
-    let ran = ran.prints(" |         end = a.span_tokens[span + 1];");
-    let ran = ran.prints(&format!("  >*{line:>5} |             {wrong}"));
+    let ran = ran.prints(" |         return C::Kv::BYTES * (pages[page] *");
+    let ran = ran.prints(&format!("  >*{line:>5} |         {wrong}"));
     ran.prints("rows of").prints("reproduce it with: spanforge check mine.cu --seed");
     let report = spanforge(here.path(), ["check", source, "--device", "emulated:h200", "--json"]);
     let report = report.expect(1).json();

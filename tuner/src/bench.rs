@@ -2,7 +2,7 @@
 //! floor, and the bytes that it fetches.
 
 use crate::environment::Environment;
-use crate::evaluate::{cache_bytes, floor_us, time_resident};
+use crate::evaluate::{cache_bytes, floor_us, time_plan, time_resident};
 use crate::export::{ExportError, compile_source};
 use crate::tune::TuneError;
 use crate::workload::{Workload, WorkloadError, WorkloadRow};
@@ -19,7 +19,7 @@ use spanforge_spans::{Dtype, KvDtype, KvLayout, SpanSet};
 /// spans as a self-selecting model has them, small batches and large; mixes of long and short rows
 /// that other libraries are measured with; the same tokens in longer and longer spans; several new tokens
 /// for each request; and caches of 8-bit elements.
-pub const CASES: [&str; 26] = [
+pub const CASES: [&str; 27] = [
     "da-gemma4/1",
     "da-gemma4/16",
     "da-gemma4/64",
@@ -43,6 +43,7 @@ pub const CASES: [&str; 26] = [
     "da-qwen3.6/16@4",
     "16x4K@8",
     "1x4K@256",
+    "ssas-llama2/1@256",
     "da-gemma4/16:e4m3",
     "da-qwen3.6/16:e4m3",
     "1x64K+31x4K:e4m3",
@@ -180,6 +181,8 @@ pub struct CaseTime {
     pub time_us: f64,
     /// What it is the median of.
     pub samples_us: Vec<f64>,
+    /// Microseconds of the plan, which is in [`Self::time_us`] and which all layers of a step share.
+    pub plan_us: f64,
     /// The time that no kernel can beat; see [`floor_us`].
     pub floor_us: f64,
     /// Bytes that no kernel can do without.
@@ -220,14 +223,16 @@ pub struct BenchRow {
 
 impl BenchRow {
     /// The line as a table has it, under [`BenchReport::heading`].
-    pub fn cells(&self) -> [String; 12] {
-        let CaseTime { time_us, floor_us, selected_kv_bytes, bytes_ratio, imbalance, .. } =
-            &self.time;
+    pub fn cells(&self) -> [String; COLUMNS] {
+        let CaseTime {
+            time_us, plan_us, floor_us, selected_kv_bytes, bytes_ratio, imbalance, ..
+        } = &self.time;
         [
             self.case.clone(),
             self.attention.to_owned(),
             format!("{:.1}", *selected_kv_bytes as f64 / 1e6),
             format!("{time_us:.1}"),
+            format!("{plan_us:.1}"),
             format!("{floor_us:.1}"),
             format!("{:.2}", time_us / floor_us),
             format!("{:.0}", self.gb_per_second),
@@ -240,8 +245,11 @@ impl BenchRow {
     }
 }
 
-/// The columns of a benchmark's table that are numbers.
-pub const NUMBERS: [usize; 9] = [2, 3, 4, 5, 6, 7, 8, 9, 10];
+/// The columns of a benchmark's table.
+pub const COLUMNS: usize = 13;
+
+/// Those of them that are numbers.
+pub const NUMBERS: [usize; 10] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
 
 /// What was timed in one run.
 #[derive(Clone, Debug, Serialize)]
@@ -270,13 +278,22 @@ pub struct BenchReport {
 
 impl BenchReport {
     /// The columns of its table.
-    pub fn heading(&self) -> [String; 12] {
+    pub fn heading(&self) -> [String; COLUMNS] {
         let time = format!("{} us", self.basis);
         let [a, b, c] = ["case", "attention", "MB selected"];
-        let others =
-            ["floor us", "x floor", "GB/s", "of reading", "x dense", "bytes", "shares", "kernel"];
-        let [d, e, f, g, h, i, j, k] = others;
-        [a, b, c, &time, d, e, f, g, h, i, j, k].map(str::to_owned)
+        let others = [
+            "plan",
+            "floor us",
+            "x floor",
+            "GB/s",
+            "of reading",
+            "x dense",
+            "bytes",
+            "shares",
+            "kernel",
+        ];
+        let [d, e, f, g, h, i, j, k, l] = others;
+        [a, b, c, &time, d, e, f, g, h, i, j, k, l].map(str::to_owned)
     }
 }
 
@@ -303,11 +320,13 @@ pub fn time(
         SECTOR_BYTES * of_kv.map(|traffic| traffic.read_sectors).sum::<u64>()
     });
     let timing = time_resident(&decoder, &resident, &problem)?;
+    let plan_us = time_plan(&decoder, &resident, &problem)?.median_us();
     let selected_kv_bytes = problem.tile_kv_bytes(spec.configuration.query_rows);
     let tokens = workload.selected_tokens();
     Ok(CaseTime {
         basis: timing.basis,
         time_us: timing.median_us(),
+        plan_us,
         floor_us: floor_us(&problem, device.properties()),
         floor_bytes: problem.floor_bytes(),
         flops: problem.flops(),

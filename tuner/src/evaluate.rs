@@ -393,6 +393,16 @@ pub(crate) fn time_resident(
     decoder.time(resident, &options(problem, samples))
 }
 
+/// Times the plan of a problem that is on the decoder's device.
+pub(crate) fn time_plan(
+    decoder: &Decoder<'_>,
+    resident: &Resident<'_>,
+    problem: &DecodeProblem,
+) -> Result<Timing, DeviceError> {
+    let samples = TimeOptions::default().samples;
+    decoder.time_plan(resident, &options(problem, samples))
+}
+
 /// The time in microseconds that no kernel can beat: the floor's bytes over the bandwidth of the data
 /// sheet, or the operations over its peak, on whichever cores are faster.
 pub fn floor_us(problem: &DecodeProblem, properties: &DeviceProperties) -> f64 {

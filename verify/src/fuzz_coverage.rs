@@ -18,7 +18,7 @@ pub struct Coverage {
 }
 
 /// The edges, by what they concern.
-const EDGES: [&str; 59] = [
+const EDGES: [&str; 60] = [
     "row: empty",
     "row: one token",
     "row: whole cache",
@@ -37,6 +37,7 @@ const EDGES: [&str; 59] = [
     "span: ends with a page",
     "span: crosses pages",
     "span: one token",
+    "span: more in a row than lanes of a warp",
     "span: more in all than threads that plan",
     "span: more in a row than threads that plan",
     "raw: repeated or overlapping",
@@ -187,6 +188,7 @@ pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
     }
     let spans: usize = batch.sets().map(|set| set.iter().count()).sum();
     let in_a_row = batch.sets().map(|set| set.iter().count()).max().unwrap_or(0);
+    meet("span: more in a row than lanes of a warp", in_a_row > 32);
     meet("span: more in all than threads that plan", spans > PLAN_THREADS as usize);
     meet("span: more in a row than threads that plan", in_a_row > PLAN_THREADS as usize);
     meet("row: more than lanes of a warp", p.rows.len() > 32);

@@ -285,7 +285,7 @@ fn kv_lengths(
 /// Spans of one row as a careless user would give them: unsorted, overlapping, repeated, empty.
 fn raw_spans(rng: &mut impl Rng, length: u32, edges: &Edges, page_size: u32) -> Vec<[u32; 2]> {
     let mut spans: Vec<(u32, u32)> = Vec::new();
-    match rng.random_range(0..10) {
+    match rng.random_range(0..11) {
         0 => {}
         1 | 2 => spans.push((0, length)),
         3 => {
@@ -316,6 +316,21 @@ fn raw_spans(rng: &mut impl Rng, length: u32, edges: &Edges, page_size: u32) -> 
             // A sink and a window, as decoding with a summary of the context reads.
             spans.push((0, length.min(16)));
             spans.push((length - length.min(edges.draw(rng)), length));
+        }
+        7 => {
+            // A comb of a token or two: more of them than a warp keeps, where there is room.
+            let mut at = rng.random_range(0..length);
+            if rng.random() {
+                at = 0;
+            }
+            for _ in 0..rng.random_range(1..=120) {
+                let end = at + rng.random_range(1..=2);
+                if end > length {
+                    break;
+                }
+                spans.push((at, end));
+                at = end + rng.random_range(1..=2);
+            }
         }
         _ => {
             for _ in 0..rng.random_range(1..=12) {

@@ -22,7 +22,7 @@ pub struct Recipe {
     /// What logits are capped at, smoothly; 0 for no cap.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub soft_cap: f32,
-    /// Seed of the sinks: a logit for each query head, one in eight of them -inf. 0 for none.
+    /// Seed of the sinks: a logit for each query head, one in eight of them -inf, one above most logits. 0 for none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub sinks: u64,
     /// Seed of the factors of K and V of each KV head, between 1/2 and 2, for a cache of 8-bit elements;
@@ -342,6 +342,7 @@ impl Recipe {
         heads
             .map(|_| match normals.bits() % 8 {
                 0 => f32::NEG_INFINITY,
+                1 => 12.0 + 4.0 * normals.draw(),
                 _ => 4.0 * normals.draw(),
             })
             .collect()

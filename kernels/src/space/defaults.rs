@@ -7,7 +7,7 @@ impl SearchSpace {
     /// The configuration to use where nothing has been tuned: warpgroups where rows fill them, other query
     /// tiles in a space that has them, tensor cores for groups of more than three query heads, 16-byte
     /// loads, and as many blocks with a small ring as the device has room for, up to four per
-    /// multiprocessor. `None` where no configuration fits the shape on this device.
+    /// multiprocessor (six, of CUDA cores with elements of 8 bits). `None` where no configuration fits the shape on this device.
     pub fn default_configuration(&self) -> Option<Configuration> {
         if let Some(by_warpgroups) = self.warpgroup_default() {
             return Some(by_warpgroups);
@@ -19,13 +19,16 @@ impl SearchSpace {
         } else {
             self.cuda_core_preference()
         };
-        // Small rings in many blocks: other warps compute while one waits.
-        for (blocks, stages) in [(4, 2), (3, 2), (2, 2), (1, 2)] {
+        // Small rings in many blocks: other warps compute while one waits. Elements of 8 bits take more
+        // instructions for the bytes that are under way meanwhile.
+        let most = if preferred.core == Core::Fma && self.shape.kv_bytes() == 1 { 6 } else { 4 };
+        for blocks in [6, 4, 3, 2, 1].into_iter().filter(|blocks| *blocks <= most) {
             // Tensor cores take so many registers that only the cap makes room for all blocks.
             let min_blocks =
                 if preferred.core == Core::Mma { blocks } else { preferred.min_blocks };
             let blocks_per_multiprocessor = blocks;
-            let it = Configuration { blocks_per_multiprocessor, min_blocks, stages, ..preferred };
+            let it =
+                Configuration { blocks_per_multiprocessor, min_blocks, stages: 2, ..preferred };
             if self.broken_constraint(&it).is_none() {
                 return Some(it);
             }
@@ -43,7 +46,7 @@ impl SearchSpace {
                 + c.blocks_per_multiprocessor.abs_diff(2)
                 + u32::from(c.query != preferred.query) * 2
                 + u32::from(c.merge != preferred.merge)
-                + c.smallest_share.abs_diff(128) / 64
+                + c.smallest_share.abs_diff(preferred.smallest_share) / 64
                 + c.l2_prefetch / 128
                 + u32::from(c.vector_bytes != 16)
         })
@@ -56,27 +59,28 @@ impl SearchSpace {
         heads.filter(|h| fits(*h)).max().unwrap_or(1)
     }
 
-    /// As many query heads per warp as the registers hold with room to spare, and enough token warps
-    /// for four warps.
+    /// As many query heads per warp as the registers hold with room to spare, enough token warps for four
+    /// warps, and eight elements per lane and load.
     fn cuda_core_preference(&self) -> Configuration {
         let elements = self.shape.head_dim / (self.shape.head_dim / 8).min(32);
         let heads = self.most_heads(|h| h * elements <= 32);
         let head_warps = self.shape.group_size.div_ceil(heads);
+        let kv_bytes = self.shape.kv_bytes();
         Configuration {
             core: Core::Fma,
             query_rows: 1,
             load_path: LoadPath::Staged,
-            tile_tokens: if self.shape.head_dim <= 128 { 32 } else { 16 },
+            tile_tokens: if self.shape.head_dim <= 128 { 64 } else { 32 } / kv_bytes,
             stages: 2,
             token_warps: if head_warps >= 4 { 1 } else { 4 / head_warps.next_power_of_two() },
             heads_per_warp: heads,
-            vector_bytes: 16,
+            vector_bytes: 8 * kv_bytes,
             unroll: 2,
             query: QueryHome::Registers,
             l2_prefetch: 0,
             min_blocks: 1,
             blocks_per_multiprocessor: 2,
-            smallest_share: 128,
+            smallest_share: 64,
             merge: Merge::SecondKernel,
         }
     }
@@ -101,10 +105,12 @@ impl SearchSpace {
                     stages,
                     token_warps: 1,
                     heads_per_warp: 16,
+                    vector_bytes: 16,
                     unroll: 1,
                     query: QueryHome::Shared,
                     min_blocks: blocks,
                     blocks_per_multiprocessor: blocks,
+                    smallest_share: 128,
                     ..self.cuda_core_preference()
                 },
             )
@@ -137,6 +143,7 @@ impl SearchSpace {
             tile_tokens: 16 * token_warps,
             token_warps,
             heads_per_warp: if filled { sixteens } else { balanced(columns, 8) },
+            vector_bytes: 16,
             unroll: 1,
             query: QueryHome::Shared,
             ..self.cuda_core_preference()
@@ -161,6 +168,7 @@ impl SearchSpace {
             tile_tokens: 16 * token_warps,
             token_warps,
             heads_per_warp,
+            vector_bytes: 16,
             unroll: 1,
             query: if self.shape.head_dim > 128 { QueryHome::Shared } else { QueryHome::Registers },
             ..self.cuda_core_preference()

@@ -6,13 +6,15 @@ import struct
 ABI_VERSION = 3
 
 OVERLAY_THREADS = 128
-"""Threads of a block of the overlay kernel; it is launched with one warp per set of spans and one more."""
+"""Threads of a block of the overlay kernel; it is launched with one warp per set of spans."""
 PLAN_THREADS = 256
 """Threads of a block of the plan kernel; it is launched with one block."""
 MERGE_THREADS = 128
-"""Threads of a block of the merge kernel; it is launched with a grid of query tiles times KV heads by as
-many blocks as share the elements of each. That which merges outputs is launched with one warp per query
-head of all rows."""
+"""Threads of a slice of a block of the merge kernel; it is launched with a grid of query tiles times KV heads
+by as many blocks as share the elements of each. That which merges outputs is launched with one warp per
+query head of all rows."""
+MERGE_SLICES = 4
+"""Slices of a block of the merge kernel, at most: each merges a run of the states."""
 
 SYMBOLS = {
     "overlay": "spanforge_overlay",
@@ -29,7 +31,7 @@ def _arguments(pointers: str, integers: str) -> list[tuple[str, str]]:
 
 ARGUMENTS = {
     "overlay": _arguments(
-        "tile_ptr span_ptr spans tile_span_ptr tile_spans span_rows",
+        "tile_ptr span_ptr spans tile_span_ptr tile_spans span_rows span_tokens",
         "tiles span_heads",
     ),
     "plan": _arguments("span_ptr spans set_tokens span_tokens", "sets"),

@@ -125,7 +125,7 @@ class SpanAttention:
         if has_overlay:
             self._buffers |= {
                 "tile_ptr": empty(limits.rows + 1),
-                "tile_span_ptr": empty(sets + 1),
+                "tile_span_ptr": empty(4 * sets),
                 "tile_spans": empty(2 * planned_spans),
                 "span_rows": empty(row_words * planned_spans),
             }
@@ -200,8 +200,7 @@ class SpanAttention:
         if not self._is_planned and plan.rows:
             sets = self._tiles * plan.span_heads
             if query_rows > 1:
-                # A warp for each set, and one for what is behind the last.
-                grid = -(-(sets + 1) // (abi.OVERLAY_THREADS // 32))
+                grid = -(-sets // (abi.OVERLAY_THREADS // 32))
                 values = self._buffers | {"tiles": self._tiles, "span_heads": plan.span_heads}
                 self._launch("overlay", (grid, 1), abi.OVERLAY_THREADS, 0, values)
             self._launch("plan", (1, 1), abi.PLAN_THREADS, 0, self._planned_buffers() | {"sets": sets})
@@ -277,10 +276,12 @@ class SpanAttention:
         }
         self._launch("decode", (blocks, 1), self._entry.threads, self._entry.shared_bytes, values)
         if configuration.merge == "second-kernel":
-            # Each thread merges four elements.
+            # Each thread merges four elements, of six states if all tiles have as many.
             quads = configuration.columns(kernel_shape) * kernel_shape.head_dim // 4
-            grid = self._tiles * self.shape.kv_heads, -(-quads // abi.MERGE_THREADS)
-            self._launch("merge", grid, abi.MERGE_THREADS, 0, values)
+            sets = self._tiles * self.shape.kv_heads
+            slices = min(max(-(-(blocks // sets) // 6), 1), abi.MERGE_SLICES)
+            grid = sets, -(-quads // abi.MERGE_THREADS)
+            self._launch("merge", grid, slices * abi.MERGE_THREADS, 0, values)
         return out, lse
 
     def __call__(

@@ -231,10 +231,10 @@ fn print(report: &BenchReport, out: &mut dyn Write) -> Result<()> {
     table.write(out, "")?;
     writeln!(
         out,
-        "\n{word} on {}; GB/s: K and V bytes of selected tokens; of reading: of the {:.0} GB/s that a \
-         kernel reads\nwhich does nothing else, {word} too (data sheet {:.0}); x dense: faster than dense \
-         by the same kernels; bytes: K and V\nfetched over selected, {}; shares: tokens of the \
-         block with most over the mean",
+        "\n{word} on {}; plan: what of it all layers share; GB/s: K and V bytes of selected tokens; of \
+         reading: of the\n{:.0} GB/s that a kernel reads which does nothing else, {word} too (data sheet \
+         {:.0}); x dense: faster than dense by\nthe same kernels; bytes: K and V fetched over selected, \
+         {}; shares: tokens of the block with\nmost over the mean",
         report.device,
         report.read_gb_per_second,
         report.dram_gb_per_second,

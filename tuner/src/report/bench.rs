@@ -3,7 +3,7 @@
 
 use super::plot::{self, Axis, BLUE, GREEN, GREY, Mark, ORANGE, svg};
 use super::{STYLE, tools};
-use crate::bench::{BenchReport, BenchRow, NUMBERS};
+use crate::bench::{BenchReport, BenchRow, COLUMNS, NUMBERS};
 use crate::buckets::geometric_mean;
 use serde::Serialize;
 use spanforge_device::Basis;
@@ -21,10 +21,10 @@ struct Page<'a> {
     headline: Vec<(String, String)>,
     roofline: String,
     by_floor: String,
-    heading: [String; 12],
-    numbers: [usize; 9],
+    heading: [String; COLUMNS],
+    numbers: [usize; NUMBERS.len()],
     /// The batch in words, and the cells.
-    rows: Vec<(&'a str, [String; 12])>,
+    rows: Vec<(&'a str, [String; COLUMNS])>,
     environment: Vec<(&'static str, String)>,
 }
 
@@ -137,6 +137,7 @@ mod tests {
                 basis: Basis::Predicted,
                 time_us,
                 samples_us: vec![time_us],
+                plan_us: 1.5,
                 floor_us,
                 floor_bytes: 1 << 20,
                 flops: 1e6,

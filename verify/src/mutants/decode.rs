@@ -61,29 +61,66 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "span-end-included",
         Bound,
         ANY,
-        "while (end <= index) enter(span + 1);",
-        "while (end < index) enter(span + 1);",
+        "place + step - 1) <= index) place += step;",
+        "place + step - 1) < index) place += step;",
     ),
     Mutant::new(
-        "one-span-further-at-most",
+        "window-held-too-long",
+        Bound,
+        SHORT_SPANS,
+        "while (__shfl_sync(~0u, end, 31) <= last)",
+        "while (__shfl_sync(~0u, end, 31) < last)",
+    ),
+    Mutant::new(
+        "window-moved-once-at-most",
+        Predicate,
+        &[DIRECT_LONG],
+        "while (__shfl_sync(~0u, end, 31) <= last)",
+        "if (__shfl_sync(~0u, end, 31) <= last)",
+    ),
+    Mutant::new(
+        "window-moved-behind-first-token",
+        Bound,
+        SHORT_SPANS,
+        "keep(window + __popc(__ballot_sync(~0u, end <= __shfl_sync(~0u, index, 0))));",
+        "keep(window + 32);",
+    ),
+    Mutant::new(
+        "window-beyond-set",
+        Bound,
+        ANY,
+        "threadIdx.x % 32), spans_end() - 1);",
+        "threadIdx.x % 32), spans_end());",
+    ),
+    Mutant::new(
+        "span-of-last-token-taken-for-all",
         Predicate,
         ANY,
-        "while (end <= index) enter(span + 1);",
-        "if (end <= index) enter(span + 1);",
+        "if (__shfl_sync(~0u, end, place) <= last) {",
+        "if (__shfl_sync(~0u, end, place) < last) {",
+    ),
+    Mutant::new(
+        "spans-of-half-a-window",
+        Lane,
+        SHORT_SPANS,
+        "for (int step = 16; step > 0; step /= 2)
+                if (__shfl_sync(~0u, end,",
+        "for (int step = 8; step > 0; step /= 2)
+                if (__shfl_sync(~0u, end,",
     ),
     Mutant::new(
         "next-token-taken",
         Bound,
         ANY,
-        "const unsigned position = shift + index;",
-        "const unsigned position = shift + index + 1;",
+        "const unsigned position = __shfl_sync(~0u, shift, place) + index;",
+        "const unsigned position = __shfl_sync(~0u, shift, place) + index + 1;",
     ),
     Mutant::new(
         "position-from-span-end",
         Operands,
         ANY,
-        "shift = a.spans[span].x - a.span_tokens[span];",
-        "shift = a.spans[span].y - a.span_tokens[span];",
+        "shift = a.spans[of_lane].x -",
+        "shift = a.spans[of_lane].y -",
     ),
     Mutant::new(
         "slot-forgets-page-size",
@@ -458,22 +495,72 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "last-partial-left-out",
         Bound,
         &[PLAIN, PADDED],
-        "if (next + j <= last) merge_into(sum, ml[j].x, ml[j].y, acc[j]);",
-        "if (next + j < last) merge_into(sum, ml[j].x, ml[j].y, acc[j]);",
+        "if (next + j < end) merge_into(sum, ml[j].x, ml[j].y, acc[j]);",
+        "if (next + j < end - 1) merge_into(sum, ml[j].x, ml[j].y, acc[j]);",
     ),
     Mutant::new(
-        "partials-beyond-eight-left-out",
+        "partials-beyond-six-left-out",
         Bound,
         &[PADDED],
-        "for (int next = first; next <= last; next += LOADED_AHEAD) {",
-        "for (int next = first; next == first; next += LOADED_AHEAD) {",
+        "for (int next = run_begin; next < run_end; next += MERGE_AHEAD) {",
+        "for (int next = run_begin; next == run_begin; next += MERGE_AHEAD) {",
     ),
     Mutant::new(
         "partials-of-a-round-overlap",
         Overlap,
         &[PADDED],
-        "for (int next = first; next <= last; next += LOADED_AHEAD) {",
-        "for (int next = first; next <= last; next += LOADED_AHEAD - 1) {",
+        "for (int next = run_begin; next < run_end; next += MERGE_AHEAD) {",
+        "for (int next = run_begin; next < run_end; next += MERGE_AHEAD - 1) {",
+    ),
+    Mutant::new(
+        "five-partials-by-fours",
+        Bound,
+        &[PADDED],
+        "if (left > 4) merge_partials",
+        "if (left > 5) merge_partials",
+    ),
+    Mutant::new(
+        "three-partials-by-twos",
+        Bound,
+        &[PLAIN, PADDED],
+        "else if (left > 2) merge_partials",
+        "else if (left > 3) merge_partials",
+    ),
+    Mutant::new(
+        "runs-too-short",
+        Bound,
+        SECOND,
+        "const int run = (last - first + slices) / slices;",
+        "const int run = (last - first + 1) / slices;",
+    ),
+    Mutant::new(
+        "run-beyond-last-block",
+        Bound,
+        SECOND,
+        "const int run_end = min(run_begin + run, last + 1);",
+        "const int run_end = run_begin + run;",
+    )
+    .shows_at(READS_PARTIALS),
+    Mutant::new(
+        "runs-merged-before-they-are-written",
+        Barrier,
+        SECOND,
+        "__syncthreads();  // the states of all runs are written",
+        "",
+    ),
+    Mutant::new(
+        "run-of-last-slice-left-out",
+        Bound,
+        SECOND,
+        "for (int s = 1; s < slices; ++s)",
+        "for (int s = 1; s < slices - 1; ++s)",
+    ),
+    Mutant::new(
+        "every-slice-writes",
+        Overlap,
+        SECOND,
+        "if (slice == 0 && quad < QUADS)",
+        "if (quad < QUADS)",
     ),
     Mutant::new(
         "slot-of-last-block",
@@ -555,20 +642,17 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant::new(
         "addresses-beyond-tile",
         Bound,
-        STAGED,
-        "        if (tid < C::TILE)
-            offsets",
-        "        if (index < piece.end)
-            offsets",
+        &[WIDE],
+        "if (C::TILE % 32 != 0 && tid >= C::TILE) return;",
+        "",
     )
-    .shows_at(&["offsets[t % 2 * C::TILE + tid] = index"]),
+    .shows_at(&["offsets[t % 2 * C::TILE + tid] = exists"]),
     Mutant::new(
         "one-set-of-addresses",
         Barrier,
         STAGED,
-        "            offsets[t % 2 * C::TILE + tid] = index < piece.end ? cursor.offset(index) : 0;
-        if (C::QUERY_ROWS > 1 && tid < C::TILE)
-            rows[t % (C::STAGES + 1) * C::TILE + tid] = index < piece.end ? cursor.rows() : 0;
+        "        offsets[t % 2 * C::TILE + tid] = exists ? offset : 0;
+        if (C::QUERY_ROWS > 1) rows[t % (C::STAGES + 1) * C::TILE + tid] = exists ? cursor.rows() : 0;
     };
     // Starts the copies of tile `t`; a group is committed even where there is no such tile, so that
     // counting groups counts tiles.
@@ -577,9 +661,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
             const int count = min(C::TILE, piece.end - piece.begin - t * C::TILE);
             const unsigned to = ring + t % C::STAGES * 2 * L::TILE_BYTES;
             const long long* from = offsets + t % 2 * C::TILE;",
-        "            offsets[tid] = index < piece.end ? cursor.offset(index) : 0;
-        if (C::QUERY_ROWS > 1 && tid < C::TILE)
-            rows[t % (C::STAGES + 1) * C::TILE + tid] = index < piece.end ? cursor.rows() : 0;
+        "        offsets[tid] = exists ? offset : 0;
+        if (C::QUERY_ROWS > 1) rows[t % (C::STAGES + 1) * C::TILE + tid] = exists ? cursor.rows() : 0;
     };
     // Starts the copies of tile `t`; a group is committed even where there is no such tile, so that
     // counting groups counts tiles.
@@ -777,15 +860,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "direct-token-after-last",
         Bound,
         DIRECT_BOTH,
-        "const long long mine = base + lane < piece.end ? cursor",
-        "const long long mine = base + lane <= piece.end ? cursor",
+        "const long long mine = base + lane < piece.end ?",
+        "const long long mine = base + lane <= piece.end ?",
     ),
     Mutant::new(
         "direct-no-token-is-the-first",
         Predicate,
         DIRECT_BOTH,
-        "cursor.offset(base + lane) : -1;",
-        "cursor.offset(base + lane) : 0;",
+        "piece.end ? offset : -1;",
+        "piece.end ? offset : 0;",
     ),
     Mutant::new(
         "direct-batch-one-too-long",

@@ -226,6 +226,8 @@ mod kernels {
     pub const DIRECT: &str = "f16-d128-g2-direct-t32-s1-w4-h2-v16-u2-qr-p0-b1-x1-m64-second";
     pub const DIRECT_WIDE: &str = "bf16-d512-g1-direct-t32-s1-w2-h1-v16-u1-qs-p0-b1-x1-m32-last";
 
+    pub const DIRECT_LONG: &str = "f16-d64-g1-direct-t32-s1-w4-h1-v16-u1-qr-p0-b1-x1-m512-second";
+
     pub const TENSOR: &str = "f16-d64-g5-mma-staged-t32-s3-w2-h5-v16-u1-qr-p0-b1-x1-m256-second";
     pub const TENSOR_SPLIT: &str =
         "bf16-d128-g12-mma-staged-t32-s2-w2-h6-v16-u1-qr-p0-b1-x1-m1-last";
@@ -259,6 +261,7 @@ mod kernels {
     pub const ANY: &[&str] = &[PLAIN, DIRECT];
     pub const STAGED: &[&str] = &[LONG, QUERY_SHARED, PADDED, TENSOR];
     pub const DIRECT_BOTH: &[&str] = &[DIRECT, DIRECT_WIDE];
+    pub const SHORT_SPANS: &[&str] = &[LONG, DIRECT_LONG];
     pub const SECOND: &[&str] = &[PLAIN, DIRECT];
     pub const LAST: &[&str] = &[WIDE, PADDED, DIRECT_WIDE];
     pub const SPLIT_HEADS: &[&str] = &[PADDED, PADDED_SHARED];

@@ -6,11 +6,9 @@ use super::kernels::*;
 
 /// What reads the spans of query tiles, or what was made of them.
 const READS_OVERLAY: &[&str] = &[
-    "span[j].y - span[j].x : 0;",
-    "end = a.span_tokens[span + 1];",
-    "shift = a.spans[span].x - a.span_tokens[span];",
+    "end = tokens_before() + a.span_tokens[of_lane + 1];",
+    "shift = a.spans[of_lane].x - tokens_before()",
     "return a.span_rows[span * Layout<C>::ROW_WORDS + word];",
-    "const int count = span_ptr[sets];",
 ];
 
 pub(super) const MUTANTS: &[Mutant] = &[
@@ -18,8 +16,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "overlay-room-of-tokens",
         Stride,
         ROWS,
-        "int to = 2 * (span_ptr[first_row * span_heads] + warp_sum(before));",
-        "int to = span_ptr[first_row * span_heads] + warp_sum(before);",
+        "const int room = 2 * (span_ptr[first_row * span_heads] + __reduce",
+        "const int room = 1 * (span_ptr[first_row * span_heads] + __reduce",
     )
     .shows_at(READS_OVERLAY),
     Mutant::new(
@@ -69,29 +67,58 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "if (span[w].y == until || span[w].x == until) {",
     ),
     Mutant::new(
-        "overlay-room-not-cleared",
+        "overlay-end-left-out",
         Uninitialised,
         ROWS,
-        "for (int i = to + lane; i < room_end; i += 32) {",
-        "for (int i = to + lane; i < to; i += 32) {",
+        "if (to > room) span_tokens[to] = tokens;",
+        "",
     )
     .shows_at(READS_OVERLAY),
     Mutant::new(
-        "overlay-last-offset-left-out",
+        "overlay-tokens-of-gaps-counted",
+        Operands,
+        ROWS,
+        "            tokens += until - from;
+            ++to;
+        }",
+        "            ++to;
+        }
+        tokens += until - from;",
+    ),
+    Mutant::new(
+        "overlay-tokens-of-spans",
+        Operands,
+        ROWS,
+        "= make_int4(room, to, tokens, 0);",
+        "= make_int4(room, to, to - room, 0);",
+    ),
+    Mutant::new(
+        "overlay-set-ends-early",
+        Bound,
+        ROWS,
+        "= make_int4(room, to, tokens, 0);",
+        "= make_int4(room, to - 1, tokens, 0);",
+    ),
+    Mutant::new(
+        "tokens-before-set-left-out",
+        Operands,
+        ROWS,
+        "return C::QUERY_ROWS > 1 ? a.set_tokens[piece.set] : 0;",
+        "return 0;",
+    ),
+    Mutant::new(
+        "plan-of-tiles-without-total",
         Uninitialised,
         ROWS,
-        "if (set > tiles * span_heads) return;",
-        "if (set >= tiles * span_heads) return;",
-    )
-    .shows_at(READS_OVERLAY),
+        "if (threadIdx.x == 0) set_tokens[sets] = total;",
+        "",
+    ),
     Mutant::new(
-        "overlay-least-of-half-the-lanes",
+        "overlay-least-of-half-the-rows",
         Lane,
         ROWS,
-        "for (int step = 16; step > 0; step /= 2)
-        value = min(",
-        "for (int step = 8; step > 0; step /= 2)
-        value = min(",
+        "until = __reduce_min_sync(~0u, until);",
+        "until = __reduce_min_sync(~0u, lane % 8 < 4 ? until : END);",
     ),
     Mutant::new(
         "column-row-by-rows",
@@ -111,8 +138,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "cursor-of-tile-number",
         Operands,
         ROWS,
-        "TokenCursor<C> cursor(a, piece, first_query_row, piece.begin + tid);",
-        "TokenCursor<C> cursor(a, piece, piece.tile, piece.begin + tid);",
+        "TokenCursor<C> cursor(a, piece, first_query_row, piece.begin + tid / 32 * 32);",
+        "TokenCursor<C> cursor(a, piece, piece.tile, piece.begin + tid / 32 * 32);",
     ),
     Mutant::new(
         "rows-ring-as-long-as-tiles",
@@ -133,8 +160,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "rows-of-tokens-that-are-not-there",
         Bound,
         ROWS,
-        "index < piece.end ? cursor.rows() : 0;",
-        "index <= piece.end ? cursor.rows() : 0;",
+        "+ tid] = exists ? cursor.rows() : 0;",
+        "+ tid] = cursor.rows();",
     ),
     Mutant::new(
         "rows-selected-by-any",

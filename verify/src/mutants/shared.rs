@@ -73,8 +73,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "plan-inclusive-sum",
         Bound,
         ANY,
-        "span_tokens[index] = before + sums[j] - length[j];",
-        "span_tokens[index] = before + sums[j];",
+        "store(index, before + sums[j] - length[j]);",
+        "store(index, before + sums[j]);",
     ),
     Mutant::new(
         "plan-runs-begin-at-none",
@@ -90,7 +90,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "const int first = base + warp * 32 * each + lane;",
         "const int first = base + warp * 32 + lane;",
     )
-    .shows_at(&["set_tokens[set] = span_tokens[span_ptr[set]];", "end = a.span_tokens[span + 1];"]),
+    .shows_at(&["set_tokens[set] = span_tokens[span_ptr[set]];", "+ a.span_tokens[of_lane + 1];"]),
     Mutant::new("plan-carry-replaced", Overlap, ANY, "carry += total;", "carry = total;"),
     Mutant::new(
         "plan-closed-spans",
@@ -118,8 +118,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "plan-total-misplaced",
         Bound,
         ANY,
-        "if (threadIdx.x == 0) span_tokens[count] = carry;",
-        "if (threadIdx.x == 0) span_tokens[count - 1] = carry;",
+        "if (threadIdx.x == 0) span_tokens[count] = total;",
+        "if (threadIdx.x == 0) span_tokens[count - 1] = total;",
     )
     .shows_at(&["set_tokens[set] = span_tokens[span_ptr[set]];"]),
     Mutant::new(
@@ -155,15 +155,29 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "search-strict",
         Predicate,
         ANY,
-        "if (prefix[middle] <= value) low = middle;",
-        "if (prefix[middle] < value) low = middle;",
+        "place < high && prefix[place] <= value;",
+        "place < high && prefix[place] < value;",
     ),
     Mutant::new(
         "search-ends-early",
         Bound,
         ANY,
-        "while (high - low > 1) {",
-        "while (high - low > 2) {",
+        "while (high - low > WITHIN) {",
+        "while (high - low > WITHIN + 1) {",
+    ),
+    Mutant::new(
+        "search-steps-too-short",
+        Bound,
+        ANY,
+        "const int step = (high - low + 31) / 32;",
+        "const int step = max((high - low) / 32, 1);",
+    ),
+    Mutant::new(
+        "search-beyond-range",
+        Bound,
+        ANY,
+        "const bool at_most = place < high && prefix",
+        "const bool at_most = prefix",
     ),
     // softmax.cuh
     Mutant::new(
@@ -325,8 +339,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "merge-by-first-block-only",
         Bound,
         &[TENSOR, TENSOR_SHARED],
-        "blockIdx.y * spanforge::MERGE_THREADS + threadIdx.x, gridDim.y",
-        "threadIdx.x, gridDim.y",
+        "blockDim.x / spanforge::MERGE_THREADS, blockIdx.y, gridDim.y",
+        "blockDim.x / spanforge::MERGE_THREADS, 0, gridDim.y",
     ),
     Mutant::new(
         "cap-converted",

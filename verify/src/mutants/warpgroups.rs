@@ -221,8 +221,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "weights-grow-beyond-f16",
         Scale,
         &[WARPGROUPS_ROWS],
-        "static constexpr float GROWTH = 3.f;",
-        "static constexpr float GROWTH = 9.f;",
+        "constexpr float GROWTH = 3.f;",
+        "constexpr float GROWTH = 9.f;",
     )
     .shows_at(READS_TILE),
     Mutant::new(
