@@ -120,8 +120,8 @@ struct WarpgroupState {
         for (int s = 0; s < SIXTY_FOURS; ++s)
 #pragma unroll
             for (int i = 0; i < 32; ++i) logit[s][i] = 0.f;
-        for_each(logit);
-        if constexpr (!C::QUERY_SHARED) for_each(query);
+        all_settled(logit);
+        if constexpr (!C::QUERY_SHARED) all_settled(query);
         const unsigned long long keys = panel_at(k);
         begin_products();
 #pragma unroll
@@ -138,15 +138,15 @@ struct WarpgroupState {
                 }
             }
         wait_for_products();
-        for_each(logit);
+        all_settled(logit);
 
         scale_all(logit);
         if (!full) select(logit, selecting, lane);
         Weights weight, rest;
         weigh(logit, weight, rest);
-        for_each(acc);
-        for_each(weight);
-        for_each(rest);
+        all_settled(acc);
+        all_settled(weight);
+        all_settled(rest);
         const unsigned long long values = further(keys, L::TILE_BYTES);
         begin_products();
 #pragma unroll
@@ -158,11 +158,11 @@ struct WarpgroupState {
                 multiply_add<Element, true>(acc[p], rest[step], of_v);
             }
         wait_for_products();
-        for_each(acc);
+        all_settled(acc);
     }
 
     template <class T, int N, int M>
-    static __device__ __forceinline__ void for_each(T (&registers)[N][M]) {
+    static __device__ __forceinline__ void all_settled(T (&registers)[N][M]) {
 #pragma unroll
         for (int i = 0; i < N; ++i) settled(registers[i]);
     }

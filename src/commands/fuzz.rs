@@ -195,6 +195,11 @@ fn spec_of_source(path: &Path, source: &Source, kernel: &KernelArguments) -> Res
     }
 }
 
+/// The spaces of kernels for one row at a time, for several and for many.
+fn spaces(shape: KernelShape, limits: Limits) -> [SearchSpace; 3] {
+    [1, 4, 128].map(|rows| SearchSpace::for_rows(shape, limits, rows))
+}
+
 /// The kernels to fuzz.
 fn specs(arguments: &Arguments, limits: Limits) -> Result<Vec<KernelSpec>> {
     if arguments.kernel.config()?.is_some() {
@@ -204,12 +209,8 @@ fn specs(arguments: &Arguments, limits: Limits) -> Result<Vec<KernelSpec>> {
         Some(shape) => vec![shape],
         None => usual_shapes(),
     };
-    // Of kernels that take one row at a time, and of those that take several or many.
-    let spaces: Vec<Sampled> = shapes
-        .into_iter()
-        .flat_map(|shape| [1, 4, 128].map(|rows| SearchSpace::for_rows(shape, limits, rows)))
-        .map(Sampled)
-        .collect();
+    let spaces: Vec<Sampled> =
+        shapes.into_iter().flat_map(|shape| spaces(shape, limits)).map(Sampled).collect();
     let mut draws: Vec<_> = (0u64..)
         .zip(&spaces)
         .map(|(index, _)| strategy("random", arguments.seed.wrapping_add(index)))
@@ -371,10 +372,10 @@ fn report(
         })
         .collect();
     let specs: Vec<KernelSpec> = subjects.iter().map(|subject| subject.spec).collect();
-    let mut spaces: Vec<SearchSpace> = Vec::new();
+    let mut offered: Vec<SearchSpace> = Vec::new();
     for spec in &specs {
-        if spaces.iter().all(|space| space.shape() != spec.shape) {
-            spaces.push(SearchSpace::new(spec.shape, limits));
+        if offered.iter().all(|space| space.shape() != spec.shape) {
+            offered.extend(spaces(spec.shape, limits));
         }
     }
     let passed = failures.is_empty()
@@ -400,7 +401,7 @@ fn report(
         panic_count: summary.panic_count,
         edges: summary.coverage,
         lines: summary.lines,
-        parameters: parameter_coverage(&spaces, &specs),
+        parameters: parameter_coverage(&offered, &specs),
     })
 }
 

@@ -144,6 +144,26 @@ fn lines_of_the_last_turn_count() {
     assert!(lines["reached"].as_u64().unwrap() > 100, "{lines:#}");
 }
 
+/// Values of kernels that take several rows at a time once were neither met nor missed.
+#[test]
+fn parameters_are_those_of_query_tiles_too() {
+    let here = folder();
+    let mut run = command(here.path(), ["fuzz", "--cases", "24", "--configs", "3", "--json"]);
+    run.args(["--device", "emulated:h200", "--head-dim", "64", "--group-size", "4"]);
+    let report = finish(run).expect(0).json();
+    let parameters = report["parameters"].as_array().unwrap();
+    let values = |name: &str, of: &str| -> Vec<String> {
+        let parameter = parameters.iter().find(|parameter| parameter["name"] == name).unwrap();
+        let values = parameter[of].as_array().unwrap().iter();
+        values.map(|value| value.as_str().unwrap().to_owned()).collect()
+    };
+    // The defaults: one row at a time, up to four, up to as many as two warpgroups take.
+    assert_eq!(values("core", "met"), ["mma", "wgmma"]);
+    assert_eq!(values("core", "missed"), ["fma"]);
+    assert_eq!(values("query_rows", "met"), ["1", "4", "32"]);
+    assert!(values("query_rows", "missed").contains(&"8".to_owned()));
+}
+
 #[test]
 fn lines_that_no_case_reaches_are_named() {
     let here = folder();
