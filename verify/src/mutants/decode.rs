@@ -567,7 +567,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         Slot,
         &[PLAIN, PADDED],
         "partial_slot(block, block == first);",
-        "partial_slot(block, block == last);",
+        "partial_slot(block, block == end - 1);",
     )
     .shows_at(READS_PARTIALS),
     Mutant::new(
