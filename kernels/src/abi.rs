@@ -21,6 +21,9 @@ pub const MERGE_THREADS: u32 = 128;
 /// Slices of a block of the merge kernel, at most: each merges a run of the states.
 pub const MERGE_SLICES: u32 = 4;
 
+/// Slices that are resident on a multiprocessor at once: what a slice's registers leave room for.
+pub const MERGE_RESIDENT: u32 = 8;
+
 /// The exported kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -2,8 +2,8 @@
 //! memory, and how much scratch memory their blocks share.
 
 use crate::abi::{
-    self, Kernel, MERGE_SLICES, MERGE_THREADS, OVERLAY_THREADS, Operands, PLAN_THREADS,
-    PlanBuffers, Scalars, Workspace, Written,
+    self, Kernel, MERGE_RESIDENT, MERGE_SLICES, MERGE_THREADS, OVERLAY_THREADS, Operands,
+    PLAN_THREADS, PlanBuffers, Scalars, Workspace, Written,
 };
 use crate::configuration::{KernelSpec, Merge};
 use spanforge_device::{Argument, DeviceProperties, Launch, ModuleId};
@@ -102,8 +102,7 @@ impl Launcher {
             abi::decode_arguments(operands, plan, workspace, scalars),
         )];
         if c.merge == Merge::SecondKernel {
-            let slices = self.merge_slices(scalars);
-            launches.push(self.merge(operands, plan, workspace, scalars, slices));
+            launches.push(self.merge(operands, plan, workspace, scalars, MERGE_SLICES));
         }
         launches
     }
@@ -116,26 +115,24 @@ impl Launcher {
         self.launch(Kernel::MergeOutputs, grid, MERGE_THREADS, 0, arguments)
     }
 
-    /// Slices of the merge kernel: one for each six states of a tile and KV head, which its threads load at
-    /// once, if all have as many.
-    fn merge_slices(&self, scalars: &Scalars) -> u32 {
-        let states = self.blocks / (scalars.tiles * scalars.kv_heads).cast_unsigned();
-        states.div_ceil(6).clamp(1, MERGE_SLICES)
-    }
-
-    /// The merge kernel for what the decode kernel left.
+    /// The merge kernel for what the decode kernel left, of as many slices as the device has room for at
+    /// once, up to `most_slices`: how many states a tile and KV head has is not known here.
     pub(crate) fn merge(
         &self,
         operands: &Operands,
         plan: &PlanBuffers,
         workspace: &Workspace,
         scalars: &Scalars,
-        slices: u32,
+        most_slices: u32,
     ) -> Launch {
         let shape = &self.spec.shape;
         let quads = self.spec.configuration.columns(shape) * shape.head_dim / 4;
         let tiles = (scalars.tiles * scalars.kv_heads).cast_unsigned();
         let grid = [tiles, quads.div_ceil(MERGE_THREADS)];
+        let multiprocessors =
+            self.blocks / self.spec.configuration.blocks_per_multiprocessor.max(1);
+        let room = MERGE_RESIDENT.saturating_mul(multiprocessors);
+        let slices = (room / grid[0].saturating_mul(grid[1]).max(1)).clamp(1, most_slices);
         let blocks = self.blocks.cast_signed();
         let arguments = abi::merge_arguments(operands, plan, workspace, scalars, blocks);
         self.launch(Kernel::Merge, grid, slices * MERGE_THREADS, 0, arguments)

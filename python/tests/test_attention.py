@@ -405,7 +405,8 @@ class Launches(unittest.TestCase):
                 **{"smallest_share": 128, "scale_bits": 0x3F00_0000, "soft_cap_bits": 0},
             },
         )
-        self.assertEqual(merge[:3], ("merge", (3 * 2, 1), 128))
+        # Three multiprocessors have room for four slices of six blocks.
+        self.assertEqual(merge[:3], ("merge", (3 * 2, 1), 4 * 128))
         self.assertEqual((merge[3]["tiles"], merge[3]["blocks"]), (3, 6))
         self.assertEqual((merge[3]["tile_ptr"], merge[3]["sinks"]), (None, None))
 
@@ -439,7 +440,7 @@ class Launches(unittest.TestCase):
             self.assertIs(launched["sinks"], sinks)
             self.assertEqual((launched["tiles"], launched["span_heads"]), (4, 2))
         self.assertEqual(decode[3]["soft_cap_bits"], 0x4000_0000)
-        # 16 columns of 32 fours of elements, 128 to a block.
+        # 16 columns of 32 fours of elements, 128 to a block; these are more than are resident at once.
         self.assertEqual(merge[:3], ("merge", (4 * 2, 4), 128))
         self.assertIs(merge[3]["tile_ptr"], buffers["tile_ptr"])
 

@@ -12,6 +12,7 @@ use spanforge_device::{Compiler, Device, EmulatedOptions, Prediction};
 use spanforge_emulator::LineCount;
 use spanforge_emulator::cost::{Lever, counted, levers};
 use spanforge_kernels::{KernelSpec, Limits, render};
+use spanforge_tuner::bench::case;
 use spanforge_tuner::evaluate::predict;
 use spanforge_verify::SourceMap;
 use std::cmp::Reverse;
@@ -26,6 +27,7 @@ use std::io::Write;
     spanforge predict\n  \
     spanforge predict --workload ssas-llama2 --device emulated:a100\n  \
     spanforge predict --lines 20\n  \
+    spanforge predict --case 1x64K+31x4K\n  \
     spanforge predict --config bf16-d256-g6-staged-t16-s3-w2-h3-v16-u2-qr-p0-b1-x2-m128-second")]
 pub struct Arguments {
     /// Configuration: an id, or a JSON file [default: the default one of the workload's shape]
@@ -34,6 +36,9 @@ pub struct Arguments {
     /// Emulated device to predict for
     #[arg(long, value_name = "DEVICE", default_value = "emulated:h200")]
     device: String,
+    /// A batch that `bench` knows, such as 1x64K+31x4K or da-qwen3.6/16@4, instead of a workload's
+    #[arg(long, value_name = "CASE", conflicts_with_all = ["workload", "batch", "queries"])]
+    case: Option<String>,
     /// Seed of the batch and the tensors
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -61,7 +66,10 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<Outcome> {
     }
     let options = EmulatedOptions { lines: arguments.lines > 0, ..EmulatedOptions::default() };
     let device = spanforge_device::open_emulated(&arguments.device, options)?;
-    let workload = arguments.workload.workload(arguments.seed)?;
+    let workload = match &arguments.case {
+        Some(name) => arguments.workload.on_attention(case(name, arguments.seed)?),
+        None => arguments.workload.workload(arguments.seed)?,
+    };
     let shape = workload.attention.kernel_shape()?;
     let limits = Limits::of(device.properties());
     let spec = match &arguments.config {

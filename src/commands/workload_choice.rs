@@ -57,10 +57,13 @@ impl WorkloadArguments {
     }
 
     fn drawn(&self, rows: u32, queries: u32, seed: u64) -> Result<Workload> {
-        let mut workload =
-            Workload::named(&self.workload, rows as usize, seed)?.with_queries(queries);
-        workload.attention = self.attention.over(workload.attention);
-        Ok(workload)
+        let workload = Workload::named(&self.workload, rows as usize, seed)?;
+        Ok(self.on_attention(workload.with_queries(queries)))
+    }
+
+    /// The workload, on the attention that was given.
+    pub fn on_attention(&self, workload: Workload) -> Workload {
+        Workload { attention: self.attention.over(workload.attention), ..workload }
     }
 }
 

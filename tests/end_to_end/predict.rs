@@ -59,6 +59,25 @@ fn the_lines_with_most_instructions_are_shown() {
 }
 
 #[test]
+fn a_case_is_predicted_as_bench_times_it() {
+    let here = folder();
+    let shape = "--head-dim=64";
+    let predict = ["predict", "--case", "1x2K+3x64", shape, "--json"];
+    let predicted = spanforge(here.path(), predict).expect(0).json();
+    let bench = ["bench", "--case", "1x2K+3x64", shape, "--json", "--device=emulated:h200"];
+    let timed = spanforge(here.path(), bench).expect(0).json();
+    assert_eq!(predicted["configuration"], timed["rows"][0]["kernel"]);
+    let [one, other] = [&predicted["time_us"], &timed["rows"][0]["time_us"]];
+    let [one, other] = [one.as_f64().unwrap(), other.as_f64().unwrap()];
+    assert!((one / other - 1.0).abs() < 1e-9, "{one} {other}");
+    let plan = predicted["launches"][0]["estimate"]["time_us"].as_f64().unwrap();
+    assert!((plan / timed["rows"][0]["plan_us"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    let both = ["predict", "--case", "1x2K", "--batch", "3"];
+    spanforge(here.path(), both).expect(2).says("cannot be used with");
+    spanforge(here.path(), ["predict", "--case", "1y2K"]).expect(2).says("1y2K");
+}
+
+#[test]
 fn what_cannot_be_predicted_is_named() {
     let here = folder();
     let predict =

@@ -15,6 +15,8 @@ by as many blocks as share the elements of each. That which merges outputs is la
 query head of all rows."""
 MERGE_SLICES = 4
 """Slices of a block of the merge kernel, at most: each merges a run of the states."""
+MERGE_RESIDENT = 8
+"""Slices that are resident on a multiprocessor at once: what a slice's registers leave room for."""
 
 SYMBOLS = {
     "overlay": "spanforge_overlay",

@@ -276,11 +276,11 @@ class SpanAttention:
         }
         self._launch("decode", (blocks, 1), self._entry.threads, self._entry.shared_bytes, values)
         if configuration.merge == "second-kernel":
-            # Each thread merges four elements, of six states if all tiles have as many.
+            # Each thread merges four elements, in as many slices as there is room for.
             quads = configuration.columns(kernel_shape) * kernel_shape.head_dim // 4
-            sets = self._tiles * self.shape.kv_heads
-            slices = min(max(-(-(blocks // sets) // 6), 1), abi.MERGE_SLICES)
-            grid = sets, -(-quads // abi.MERGE_THREADS)
+            grid = self._tiles * self.shape.kv_heads, -(-quads // abi.MERGE_THREADS)
+            room = abi.MERGE_RESIDENT * self._driver.properties.multiprocessors
+            slices = min(max(room // (grid[0] * grid[1]), 1), abi.MERGE_SLICES)
             self._launch("merge", grid, slices * abi.MERGE_THREADS, 0, values)
         return out, lse
 
