@@ -42,6 +42,7 @@ struct LaneState {
             __syncthreads();  // all queries are written before any lane reads them
             shared_query = queries + head_warp * L::HEADS * C::HEAD_DIM + lane_in_row * 4;
         } else {
+            unsigned pair[L::HEADS][L::PER_LANE / 2];
 #pragma unroll
             for (int h = 0; h < L::HEADS; ++h)
 #pragma unroll
@@ -49,13 +50,17 @@ struct LaneState {
                     const unsigned* from = q + (head_warp * L::HEADS + h) * (C::HEAD_DIM / 2) +
                                            (c * L::LANES + lane_in_row) * (L::VECTOR / 2);
 #pragma unroll
-                    for (int w = 0; w < L::VECTOR / 2; ++w) {
-                        const int e = c * L::VECTOR + 2 * w;
-                        const unsigned pair = exists<C>(head_warp, h) ? from[w] : 0;
-                        C::Element::widen(pair, query[h][e], query[h][e + 1]);
-                        query[h][e] *= scale;
-                        query[h][e + 1] *= scale;
-                    }
+                    for (int w = 0; w < L::VECTOR / 2; ++w)
+                        pair[h][c * L::VECTOR / 2 + w] = exists<C>(head_warp, h) ? from[w] : 0;
+                }
+            // All are asked for before one is used.
+#pragma unroll
+            for (int h = 0; h < L::HEADS; ++h)
+#pragma unroll
+                for (int e = 0; e < L::PER_LANE; e += 2) {
+                    C::Element::widen(pair[h][e / 2], query[h][e], query[h][e + 1]);
+                    query[h][e] *= scale;
+                    query[h][e + 1] *= scale;
                 }
         }
 #pragma unroll

@@ -20,7 +20,7 @@ struct DecodeArguments {
     const int2* spans;       // of each set canonical
     const unsigned* span_rows;  // [spans, ROW_WORDS]: bits of the rows of its tile that select a span; not
                                 // read where QUERY_ROWS is 1
-    const int* set_tokens;   // [sets + 1]: the plan
+    const int* set_tokens;   // [sets + 2]: the plan
     const int* span_tokens;
     const float* sinks;      // [kv_heads * GROUP], or null
     const float* k_scales;   // [kv_heads]: factors of elements of 8 bits, or null for 1

@@ -89,8 +89,8 @@ __device__ __forceinline__ void merge_tile(const DecodeArguments& a, const Share
                                            int head, int slices, int part, int parts) {
     const int set = a.span_heads == 1 ? tile : tile * a.span_heads + head;
     const long long line = a.span_heads == 1 ? static_cast<long long>(head) * shares.tokens : 0;
-    const long long begin = line + a.set_tokens[set];
-    const long long end = line + a.set_tokens[set + 1];
+    const long long begin = line + shares.before_set(a.set_tokens, set);
+    const long long end = line + shares.before_set(a.set_tokens, set + 1);
     if (begin == end) return;
     const int first = static_cast<int>(begin / shares.share);
     const int last = static_cast<int>((end - 1) / shares.share);
@@ -194,8 +194,8 @@ __device__ __forceinline__ void arrive_and_merge(const DecodeArguments& a, const
     const long long line =
         a.span_heads == 1 ? static_cast<long long>(piece.head) * shares.tokens : 0;
     const int sharing =
-        static_cast<int>((line + a.set_tokens[piece.set + 1] - 1) / shares.share -
-                         (line + a.set_tokens[piece.set]) / shares.share) + 1;
+        static_cast<int>((line + shares.before_set(a.set_tokens, piece.set + 1) - 1) / shares.share -
+                         (line + shares.before_set(a.set_tokens, piece.set)) / shares.share) + 1;
     if (threadIdx.x == 0) {
         int* arrivals = a.arrivals + piece.tile * a.kv_heads + piece.head;
         const int before = atomicAdd(arrivals, 1);

@@ -10,6 +10,7 @@ namespace spanforge {
 struct Piece {
     int set, tile, head;
     int begin, end;      // in selected tokens of all sets
+    int appended;        // tokens of the set that its spans do not have yet
     bool first, last;    // whether it holds the set's first and last selected token
 };
 
@@ -30,13 +31,18 @@ struct Walk {
         Piece piece;
         const int repeat = static_cast<int>(at / shares.tokens);
         piece.begin = static_cast<int>(at - static_cast<long long>(repeat) * shares.tokens);
-        piece.set = last_at_most(a.set_tokens, 0, a.tiles * a.span_heads, piece.begin);
+        piece.set = last_at_most(a.set_tokens, 0, a.tiles * a.span_heads, piece.begin,
+                                 shares.appended);
         piece.tile = piece.set / a.span_heads;
         piece.head = repeat + piece.set - piece.tile * a.span_heads;
-        const int set_end = a.set_tokens[piece.set + 1];
+        const int begin = a.set_tokens[piece.set];  // as planned
+        const int end = a.set_tokens[piece.set + 1];
+        const int set_begin = begin + piece.set * shares.appended;
+        const int set_end = end + (piece.set + 1) * shares.appended;
         piece.end = static_cast<int>(min(static_cast<long long>(set_end), piece.begin + (stop - at)));
-        piece.first = piece.begin == a.set_tokens[piece.set];
+        piece.first = piece.begin == set_begin;
         piece.last = piece.end == set_end;
+        piece.appended = shares.appended;
         return piece;
     }
 
@@ -72,14 +78,15 @@ struct TokenCursor {
 
     // Tokens of the line that `span_tokens` does not count.
     __device__ __forceinline__ int tokens_before() const {
-        return C::QUERY_ROWS > 1 ? a.set_tokens[piece.set] : 0;
+        return (C::QUERY_ROWS > 1 ? a.set_tokens[piece.set] : 0) + piece.set * piece.appended;
     }
 
     // Behind the last span of the set lanes have that one too.
     __device__ __forceinline__ void keep(int first_span) {
         window = span = first_span;
-        const int of_lane = min(window + static_cast<int>(threadIdx.x % 32), spans_end() - 1);
-        end = tokens_before() + a.span_tokens[of_lane + 1];
+        const int last_span = spans_end() - 1;
+        const int of_lane = min(window + static_cast<int>(threadIdx.x % 32), last_span);
+        end = tokens_before() + a.span_tokens[of_lane + 1] + (of_lane == last_span ? piece.appended : 0);
         shift = a.spans[of_lane].x - tokens_before() - a.span_tokens[of_lane];
     }
 

@@ -4,6 +4,7 @@
 // outermost), and this line is cut into equal shares, one per block. A block finds its sets and spans by
 // searching two prefix sums:
 //   set_tokens[s]   selected tokens before set s                                   (sets + 1 entries)
+//   set_tokens[sets + 1]  tokens that were appended to the last span of each set since, 0 here
 //   span_tokens[i]  selected tokens before span i; those of its set, of query tiles (spans + 1 entries)
 // Nothing else is stored, nothing goes through the host, and every size is known before the launch.
 // There is a set for each row, or for each query tile of several rows (`overlay.cuh`), or for each KV
@@ -79,6 +80,7 @@ __device__ __forceinline__ void plan_rows(const int* __restrict__ span_ptr,
     __syncthreads();  // span_tokens is complete, for this block, before sets are read from it
     for (int set = threadIdx.x; set <= sets; set += PLAN_THREADS)
         set_tokens[set] = span_tokens[span_ptr[set]];
+    if (threadIdx.x == 0) set_tokens[sets + 1] = 0;
 }
 
 // The plan of query tiles, by one block: what of it is counted within sets is there already.
@@ -86,20 +88,30 @@ __device__ __forceinline__ void plan_tiles(const int* __restrict__ span_ptr, int
     const int total = prefix_sums(
         sets, [&](int set) { return make_int2(0, span_ptr[4 * set + 2]); },
         [&](int set, int before) { set_tokens[set] = before; });
-    if (threadIdx.x == 0) set_tokens[sets] = total;
+    if (threadIdx.x == 0) {
+        set_tokens[sets] = total;
+        set_tokens[sets + 1] = 0;
+    }
 }
 
 // How the line of work is cut.
 struct Shares {
+    int appended;     // tokens, to the last span of every set since the plan was made; then none is empty
     int tokens;       // selected tokens of all sets
     long long work;   // tokens, times the KV heads that each set serves
     long long share;  // tokens per block
 
     __device__ __forceinline__ Shares(const int* set_tokens, int sets, int heads_per_set, int blocks,
                                       int smallest_share)
-        : tokens(set_tokens[sets]), work(static_cast<long long>(set_tokens[sets]) * heads_per_set) {
+        : appended(set_tokens[sets + 1]), tokens(set_tokens[sets] + sets * appended),
+          work(static_cast<long long>(tokens) * heads_per_set) {
         share = (work + blocks - 1) / blocks;
         if (share < smallest_share) share = smallest_share;
+    }
+
+    // Selected tokens before a set.
+    __device__ __forceinline__ int before_set(const int* set_tokens, int set) const {
+        return set_tokens[set] + set * appended;
     }
 };
 
@@ -110,17 +122,17 @@ __device__ __forceinline__ int partial_slot(int block, bool begins_here) {
     return 2 * block + (begins_here ? 1 : 0);
 }
 
-// The last index i in [low, high) with prefix[i] <= value, given prefix[low] <= value, or one that is less
-// than WITHIN before it. A whole warp searches: each round looks at 32 places, so that few loads wait for
+// The last index i in [low, high) with prefix[i] + i * each <= value, given that low is one, or one that is
+// less than WITHIN before it. A whole warp searches: each round looks at 32 places, so that few loads wait for
 // each other.
 template <int WITHIN = 1>
 __device__ __forceinline__ int last_at_most(const int* __restrict__ prefix, int low, int high,
-                                            int value) {
+                                            int value, int each = 0) {
     const int lane = threadIdx.x % 32;
     while (high - low > WITHIN) {
         const int step = (high - low + 31) / 32;
         const int place = low + lane * step;
-        const bool at_most = place < high && prefix[place] <= value;
+        const bool at_most = place < high && prefix[place] + place * each <= value;
         low += step * (__popc(__ballot_sync(~0u, at_most)) - 1);
         high = min(high, low + step);
     }

@@ -379,7 +379,7 @@ __device__ __forceinline__ void attend_tiles(const DecodeArguments& a, char* sha
         wait();
         const int4 of = pieces[count % C::STAGES];
         if (of.z == 0) break;
-        const Piece piece = {0, of.x, of.y, 0, 0, (of.w & 1) != 0, (of.w & 2) != 0};
+        const Piece piece = {0, of.x, of.y, 0, 0, 0, (of.w & 1) != 0, (of.w & 2) != 0};
         state.begin(a, piece, shared, warp, lane);
         const int end = count + of.z;
         while (count < end) {

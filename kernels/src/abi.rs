@@ -190,7 +190,9 @@ pub struct PlanBuffers {
     pub spans: Buffer,
     /// Where query tiles have several rows.
     pub overlay: Option<OverlayBuffers>,
-    /// `[sets + 1]` i32, written by the plan kernel.
+    /// `[sets + 2]` i32, written by the plan kernel. The last is the number of tokens that were appended to
+    /// the last span of every set since, 0 to begin with: who raises it needs no new plan, if no set is
+    /// empty and each has a query tile of one row.
     pub set_tokens: Buffer,
     /// `[spans + 1]` i32, written by the plan kernel; `[2 * spans]` with an overlay, by that.
     pub span_tokens: Buffer,

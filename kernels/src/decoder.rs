@@ -9,7 +9,7 @@ use spanforge_device::{
     Basis, Buffer, Device, DeviceError, Image, KERNEL_LAUNCH, Launch, LaunchReport, ModuleId,
     TimeOptions, Timing,
 };
-use spanforge_spans::KvDtype;
+use spanforge_spans::{KvDtype, SpanBatch};
 
 /// What can go wrong when a decoder is used.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,10 @@ pub struct UploadOptions {
     /// the kernel lie that many pages before their buffers, and entries of the page table that name a
     /// page are raised by it. So the offsets of tokens need 64 bits without the memory for it.
     pub first_page: u32,
+    /// Have the last span of every set planned without so many of its tokens, which are appended after
+    /// the plan is made, as a decode step does that finds one token more than the step before. As many as
+    /// each last span has but one, none where a set is empty or a query tile has several rows.
+    pub appended: u32,
 }
 
 /// A problem on a device, with the scratch memory of its launches. Freed on drop.
@@ -57,6 +61,8 @@ pub struct Resident<'d> {
     row_request: Vec<i32>,
     /// Canonical spans of all rows.
     spans: usize,
+    /// Tokens that are appended to each set when the plan is made.
+    appended: i32,
     outputs: usize,
     heads: usize,
 }
@@ -130,7 +136,7 @@ impl<'d> Decoder<'d> {
         let built = self.place(problem, &mut builder);
         let allocations = std::mem::take(&mut builder.allocations);
         match built {
-            Ok((operands, plan, workspace, scalars)) => Ok(Resident {
+            Ok((operands, plan, workspace, scalars, appended)) => Ok(Resident {
                 device: self.device,
                 allocations,
                 guard_bytes: options.guard_bytes,
@@ -140,6 +146,7 @@ impl<'d> Decoder<'d> {
                 scalars,
                 row_request: problem.row_request.clone(),
                 spans: problem.spans.canonicalise().spans().len(),
+                appended,
                 outputs: problem.q.len(),
                 heads: problem.rows() * problem.attention.query_heads as usize,
             }),
@@ -157,7 +164,7 @@ impl<'d> Decoder<'d> {
         &self,
         problem: &DecodeProblem,
         builder: &mut Builder<'d>,
-    ) -> Result<(Operands, PlanBuffers, Workspace, Scalars), DecoderError> {
+    ) -> Result<(Operands, PlanBuffers, Workspace, Scalars, i32), DecoderError> {
         let a = &problem.attention;
         let rows = problem.rows();
         let spans = problem.spans.canonicalise();
@@ -186,10 +193,18 @@ impl<'d> Decoder<'d> {
             lse: builder.scratch("lse", 4 * rows * a.query_heads as usize)?,
         };
         let span_heads = problem.span_heads();
-        let pairs = spans.spans().as_flattened();
+        let most = match self.spec().configuration.query_rows {
+            1 => appendable(&spans),
+            _ => 0,
+        };
+        let appended = most.min(builder.options.appended).cast_signed();
+        let mut pairs = spans.spans().to_vec();
+        for end in spans.span_ptr()[1..].iter().filter(|_| appended > 0) {
+            pairs[*end as usize - 1][1] -= appended;
+        }
         let inputs = PlanInputs {
             span_ptr: builder.input("span_ptr", spans.span_ptr(), |e| e.to_le_bytes())?,
-            spans: builder.input("spans", pairs, |e| e.to_le_bytes())?,
+            spans: builder.input("spans", pairs.as_flattened(), |e| e.to_le_bytes())?,
             row_request: &problem.row_request,
             count: spans.spans().len(),
             span_heads: span_heads as usize,
@@ -209,7 +224,7 @@ impl<'d> Decoder<'d> {
             scale: problem.scale,
             soft_cap: problem.soft_cap,
         };
-        Ok((operands, plan, workspace, scalars))
+        Ok((operands, plan, workspace, scalars, appended))
     }
 
     /// The memory that is this kernel's own: its plan and its workspace. Tells the query tiles too.
@@ -240,7 +255,7 @@ impl<'d> Decoder<'d> {
             span_ptr: inputs.span_ptr,
             spans: inputs.spans,
             overlay,
-            set_tokens: builder.scratch(set_tokens, 4 * (sets + 1))?,
+            set_tokens: builder.scratch(set_tokens, 4 * (sets + 2))?,
             span_tokens: builder.scratch(span_tokens, 4 * (count + 1))?,
         };
         let bytes = self.launcher.workspace_bytes(tiles, kv_heads);
@@ -353,10 +368,19 @@ impl<'d> Decoder<'d> {
 
     /// Runs one decode step; one report per launch.
     pub fn run(&self, resident: &Resident<'_>) -> Result<Vec<LaunchReport>, DecoderError> {
-        self.launches(resident)
-            .iter()
-            .map(|launch| self.device.launch(launch).map_err(DecoderError::from))
-            .collect()
+        let r = resident;
+        let plan = self.plan(r);
+        let attention = self.launches(r).split_off(plan.len());
+        let launch = |launch: &Launch| self.device.launch(launch).map_err(DecoderError::from);
+        let mut reports = plan.iter().map(launch).collect::<Result<Vec<_>, _>>()?;
+        if r.appended > 0 {
+            let count = r.plan.set_tokens.bytes - 4;
+            self.device.upload(r.plan.set_tokens, count, &r.appended.to_le_bytes())?;
+        }
+        for launched in attention.iter().map(launch) {
+            reports.push(launched?);
+        }
+        Ok(reports)
     }
 }
 
@@ -436,6 +460,19 @@ const SCRATCH: [&str; 9] = [
     "partial_ml",
     "arrivals",
 ];
+
+/// The most tokens without which the last span of every set has one left; 0 where a set is empty.
+pub fn appendable(spans: &SpanBatch) -> u32 {
+    let sets = spans.span_ptr().windows(2);
+    let of_set = |ends: &[i32]| match ends {
+        [first, end] if first < end => {
+            let [start, stop] = spans.spans()[*end as usize - 1];
+            stop.abs_diff(start).saturating_sub(1)
+        }
+        _ => 0,
+    };
+    sets.map(of_set).min().unwrap_or(0)
+}
 
 /// What a plan is made of.
 struct PlanInputs<'a> {

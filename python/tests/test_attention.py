@@ -416,7 +416,7 @@ class Launches(unittest.TestCase):
         # Two blocks on each of three multiprocessors, two states of 16 columns each.
         self.assertEqual(buffers["partial_acc"].numel(), 6 * 2 * 16 * 128)
         self.assertEqual(buffers["partial_ml"].numel(), 6 * 2 * 16 * 2)
-        sizes = [("span_ptr", 21), ("set_tokens", 21), ("tile_span_ptr", 80), ("tile_ptr", 11), ("spans", 40)]
+        sizes = [("span_ptr", 21), ("set_tokens", 22), ("tile_span_ptr", 80), ("tile_ptr", 11), ("spans", 40)]
         sizes += [("tile_spans", 80), ("span_rows", 40), ("span_tokens", 41), ("arrivals", 20)]
         for name, size in sizes:
             self.assertEqual(buffers[name].numel(), size, name)
@@ -557,6 +557,31 @@ class Launches(unittest.TestCase):
             with self.subTest(message), self.assertRaisesRegex(StepError, "^" + message):
                 attention.merge_outputs(**good | changed)
         self.assertEqual(self.driver.take(), [])
+
+    def test_tokens_are_appended_without_a_new_plan(self):
+        attention = self.attention(kernel(self.ONE))
+        buffers = attention._buffers
+
+        def step(*ends):
+            return self.step(attention, [0, 1], [[(0, 8), (20, end)] for end in ends])
+
+        self.assertEqual(step(30, 40), ["plan"])
+        for more in (1, 2, 5, 0, 3):
+            self.assertEqual(step(30 + more, 40 + more), ["plan"])
+            # Behind the sums over two sets; the spans are those that were planned.
+            self.assertEqual(buffers["set_tokens"][3].item(), more)
+            self.assertEqual(buffers["spans"][:8].tolist(), [0, 8, 20, 30, 0, 8, 20, 40])
+        # One row alone, fewer tokens, and a row that selects nothing.
+        self.assertEqual(step(33, 44), ["plan"] * 2)
+        self.assertEqual(buffers["spans"][:8].tolist(), [0, 8, 20, 33, 0, 8, 20, 44])
+        self.assertEqual(step(32, 43), ["plan"] * 3)
+        for first in ((0, 8), (0, 9)):
+            self.step(attention, [0, 1], [[first], []])
+        self.assertEqual(len(self.driver.launched), 5)
+        # A kernel that takes several rows plans anew.
+        attention = self.attention(kernel(self.FOUR))
+        self.assertEqual(step(30, 40), ["overlay", "plan"])
+        self.assertEqual(step(31, 41), ["overlay", "plan"] * 2)
 
     def test_the_plan_is_made_when_spans_or_tiles_change_and_only_then(self):
         attention = self.attention(kernel(self.FOUR))

@@ -137,6 +137,8 @@ pub struct SpanAttention {
     arrivals_clear: bool,
     /// Whether the plan on the device is that of the spans on the device.
     plan_current: bool,
+    /// Tokens that were appended to each set since it was made.
+    appended: i32,
     planned: Option<Planned>,
 }
 
@@ -259,7 +261,7 @@ impl SpanAttention {
         let spans = integers("spans", 2 * limits.spans)?;
         let row_request = integers("row_request", limits.rows)?;
         let page_table = integers("page_table", limits.requests * limits.max_pages)?;
-        let set_tokens = bytes("set_tokens", 4 * (sets + 1))?;
+        let set_tokens = bytes("set_tokens", 4 * (sets + 2))?;
         let span_tokens = bytes("span_tokens", 4 * (planned_spans + 1))?;
         let partial_acc = bytes("partial_acc", partial_acc)?;
         let partial_ml = bytes("partial_ml", partial_ml)?;
@@ -281,6 +283,7 @@ impl SpanAttention {
             arrivals,
             arrivals_clear: false,
             plan_current: false,
+            appended: 0,
             planned: None,
         })
     }
@@ -307,8 +310,10 @@ impl SpanAttention {
     }
 
     /// Checks a step, copies what changed since the one before, and has the device plan it. Where
-    /// the spans have not changed the plan is reused; where nothing has, nothing is done at all.
-    /// After an error there is no plan.
+    /// the spans have not changed the plan is reused, and where all that has is that every set ends as
+    /// many tokens later, as when each row has found one more, the device is told their number alone, if
+    /// the kernel takes one row at a time; where nothing has changed, nothing is done at all. After an
+    /// error there is no plan.
     pub fn plan(&mut self, step: &DecodeStep<'_>) -> Result<PlanReport, AttentionError> {
         let last = self.planned.take();
         let spans = match step.spans.is_canonical() {
@@ -324,9 +329,9 @@ impl SpanAttention {
             kv_len: step.pages.kv_len.to_vec(),
         };
         let pairs = spans.spans().as_flattened();
-        let same_spans = self.span_ptr.held() == spans.span_ptr() && self.spans.held() == pairs;
+        let grown = self.grown(&spans).filter(|_| self.plan_current);
         if last.as_ref() == Some(&planned)
-            && same_spans
+            && grown == Some(self.appended)
             && self.row_request.held() == step.row_request
             && self.page_table.held() == step.pages.page_table
         {
@@ -339,9 +344,25 @@ impl SpanAttention {
         let query_rows = self.spec().configuration.query_rows;
         let tiles = query_tiles(step.row_request, query_rows);
         planned.tiles = tiles.len() - 1;
-        self.plan_current &= same_spans && !changed;
-        let mut uploaded_bytes = self.span_ptr.update(spans.span_ptr())?;
-        uploaded_bytes += self.spans.update(pairs)?;
+        let mut uploaded_bytes = 0;
+        match grown {
+            Some(grown) if !changed && (query_rows == 1 || grown == 0) => {
+                if grown != self.appended {
+                    // Behind the sums over sets.
+                    let count = 4 * spans.span_ptr().len();
+                    self.plan_current = false;
+                    self.set_tokens.upload(count, &grown.to_le_bytes())?;
+                    self.plan_current = true;
+                    self.appended = grown;
+                    uploaded_bytes += 4;
+                }
+            }
+            _ => {
+                self.plan_current = false;
+                uploaded_bytes += self.span_ptr.update(spans.span_ptr())?;
+                uploaded_bytes += self.spans.update(pairs)?;
+            }
+        }
         if let Some(overlay) = self.overlay.as_mut().filter(|_| query_rows > 1) {
             self.plan_current &= overlay.tile_ptr.held() == tiles;
             uploaded_bytes += overlay.tile_ptr.update(&tiles)?;
@@ -360,9 +381,33 @@ impl SpanAttention {
                 launches.push(self.device.launch(&launch)?);
             }
             self.plan_current = true;
+            self.appended = 0;
         }
         self.planned = Some(planned);
         Ok(PlanReport { uploaded_bytes, launches })
+    }
+
+    /// How many tokens later every set of those spans ends than that on the device, and nothing else is
+    /// different: 0 where nothing is, `None` where something else is.
+    fn grown(&self, spans: &SpanBatch) -> Option<i32> {
+        let (held, pairs) = (self.spans.held(), spans.spans().as_flattened());
+        if self.span_ptr.held() != spans.span_ptr() || held.len() != pairs.len() {
+            return None;
+        }
+        if held == pairs {
+            return Some(0);
+        }
+        let mut grown = None;
+        for ends in spans.span_ptr().windows(2) {
+            let [first, end] = [ends[0], ends[1]].map(|end| 2 * end as usize);
+            let last = end.checked_sub(1).filter(|_| first < end)?;
+            let by = pairs[last] - held[last];
+            let same = held[first..last] == pairs[first..last];
+            if !same || by < 0 || *grown.get_or_insert(by) != by {
+                return None;
+            }
+        }
+        grown
     }
 
     fn addressing<'a>(&self, step: &DecodeStep<'a>, spans: &'a SpanBatch) -> Addressing<'a> {

@@ -281,6 +281,73 @@ fn decode_steps(merge: Merge) {
     }
 }
 
+/// Every set ends a token later at each step, as while nothing is said of spans: the device is told how many,
+/// and plans nothing.
+#[test]
+fn tokens_are_appended_without_a_new_plan() {
+    let device = h200();
+    let mut appended = [0, 0];
+    for seed in 0..40 {
+        let merge = [Merge::SecondKernel, Merge::LastArriver][seed as usize % 2];
+        let problem = generate(&Case { attention: GQA, rows: 6, longest: 90, seed });
+        // Rows whose last span has some tokens to spare.
+        let (row_elements, heads) = (problem.q.len() / problem.rows(), GQA.query_heads as usize);
+        let sets: Vec<SpanSet> = problem.spans.canonicalise().sets().collect();
+        let last = |row: &usize| sets[*row].iter().last().map_or(0, |s| s.end() - s.start());
+        let kept: Vec<usize> = (0..problem.rows()).filter(|row| last(row) >= 4).collect();
+        if kept.len() < 2 {
+            continue;
+        }
+        let all: Vec<SpanSet> = kept.iter().map(|row| sets[*row].clone()).collect();
+        let q = kept.iter().flat_map(|row| &problem.q[row * row_elements..][..row_elements]);
+        let problem = DecodeProblem {
+            spans: SpanBatch::from_sets(&all).unwrap(),
+            row_request: kept.iter().map(|row| problem.row_request[*row]).collect(),
+            q: q.copied().collect(),
+            ..problem
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let artifact = artifact(folder.path(), merge);
+        let mut attention =
+            SpanAttention::load(&artifact, Arc::clone(&device), GQA, limits_of(&problem)).unwrap();
+        let layer = Layer::new(&device, &problem.q, problem.rows() * heads);
+        let [k, v] = [&problem.k, &problem.v].map(|t| uploaded(&device, "kv", t));
+        let kv = PagedKv::new(k.buffer(), v.buffer(), problem.strides());
+        let operands = layer.operands(kv, problem.scale);
+        // All sets without so many tokens, but the first without others.
+        let mut step = |without: u32, of_first: u32, what: &str| {
+            let shorter = all.iter().enumerate().map(|(row, set)| {
+                let end = set.end() - if row == 0 { of_first } else { without };
+                SpanSet::from_pairs(set.iter().map(|s| (s.start(), s.end().min(end)))).unwrap()
+            });
+            let spans = SpanBatch::from_sets(&shorter.collect::<Vec<_>>()).unwrap();
+            let part = DecodeProblem { spans, ..problem.clone() };
+            let (spans, row_request) = (&part.spans, &part.row_request[..]);
+            let planned = DecodeStep { spans, row_request, pages: page_map(&part) };
+            let report = attention.plan(&planned).unwrap();
+            layer.poison();
+            attention.run(&operands).unwrap();
+            let output = layer.output(problem.q.len(), problem.rows() * heads);
+            assert_right(&part, &output, &format!("seed {seed}, {what}"));
+            let again = attention.plan(&planned).unwrap();
+            assert_eq!((again.uploaded_bytes, again.launches.len()), (0, 0));
+            (report.uploaded_bytes, report.launches.len())
+        };
+        assert_eq!(step(3, 3, "the first").1, 1);
+        for without in [2, 1, 0, 2, 3, 2] {
+            let what = format!("all without {without}");
+            assert_eq!(step(without, without, &what), (4, 0), "seed {seed}, {what}");
+        }
+        // One set alone, and all as they were planned last.
+        assert_eq!(step(2, 1, "another step").1, 1);
+        assert_eq!(step(1, 0, "one more of each"), (4, 0));
+        assert_eq!(step(2, 1, "what was planned"), (4, 0));
+        assert_eq!(step(3, 3, "fewer").1, 1);
+        appended[seed as usize % 2] += 1;
+    }
+    assert!(appended.iter().all(|n| *n > 2), "{appended:?}");
+}
+
 /// K and V of all tokens side by side in one tensor, `[pages, page_size, 2, kv_heads, head_dim]`.
 #[test]
 fn a_cache_with_strides_of_its_own_is_read_in_place() {

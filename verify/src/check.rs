@@ -100,10 +100,12 @@ pub fn check_seeds(
     Ok(reports)
 }
 
-/// Checks a kernel on the problem of a recipe, with its pages numbered as the recipe says.
+/// Checks a kernel on the problem of a recipe, with its pages numbered and its tokens appended as the recipe
+/// says.
 pub fn check_recipe(decoder: &Decoder<'_>, recipe: &Recipe) -> Result<CaseReport, VerifyError> {
     let problem = recipe.problem().map_err(|error| VerifyError::Oracle(error.to_string()))?;
-    check_at(decoder, &problem, recipe.first_page)
+    let Recipe { first_page, appended, .. } = *recipe;
+    check_with(decoder, &problem, UploadOptions { first_page, appended, ..Default::default() })
 }
 
 /// Checks a kernel on one problem.
@@ -111,20 +113,24 @@ pub fn check_problem(
     decoder: &Decoder<'_>,
     problem: &DecodeProblem,
 ) -> Result<CaseReport, VerifyError> {
-    check_at(decoder, problem, 0)
+    check_with(decoder, problem, UploadOptions::default())
 }
 
-fn check_at(
+fn check_with(
     decoder: &Decoder<'_>,
     problem: &DecodeProblem,
-    first_page: u32,
+    options: UploadOptions,
 ) -> Result<CaseReport, VerifyError> {
+    let mut described = describe(problem);
+    if options.first_page > 0 {
+        described += &format!(", the first being page {}", options.first_page);
+    }
+    if options.appended > 0 {
+        described += &format!(", up to {} tokens of each set appended", options.appended);
+    }
     let mut report = CaseReport {
         seed: None,
-        problem: match first_page {
-            0 => describe(problem),
-            number => format!("{}, the first being page {number}", describe(problem)),
-        },
+        problem: described,
         fault: None,
         findings: Vec::new(),
         max_abs_error: 0.0,
@@ -132,7 +138,7 @@ fn check_at(
     };
     // The answer first, the reference after: memory that the reference has just used cannot pass
     // for an answer.
-    let (answer, reports) = match run(decoder, problem, first_page) {
+    let (answer, reports) = match run(decoder, problem, options) {
         Ok(Ok(run)) => run,
         Ok(Err(fault)) => {
             report.fault = Some(fault);
@@ -201,14 +207,14 @@ type Answer = (DecodeOutput, Vec<LaunchReport>);
 fn run(
     decoder: &Decoder<'_>,
     problem: &DecodeProblem,
-    first_page: u32,
+    options: UploadOptions,
 ) -> Result<Result<Answer, Fault>, VerifyError> {
     let emulated = decoder.device().properties().basis == Basis::Predicted;
     // On an emulated device every allocation has its own bounds, and scratch memory must stay
     // uninitialised for reads of it to be found.
     let guard_bytes = if emulated { 0 } else { GUARD_BYTES };
-    let resident =
-        decoder.upload(problem, UploadOptions { guard_bytes, poison: !emulated, first_page })?;
+    let options = UploadOptions { guard_bytes, poison: !emulated, ..options };
+    let resident = decoder.upload(problem, options)?;
     resident.poison_output()?;
     let reports = decoder.run(&resident)?;
     let first = resident.output()?;

@@ -5,6 +5,7 @@ use crate::case::Trial;
 use crate::recipe::Values;
 use serde::Serialize;
 use spanforge_kernels::abi::PLAN_THREADS;
+use spanforge_kernels::decoder::appendable;
 use spanforge_kernels::launch::query_tiles;
 use spanforge_kernels::{KernelSpec, LoadPath, Merge, QueryHome, SearchSpace, WARPGROUP_COLUMNS};
 use spanforge_spans::{KvDtype, KvLayout, SpanSet};
@@ -18,7 +19,7 @@ pub struct Coverage {
 }
 
 /// The edges, by what they concern.
-const EDGES: [&str; 60] = [
+const EDGES: [&str; 61] = [
     "row: empty",
     "row: one token",
     "row: whole cache",
@@ -52,6 +53,7 @@ const EDGES: [&str; 60] = [
     "page: shared by requests",
     "page: offsets beyond 2^31 elements",
     "spans: of each KV head's own",
+    "spans: with tokens appended to the plan",
     "query tile: full",
     "query tile: with rows to spare",
     "query tile: rows with other spans",
@@ -124,6 +126,8 @@ pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
     let total: u64 = tokens.iter().sum();
     meet("batch: no selected token", total == 0);
     meet("spans: of each KV head's own", p.has_head_spans());
+    let appends = p.appended > 0 && c.query_rows == 1 && appendable(&batch.canonicalise()) > 0;
+    meet("spans: with tokens appended to the plan", appends);
     meet("values: soft cap", p.soft_cap > 0.0 && total > 0);
     meet("values: sinks", p.sinks > 0 && total > 0);
     let of_8_bits = p.attention.kv_dtype == KvDtype::E4m3 && total > 0;

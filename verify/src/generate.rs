@@ -103,6 +103,7 @@ pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
         extra_entries: rng.random_range(0..2),
         extra_pages: rng.random_range(0..3),
         first_page: 0,
+        appended: 0,
         shared_pages: 0,
         page_order: rng.random(),
         unneeded_entry: *[-1, i32::MAX, i32::MIN].choose(rng).expect("not empty"),
@@ -116,7 +117,7 @@ pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
 
 /// What problems have now and then, drawn apart from everything else: pages in common, a cache so
 /// large that offsets need 64 bits, logits far from zero or capped, sinks, spans of each KV head's own,
-/// several rows of a request next to each other, and, one time in a hundred since they cost more than
+/// several rows of a request next to each other, tokens appended to a plan, and, one time in a hundred since they cost more than
 /// others, hundreds of spans or of rows.
 fn rarely(rng: &mut impl Rng, mut recipe: Recipe, edges: &Edges, weight: u32) -> Recipe {
     match rng.random_range(0..100) {
@@ -155,6 +156,9 @@ fn rarely(rng: &mut impl Rng, mut recipe: Recipe, edges: &Edges, weight: u32) ->
     }
     if recipe.attention.kv_heads > 1 && rng.random_ratio(1, 4) {
         own_spans(rng, &mut recipe, edges);
+    }
+    if rng.random_ratio(1, 4) {
+        recipe.appended = rng.random_range(1..=3);
     }
     recipe
 }

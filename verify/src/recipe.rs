@@ -22,7 +22,8 @@ pub struct Recipe {
     /// What logits are capped at, smoothly; 0 for no cap.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub soft_cap: f32,
-    /// Seed of the sinks: a logit for each query head, one in eight of them -inf, one above most logits. 0 for none.
+    /// Seed of the sinks: a logit for each query head, one in eight of them -inf, one above most logits. 0
+    /// for none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub sinks: u64,
     /// Seed of the factors of K and V of each KV head, between 1/2 and 2, for a cache of 8-bit elements;
@@ -43,6 +44,11 @@ pub struct Recipe {
     /// [`UploadOptions::first_page`]: spanforge_kernels::decoder::UploadOptions::first_page
     #[serde(default, skip_serializing_if = "is_zero")]
     pub first_page: u32,
+    /// Tokens that are appended to each set after the plan is made, see [`UploadOptions::appended`].
+    ///
+    /// [`UploadOptions::appended`]: spanforge_kernels::decoder::UploadOptions::appended
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub appended: u32,
     /// Pages at the start of the first request that all others begin with too, as far as they are
     /// long enough: a prefix in common.
     #[serde(default, skip_serializing_if = "is_zero")]

@@ -86,6 +86,7 @@ class SpanAttention:
         self._tiles = 0
         # What the device holds, by buffer.
         self._held: dict[str, array] = {}
+        self._appended = 0
         # Whether the plan on the device is that of the spans on the device.
         self._is_planned = False
         if driver is not None:
@@ -116,7 +117,7 @@ class SpanAttention:
             "spans": empty(2 * limits.spans),
             "row_request": empty(limits.rows),
             "page_table": empty(limits.requests * limits.max_pages),
-            "set_tokens": empty(sets + 1),
+            "set_tokens": empty(sets + 2),
             "span_tokens": empty(planned_spans + 1),
             "partial_acc": empty(states * shape.head_dim, torch.float32),
             "partial_ml": empty(states * 2, torch.float32),
@@ -156,7 +157,8 @@ class SpanAttention:
         per_head: bool = False,
     ) -> None:
         """Checks a step (see `plan_step`), copies what changed to the device and has the device plan
-        it. Where the spans are those of the step before, the plan is reused. Rows of one request that
+        it. Where the spans are those of the step before, the plan is reused; where every set ends as many
+        tokens later, a kernel that takes one row at a time is told their number. Rows of one request that
         follow each other are read together by kernels that take several. Raises `StepError`; there is no
         plan then."""
         self._plan = None
@@ -186,6 +188,14 @@ class SpanAttention:
         if query_rows > 1:
             arrays["tile_ptr"] = tile_ptr
         changed = {name: values for name, values in arrays.items() if self._held.get(name) != values}
+        grown = self._grown(plan)
+        appends = grown is not None and self._is_planned and entry is self._entry and query_rows == 1
+        if appends:
+            # The device holds the spans that were planned, and how much longer they are by now.
+            changed.pop("spans", None)
+            if grown != self._appended:
+                self._buffers["set_tokens"][len(plan.span_ptr)] = grown
+                self._appended = grown
         if entry is not self._entry or {"span_ptr", "spans", "tile_ptr"} & set(changed):
             self._is_planned = False
         self._entry = entry
@@ -204,7 +214,24 @@ class SpanAttention:
                 values = self._buffers | {"tiles": self._tiles, "span_heads": plan.span_heads}
                 self._launch("overlay", (grid, 1), abi.OVERLAY_THREADS, 0, values)
             self._launch("plan", (1, 1), abi.PLAN_THREADS, 0, self._planned_buffers() | {"sets": sets})
-            self._is_planned = True
+            self._is_planned, self._appended = True, 0
+
+    def _grown(self, plan: Plan) -> int | None:
+        """How many tokens later every set of the plan ends than that on the device, where nothing else is
+        different: 0 where nothing is."""
+        held = self._held.get("spans")
+        if held is None or self._held.get("span_ptr") != plan.span_ptr or len(held) != len(plan.spans):
+            return None
+        if held == plan.spans:
+            return 0
+        if any(first == end for first, end in itertools.pairwise(plan.span_ptr)):
+            return None
+        lasts = [2 * end - 1 for end in plan.span_ptr[1:]]
+        by = {plan.spans[last] - held[last] for last in lasts}
+        before = plan.spans[:]
+        for last in lasts:
+            before[last] = held[last]
+        return by.pop() if before == held and len(by) == 1 and min(by) > 0 else None
 
     def _planned_buffers(self) -> dict[str, torch.Tensor | None]:
         """The buffers as plan, decode and merge take them: with the spans of query tiles, where the kernel

@@ -103,14 +103,14 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "tokens-before-set-left-out",
         Operands,
         ROWS,
-        "return C::QUERY_ROWS > 1 ? a.set_tokens[piece.set] : 0;",
-        "return 0;",
+        "return (C::QUERY_ROWS > 1 ? a.set_tokens[piece.set] : 0)",
+        "return 0",
     ),
     Mutant::new(
         "plan-of-tiles-without-total",
         Uninitialised,
         ROWS,
-        "if (threadIdx.x == 0) set_tokens[sets] = total;",
+        "        set_tokens[sets] = total;",
         "",
     ),
     Mutant::new(

@@ -133,8 +133,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "work-in-32-bits",
         Width,
         ANY,
-        "work(static_cast<long long>(set_tokens[sets]) * heads_per_set)",
-        "work(set_tokens[sets] * heads_per_set)",
+        "work(static_cast<long long>(tokens) * heads_per_set)",
+        "work(tokens * heads_per_set)",
     )
     .needs("launches of 2^31 selected tokens times KV heads, which take hours on the emulated device"),
     Mutant::new(
@@ -155,9 +155,38 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "search-strict",
         Predicate,
         ANY,
-        "place < high && prefix[place] <= value;",
-        "place < high && prefix[place] < value;",
+        "place < high && prefix[place] + place * each <= value;",
+        "place < high && prefix[place] + place * each < value;",
     ),
+    Mutant::new(
+        "search-without-appended",
+        Operands,
+        ANY,
+        "place < high && prefix[place] + place * each <= value;",
+        "place < high && prefix[place] <= value;",
+    ),
+    Mutant::new(
+        "appended-left-out-of-work",
+        Operands,
+        ANY,
+        "tokens(set_tokens[sets] + sets * appended),",
+        "tokens(set_tokens[sets]),",
+    ),
+    Mutant::new(
+        "appended-left-out-of-sets-before",
+        Operands,
+        ANY,
+        "return set_tokens[set] + set * appended;",
+        "return set_tokens[set];",
+    ),
+    Mutant::new(
+        "appended-not-begun",
+        Uninitialised,
+        ANY,
+        "if (threadIdx.x == 0) set_tokens[sets + 1] = 0;",
+        "",
+    )
+    .shows_at(&[": appended(set_tokens[sets + 1])"]),
     Mutant::new(
         "search-ends-early",
         Bound,
