@@ -245,7 +245,9 @@ fn decode_steps(merge: Merge) {
         let pages = cache.pages().page_map();
         let plan =
             attention.plan(&DecodeStep { spans: &spans, row_request: &[0, 1], pages }).unwrap();
-        assert!(plan.launches.len() == 1, "step {step} has other spans");
+        // At two steps every set goes on where it ended at the step before.
+        let launches = usize::from(![2, 5].contains(&step));
+        assert_eq!(plan.launches.len(), launches, "step {step}");
         for (layer, [k, v]) in host.iter().enumerate() {
             let problem = DecodeProblem {
                 attention: GQA,

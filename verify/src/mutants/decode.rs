@@ -175,7 +175,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     )
     // The query of a head of padding is read, or its state stored over that of the next warp.
     .shows_at(&[
-        "const unsigned pair = exists<C>(head_warp, h)",
+        "exists<C>(head_warp, h) ? from[w] : 0;",
         "*reinterpret_cast<float4*>(to) =",
     ]),
     // LaneState::begin
