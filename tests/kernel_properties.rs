@@ -416,6 +416,8 @@ proptest! {
             set_tokens: device.allocate("set_tokens", 4 * (tiles * heads + 2)).unwrap(),
             span_tokens: device.allocate("span_tokens", 4 * (room + 1)).unwrap(),
         };
+        // Nothing is launched for no tiles.
+        prop_assume!(tiles > 0);
         let launcher = Launcher::new(module, spec, device.properties());
         for launch in launcher.plan(&plan, tiles as i32, heads as i32) {
             device.launch(&launch).unwrap();

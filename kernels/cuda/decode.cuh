@@ -44,7 +44,8 @@ __device__ __forceinline__ void decode(const DecodeArguments& a) {
     extern __shared__ __align__(C::WARPGROUPS ? 1024 : 16) char shared[];
     write_empty_sets<C>(a);
     const int sets = a.tiles * a.span_heads;
-    const Shares shares(a.set_tokens, sets, a.kv_heads / a.span_heads, gridDim.x, a.smallest_share);
+    const Shares shares(a.set_tokens, sets, C::QUERY_ROWS > 1, a.kv_heads / a.span_heads, gridDim.x,
+                        a.smallest_share);
     if constexpr (C::WARPGROUPS) {
         attend_by_warpgroups<C>(a, shares, shared);
     } else {

@@ -31,18 +31,18 @@ struct Walk {
         Piece piece;
         const int repeat = static_cast<int>(at / shares.tokens);
         piece.begin = static_cast<int>(at - static_cast<long long>(repeat) * shares.tokens);
+        piece.appended = shares.appended;
         piece.set = last_at_most(a.set_tokens, 0, a.tiles * a.span_heads, piece.begin,
-                                 shares.appended);
+                                 piece.appended);
         piece.tile = piece.set / a.span_heads;
         piece.head = repeat + piece.set - piece.tile * a.span_heads;
         const int begin = a.set_tokens[piece.set];  // as planned
         const int end = a.set_tokens[piece.set + 1];
-        const int set_begin = begin + piece.set * shares.appended;
-        const int set_end = end + (piece.set + 1) * shares.appended;
+        const int set_begin = begin + piece.set * piece.appended;
+        const int set_end = end + (piece.set + 1) * piece.appended;
         piece.end = static_cast<int>(min(static_cast<long long>(set_end), piece.begin + (stop - at)));
         piece.first = piece.begin == set_begin;
         piece.last = piece.end == set_end;
-        piece.appended = shares.appended;
         return piece;
     }
 
@@ -84,9 +84,9 @@ struct TokenCursor {
     // Behind the last span of the set lanes have that one too.
     __device__ __forceinline__ void keep(int first_span) {
         window = span = first_span;
-        const int last_span = spans_end() - 1;
-        const int of_lane = min(window + static_cast<int>(threadIdx.x % 32), last_span);
-        end = tokens_before() + a.span_tokens[of_lane + 1] + (of_lane == last_span ? piece.appended : 0);
+        const int of_lane = min(window + static_cast<int>(threadIdx.x % 32), spans_end() - 1);
+        end = tokens_before() + a.span_tokens[of_lane + 1];
+        if (C::QUERY_ROWS == 1 && of_lane == spans_end() - 1) end += piece.appended;
         shift = a.spans[of_lane].x - tokens_before() - a.span_tokens[of_lane];
     }
 

@@ -101,9 +101,9 @@ struct Shares {
     long long work;   // tokens, times the KV heads that each set serves
     long long share;  // tokens per block
 
-    __device__ __forceinline__ Shares(const int* set_tokens, int sets, int heads_per_set, int blocks,
-                                      int smallest_share)
-        : appended(set_tokens[sets + 1]), tokens(set_tokens[sets] + sets * appended),
+    __device__ __forceinline__ Shares(const int* set_tokens, int sets, bool of_tiles, int heads_per_set,
+                                      int blocks, int smallest_share)
+        : appended(of_tiles ? 0 : set_tokens[sets + 1]), tokens(set_tokens[sets] + sets * appended),
           work(static_cast<long long>(tokens) * heads_per_set) {
         share = (work + blocks - 1) / blocks;
         if (share < smallest_share) share = smallest_share;

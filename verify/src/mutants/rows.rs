@@ -6,7 +6,7 @@ use super::kernels::*;
 
 /// What reads the spans of query tiles, or what was made of them.
 const READS_OVERLAY: &[&str] = &[
-    "end = tokens_before() + a.span_tokens[of_lane + 1] +",
+    "end = tokens_before() + a.span_tokens[of_lane + 1];",
     "shift = a.spans[of_lane].x - tokens_before()",
     "return a.span_rows[span * Layout<C>::ROW_WORDS + word];",
 ];

@@ -90,7 +90,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "const int first = base + warp * 32 * each + lane;",
         "const int first = base + warp * 32 + lane;",
     )
-    .shows_at(&["set_tokens[set] = span_tokens[span_ptr[set]];", "+ a.span_tokens[of_lane + 1] +"]),
+    .shows_at(&["set_tokens[set] = span_tokens[span_ptr[set]];", "+ a.span_tokens[of_lane + 1];"]),
     Mutant::new("plan-carry-replaced", Overlap, ANY, "carry += total;", "carry = total;"),
     Mutant::new(
         "plan-closed-spans",
