@@ -186,7 +186,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "if (threadIdx.x == 0) set_tokens[sets + 1] = 0;",
         "",
     )
-    .shows_at(&[": appended(set_tokens[sets + 1])"]),
+    .shows_at(&["appended(of_tiles ? 0 : set_tokens[sets + 1])"]),
     Mutant::new(
         "search-ends-early",
         Bound,
