@@ -36,7 +36,7 @@ struct Walk {
                                  piece.appended);
         piece.tile = piece.set / a.span_heads;
         piece.head = repeat + piece.set - piece.tile * a.span_heads;
-        const int begin = a.set_tokens[piece.set];  // as planned
+        const int begin = a.set_tokens[piece.set];  // both are asked for before one is used
         const int end = a.set_tokens[piece.set + 1];
         const int set_begin = begin + piece.set * piece.appended;
         const int set_end = end + (piece.set + 1) * piece.appended;

@@ -96,7 +96,9 @@ __device__ __forceinline__ void plan_tiles(const int* __restrict__ span_ptr, int
 
 // How the line of work is cut.
 struct Shares {
-    int appended;     // tokens, to the last span of every set since the plan was made; then none is empty
+    // Tokens, to the last span of every set since the plan was made; then none is empty. None to query
+    // tiles, whose kernels have no register for it.
+    int appended;
     int tokens;       // selected tokens of all sets
     long long work;   // tokens, times the KV heads that each set serves
     long long share;  // tokens per block

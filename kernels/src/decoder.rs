@@ -298,13 +298,16 @@ impl<'d> Decoder<'d> {
 
     /// The launches of one decode step, the plan first. None for a problem without rows.
     pub fn launches(&self, resident: &Resident<'_>) -> Vec<Launch> {
-        let r = resident;
-        let mut launches = self.plan(r);
-        if launches.is_empty() {
-            return launches;
-        }
-        launches.extend(self.launcher.attention(&r.operands, &r.plan, &r.workspace, &r.scalars));
+        let mut launches = self.plan(resident);
+        launches.extend(self.attention(resident));
         launches
+    }
+
+    fn attention(&self, r: &Resident<'_>) -> Vec<Launch> {
+        if r.scalars.tiles == 0 {
+            return Vec::new();
+        }
+        self.launcher.attention(&r.operands, &r.plan, &r.workspace, &r.scalars)
     }
 
     fn plan(&self, r: &Resident<'_>) -> Vec<Launch> {
@@ -369,16 +372,16 @@ impl<'d> Decoder<'d> {
     /// Runs one decode step; one report per launch.
     pub fn run(&self, resident: &Resident<'_>) -> Result<Vec<LaunchReport>, DecoderError> {
         let r = resident;
-        let plan = self.plan(r);
-        let attention = self.launches(r).split_off(plan.len());
-        let launch = |launch: &Launch| self.device.launch(launch).map_err(DecoderError::from);
-        let mut reports = plan.iter().map(launch).collect::<Result<Vec<_>, _>>()?;
+        let mut reports = Vec::new();
+        for launch in self.plan(r) {
+            reports.push(self.device.launch(&launch)?);
+        }
         if r.appended > 0 {
             let count = r.plan.set_tokens.bytes - 4;
             self.device.upload(r.plan.set_tokens, count, &r.appended.to_le_bytes())?;
         }
-        for launched in attention.iter().map(launch) {
-            reports.push(launched?);
+        for launch in self.attention(r) {
+            reports.push(self.device.launch(&launch)?);
         }
         Ok(reports)
     }

@@ -2,7 +2,7 @@
 //! floor, and the bytes that it fetches.
 
 use crate::environment::Environment;
-use crate::evaluate::{cache_bytes, floor_us, time_plan, time_resident};
+use crate::evaluate::{cache_bytes, floor_us, time_options};
 use crate::export::{ExportError, compile_source};
 use crate::tune::TuneError;
 use crate::workload::{Workload, WorkloadError, WorkloadRow};
@@ -319,8 +319,9 @@ pub fn time(
         let of_kv = buffers.filter(|traffic| ["k", "v"].contains(&traffic.name.as_str()));
         SECTOR_BYTES * of_kv.map(|traffic| traffic.read_sectors).sum::<u64>()
     });
-    let timing = time_resident(&decoder, &resident, &problem)?;
-    let plan_us = time_plan(&decoder, &resident, &problem)?.median_us();
+    let options = time_options(&problem);
+    let timing = decoder.time(&resident, &options)?;
+    let plan_us = decoder.time_plan(&resident, &options)?.median_us();
     let selected_kv_bytes = problem.tile_kv_bytes(spec.configuration.query_rows);
     let tokens = workload.selected_tokens();
     Ok(CaseTime {

@@ -13,7 +13,7 @@ use spanforge_device::{
     Basis, Compiler, Device, DeviceError, DeviceProperties, Prediction, TimeOptions, Timing, median,
 };
 use spanforge_emulator::LineCount;
-use spanforge_kernels::decoder::{DecoderError, Resident, UploadOptions};
+use spanforge_kernels::decoder::{DecoderError, UploadOptions};
 use spanforge_kernels::{DecodeProblem, Decoder, KernelSpec, render};
 use spanforge_verify::check_seeds;
 use std::io::{self, Write};
@@ -374,33 +374,13 @@ pub fn predict(
     let image = compile(compiler, &spec, &properties.architecture)?;
     let decoder = Decoder::load(device, &image, spec)?;
     let resident = decoder.upload(&problem, UploadOptions::default())?;
-    let timing = time_resident(&decoder, &resident, &problem)?;
+    let timing = decoder.time(&resident, &time_options(&problem))?;
     Ok(Predicted {
         predictions: timing.predictions,
         lines: device.line_counts(decoder.module())?,
         floor_bytes: problem.floor_bytes(),
         floor_us: floor_us(&problem, properties),
     })
-}
-
-/// Times a problem that is on the decoder's device.
-pub(crate) fn time_resident(
-    decoder: &Decoder<'_>,
-    resident: &Resident<'_>,
-    problem: &DecodeProblem,
-) -> Result<Timing, DeviceError> {
-    let samples = TimeOptions::default().samples;
-    decoder.time(resident, &options(problem, samples))
-}
-
-/// Times the plan of a problem that is on the decoder's device.
-pub(crate) fn time_plan(
-    decoder: &Decoder<'_>,
-    resident: &Resident<'_>,
-    problem: &DecodeProblem,
-) -> Result<Timing, DeviceError> {
-    let samples = TimeOptions::default().samples;
-    decoder.time_plan(resident, &options(problem, samples))
 }
 
 /// The time in microseconds that no kernel can beat: the floor's bytes over the bandwidth of the data
@@ -417,6 +397,11 @@ pub(crate) fn cache_bytes(basis: Basis) -> u64 {
         Basis::Predicted => EMULATED_CACHE_BYTES,
         Basis::Measured => GPU_CACHE_BYTES,
     }
+}
+
+/// How a problem is timed where nothing else is said.
+pub(crate) fn time_options(problem: &DecodeProblem) -> TimeOptions {
+    options(problem, TimeOptions::default().samples)
 }
 
 fn options(problem: &DecodeProblem, samples: u32) -> TimeOptions {

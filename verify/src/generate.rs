@@ -117,8 +117,8 @@ pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
 
 /// What problems have now and then, drawn apart from everything else: pages in common, a cache so
 /// large that offsets need 64 bits, logits far from zero or capped, sinks, spans of each KV head's own,
-/// several rows of a request next to each other, tokens appended to a plan, and, one time in a hundred since they cost more than
-/// others, hundreds of spans or of rows.
+/// several rows of a request next to each other, tokens appended to a plan, and, one time in a hundred
+/// since they cost more than others, hundreds of spans or of rows.
 fn rarely(rng: &mut impl Rng, mut recipe: Recipe, edges: &Edges, weight: u32) -> Recipe {
     match rng.random_range(0..100) {
         0 => many_spans(rng, &mut recipe, weight),
