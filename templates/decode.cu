@@ -21,6 +21,7 @@ struct Configuration {
     static constexpr bool QUERY_SHARED = ${ query_shared }$;
     static constexpr int L2_PREFETCH = ${ l2_prefetch }$;
     static constexpr int MIN_BLOCKS = ${ min_blocks }$;
+    static constexpr int BEGINNING = ${ beginning }$;  // tokens that a block reads while it begins with a set
     static constexpr bool LAST_ARRIVER_MERGES = ${ last_arriver_merges }$;
     static constexpr int SHARED_BYTES = ${ shared_bytes }$;
 };

@@ -44,8 +44,7 @@ __device__ __forceinline__ void decode(const DecodeArguments& a) {
     extern __shared__ __align__(C::WARPGROUPS ? 1024 : 16) char shared[];
     write_empty_sets<C>(a);
     const int sets = a.tiles * a.span_heads;
-    const Shares shares(a.set_tokens, sets, C::QUERY_ROWS > 1, a.kv_heads / a.span_heads, gridDim.x,
-                        a.smallest_share);
+    const Shares<C> shares(a.set_tokens, sets, a.kv_heads / a.span_heads, gridDim.x, a.smallest_share);
     if constexpr (C::WARPGROUPS) {
         attend_by_warpgroups<C>(a, shares, shared);
     } else {
@@ -54,8 +53,9 @@ __device__ __forceinline__ void decode(const DecodeArguments& a) {
         const int head_warp = warp % L::HEAD_WARPS;
         const int token_warp = warp / L::HEAD_WARPS;
         typename Core<C, C::TENSOR_CORES>::State state;
-        for (Walk<C> walk(a, shares); walk.more();) {
-            const Piece piece = walk.piece();
+        Walk<C> walk(a);
+        Piece piece;
+        for (bool more = walk.first(shares, piece); more; more = walk.next(piece)) {
             state.begin(a, piece, shared, head_warp, lane);
             if constexpr (C::STAGED)
                 attend_staged<C>(a, piece, state, shared, token_warp, head_warp, lane);
@@ -66,7 +66,6 @@ __device__ __forceinline__ void decode(const DecodeArguments& a) {
             finish_piece<C>(a, piece, shared);
             if constexpr (C::LAST_ARRIVER_MERGES) arrive_and_merge<C>(a, shares, piece);
             __syncthreads();  // states and queries are read before the next piece overwrites them
-            walk.pass(piece);
         }
     }
 }

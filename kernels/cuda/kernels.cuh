@@ -55,8 +55,8 @@ spanforge_merge(const int* tile_ptr, const int* set_tokens, const float* sinks, 
     a.tiles = tiles;
     a.kv_heads = kv_heads;
     a.span_heads = span_heads;
-    const spanforge::Shares shares(set_tokens, tiles * span_heads, Configuration::QUERY_ROWS > 1,
-                                   kv_heads / span_heads, blocks, smallest_share);
+    const spanforge::Shares<Configuration> shares(set_tokens, tiles * span_heads,
+                                                  kv_heads / span_heads, blocks, smallest_share);
     spanforge::merge_tile<Configuration, spanforge::MERGE_SLICES>(
         a, shares, blockIdx.x / kv_heads, blockIdx.x % kv_heads,
         blockDim.x / spanforge::MERGE_THREADS, blockIdx.y, gridDim.y);

@@ -85,12 +85,12 @@ __device__ __forceinline__ void merge_partials(const DecodeArguments& a, int fir
 // states; then those of the first one merge the runs. This block is number `part` of `parts` that share
 // the elements. Does nothing for a tile that one block has finished.
 template <class C, int SLICES>
-__device__ __forceinline__ void merge_tile(const DecodeArguments& a, const Shares& shares, int tile,
+__device__ __forceinline__ void merge_tile(const DecodeArguments& a, const Shares<C>& shares, int tile,
                                            int head, int slices, int part, int parts) {
     const int set = a.span_heads == 1 ? tile : tile * a.span_heads + head;
-    const long long line = a.span_heads == 1 ? static_cast<long long>(head) * shares.tokens : 0;
-    const long long begin = line + shares.before_set(a.set_tokens, set);
-    const long long end = line + shares.before_set(a.set_tokens, set + 1);
+    const long long line = a.span_heads == 1 ? static_cast<long long>(head) * shares.places : 0;
+    const long long begin = line + shares.begin_of(a.set_tokens, set);
+    const long long end = line + shares.end_of(a.set_tokens, set);
     if (begin == end) return;
     const int first = static_cast<int>(begin / shares.share);
     const int last = static_cast<int>((end - 1) / shares.share);
@@ -141,7 +141,7 @@ __device__ __forceinline__ void finish_piece(const DecodeArguments& a, const Pie
     const float2* ml = reinterpret_cast<const float2*>(
         shared + L::TOKEN_WARPS * L::COLUMNS * L::STATE * 4);
     const Columns<C> columns(a, piece.tile, piece.head);
-    const int slot = partial_slot(blockIdx.x, piece.first);
+    const int slot = partial_slot(blockIdx.x, piece.is_first());
     for (int i = threadIdx.x; i < L::COLUMNS * C::HEAD_DIM / 4; i += L::THREADS) {
         const int c = i / (C::HEAD_DIM / 4);
         const int at = c * (L::STATE / 4) + i % (C::HEAD_DIM / 4);
@@ -156,7 +156,7 @@ __device__ __forceinline__ void finish_piece(const DecodeArguments& a, const Pie
             sum.acc = make_float4(sum.acc.x * scale, sum.acc.y * scale, sum.acc.z * scale,
                                   sum.acc.w * scale);
         }
-        if (piece.first && piece.last) {
+        if (piece.is_whole()) {
             write_output<C>(a, columns, c, i % (C::HEAD_DIM / 4) * 4, sum);
         } else {
             float4* acc = reinterpret_cast<float4*>(a.partial_acc) +
@@ -185,17 +185,17 @@ __device__ __forceinline__ void write_empty_sets(const DecodeArguments& a) {
 // The last block to arrive at a tile that several share merges it. Which block that is depends on
 // timing; what it computes does not.
 template <class C>
-__device__ __forceinline__ void arrive_and_merge(const DecodeArguments& a, const Shares& shares,
+__device__ __forceinline__ void arrive_and_merge(const DecodeArguments& a, const Shares<C>& shares,
                                                  const Piece& piece) {
-    if (piece.first && piece.last) return;
+    if (piece.is_whole()) return;
     __shared__ int is_last;
     __threadfence();  // this thread's part of the partial state is visible to every block
     __syncthreads();  // and so is every other thread's of this block
     const long long line =
-        a.span_heads == 1 ? static_cast<long long>(piece.head) * shares.tokens : 0;
+        a.span_heads == 1 ? static_cast<long long>(piece.head) * shares.places : 0;
     const int sharing =
-        static_cast<int>((line + shares.before_set(a.set_tokens, piece.set + 1) - 1) / shares.share -
-                         (line + shares.before_set(a.set_tokens, piece.set)) / shares.share) + 1;
+        static_cast<int>((line + shares.end_of(a.set_tokens, piece.set) - 1) / shares.share -
+                         (line + shares.begin_of(a.set_tokens, piece.set)) / shares.share) + 1;
     if (threadIdx.x == 0) {
         int* arrivals = a.arrivals + piece.tile * a.kv_heads + piece.head;
         const int before = atomicAdd(arrivals, 1);

@@ -6,47 +6,76 @@
 
 namespace spanforge {
 
-// Tokens [begin, end) of the plan's line that belong to one set of spans, for one KV head.
+// Tokens [begin, end) of one set of spans, numbered as `span_tokens` counts them, for one KV head.
 struct Piece {
     int set, tile, head;
-    int begin, end;      // in selected tokens of all sets
+    int begin, end;
     int appended;        // tokens of the set that its spans do not have yet
-    bool first, last;    // whether it holds the set's first and last selected token
+    int ends;            // 1 if it holds the set's first selected token, and 2 if it holds the last
+
+    __device__ __forceinline__ bool is_first() const { return ends & 1; }
+    __device__ __forceinline__ bool is_last() const { return ends & 2; }
+    __device__ __forceinline__ bool is_whole() const { return ends == 3; }
 };
 
-// The pieces of this block's share, one after the other.
+// The pieces of this block's share, one after the other. What lies behind a set's tokens on the line is
+// none, so a share may have no piece.
 template <class C>
 struct Walk {
     const DecodeArguments& a;
-    const Shares& shares;
-    long long at, stop;  // on the line, once per KV head that a set serves
+    long long left;  // places of the share behind the piece
 
-    __device__ __forceinline__ Walk(const DecodeArguments& a, const Shares& shares)
-        : a(a), shares(shares), at(blockIdx.x * shares.share),
-          stop(min(shares.work, (blockIdx.x + 1) * shares.share)) {}
+    __device__ __forceinline__ explicit Walk(const DecodeArguments& a) : a(a) {}
 
-    __device__ __forceinline__ bool more() const { return at < stop; }
-
-    __device__ __forceinline__ Piece piece() const {
-        Piece piece;
-        const int repeat = static_cast<int>(at / shares.tokens);
-        piece.begin = static_cast<int>(at - static_cast<long long>(repeat) * shares.tokens);
+    // The first piece, if there is one.
+    __device__ __forceinline__ bool first(const Shares<C>& shares, Piece& piece) {
+        const long long at = blockIdx.x * shares.share;
+        left = min(shares.work - at, shares.share);
+        if (left <= 0) return false;
+        const int repeat = static_cast<int>(at / shares.places);
+        const int place = static_cast<int>(at - static_cast<long long>(repeat) * shares.places);
         piece.appended = shares.appended;
-        piece.set = last_at_most(a.set_tokens, 0, a.tiles * a.span_heads, piece.begin,
-                                 piece.appended);
-        piece.tile = piece.set / a.span_heads;
-        piece.head = repeat + piece.set - piece.tile * a.span_heads;
-        const int begin = a.set_tokens[piece.set];  // both are asked for before one is used
-        const int end = a.set_tokens[piece.set + 1];
-        const int set_begin = begin + piece.set * piece.appended;
-        const int set_end = end + (piece.set + 1) * piece.appended;
-        piece.end = static_cast<int>(min(static_cast<long long>(set_end), piece.begin + (stop - at)));
-        piece.first = piece.begin == set_begin;
-        piece.last = piece.end == set_end;
-        return piece;
+        const int each = piece.appended + C::BEGINNING;
+        piece.set = last_at_most(a.set_tokens, 0, a.tiles * a.span_heads, place, each);
+        serve(piece, repeat);
+        return take(piece, place - piece.set * each) || next(piece);
     }
 
-    __device__ __forceinline__ void pass(const Piece& piece) { at += piece.end - piece.begin; }
+    // The next one, if there is one: it begins with the next set that has a token.
+    __device__ __forceinline__ bool next(Piece& piece) {
+        while (left > 0) {
+            int repeat = piece.head - piece.set + piece.tile * a.span_heads;
+            if (++piece.set == a.tiles * a.span_heads) {
+                piece.set = 0;
+                ++repeat;
+            }
+            serve(piece, repeat);
+            if (take(piece, a.set_tokens[piece.set])) return true;
+        }
+        return false;
+    }
+
+    // Makes it a piece of the query tile and KV head that the set is for, at the repeat of that number of all
+    // sets.
+    __device__ __forceinline__ void serve(Piece& piece, int repeat) const {
+        piece.tile = piece.set / a.span_heads;
+        piece.head = repeat + piece.set - piece.tile * a.span_heads;
+    }
+
+    // Takes the set's tokens from number `token` on, counted as `set_tokens` does, as many as are left to the
+    // share. There may be none.
+    __device__ __forceinline__ bool take(Piece& piece, int token) {
+        const int begin = a.set_tokens[piece.set];  // both are asked for before one is used
+        const int end = a.set_tokens[piece.set + 1] + piece.appended;
+        const bool is_last = end - token <= left;
+        piece.ends = (token == begin ? 1 : 0) + (is_last ? 2 : 0);
+        const int stop = is_last ? end : token + static_cast<int>(left);
+        left -= stop - token + (is_last ? C::BEGINNING : 0);
+        const int uncounted = C::QUERY_ROWS > 1 ? begin : 0;
+        piece.begin = token - uncounted;
+        piece.end = stop - uncounted;
+        return token < stop;
+    }
 };
 
 // Where the K and V rows of selected tokens lie. Each warp follows tokens in rising order and keeps 32
@@ -57,7 +86,7 @@ struct TokenCursor {
     const Piece& piece;
     int request;
     int window;  // the first span that is kept
-    int end;     // of this lane's span, in selected tokens of all sets
+    int end;     // of this lane's span, as `span_tokens` counts
     int shift;   // from there to logical positions
     int span;    // of the token that was located last
 
@@ -65,8 +94,7 @@ struct TokenCursor {
     __device__ __forceinline__ TokenCursor(const DecodeArguments& a, const Piece& piece, int row,
                                            int first)
         : a(a), piece(piece), request(a.row_request[row]) {
-        const int token = min(first, piece.end - 1) - tokens_before();
-        keep(last_at_most<32>(a.span_tokens, spans_begin(), spans_end(), token));
+        keep(last_at_most<32>(a.span_tokens, spans_begin(), spans_end(), min(first, piece.end - 1)));
     }
 
     __device__ __forceinline__ int spans_begin() const {
@@ -76,23 +104,18 @@ struct TokenCursor {
         return a.span_ptr[C::QUERY_ROWS > 1 ? 4 * piece.set + 1 : piece.set + 1];
     }
 
-    // Tokens of the line that `span_tokens` does not count.
-    __device__ __forceinline__ int tokens_before() const {
-        return (C::QUERY_ROWS > 1 ? a.set_tokens[piece.set] : 0) + piece.set * piece.appended;
-    }
-
     // Behind the last span of the set lanes have that one too.
     __device__ __forceinline__ void keep(int first_span) {
         window = span = first_span;
         const int of_lane = min(window + static_cast<int>(threadIdx.x % 32), spans_end() - 1);
-        end = tokens_before() + a.span_tokens[of_lane + 1];
+        end = a.span_tokens[of_lane + 1];
         if (C::QUERY_ROWS == 1 && of_lane == spans_end() - 1) end += piece.appended;
-        shift = a.spans[of_lane].x - tokens_before() - a.span_tokens[of_lane];
+        shift = a.spans[of_lane].x - a.span_tokens[of_lane];
     }
 
-    // Byte offset of the K (and V) row of selected token `index` of the line, for each lane one: the
-    // least for lane 0, the greatest for lane 31, with up to 30 between them. The piece's last token
-    // stands for those behind it.
+    // Byte offset of the K (and V) row of selected token `index`, for each lane one: the least for lane 0,
+    // the greatest for lane 31, with up to 30 between them. The piece's last token stands for those behind
+    // it.
     __device__ __forceinline__ long long offset(int index) {
         index = min(index, piece.end - 1);
         const int last = __shfl_sync(~0u, index, 31);

@@ -1,8 +1,9 @@
 // The plan: who computes what, worked out on the device from the spans alone.
 //
 // Sets of spans are laid end to end by their selected tokens, once per KV head that they serve (heads
-// outermost), and this line is cut into equal shares, one per block. A block finds its sets and spans by
-// searching two prefix sums:
+// outermost), and this line is cut into equal shares, one per block. Behind each set the line has some
+// places without a token: to begin with a set takes time too, in which nothing is read. A block finds its
+// sets and spans by searching two prefix sums:
 //   set_tokens[s]   selected tokens before set s                                   (sets + 1 entries)
 //   set_tokens[sets + 1]  tokens that were appended to the last span of each set since, 0 here
 //   span_tokens[i]  selected tokens before span i; those of its set, of query tiles (spans + 1 entries)
@@ -10,6 +11,8 @@
 // There is a set for each row, or for each query tile of several rows (`overlay.cuh`), or for each KV
 // head of those.
 #pragma once
+
+#include "layout.cuh"
 
 namespace spanforge {
 
@@ -95,25 +98,29 @@ __device__ __forceinline__ void plan_tiles(const int* __restrict__ span_ptr, int
 }
 
 // How the line of work is cut.
+template <class C>
 struct Shares {
     // Tokens, to the last span of every set since the plan was made; then none is empty. None to query
     // tiles, whose kernels have no register for it.
     int appended;
-    int tokens;       // selected tokens of all sets
-    long long work;   // tokens, times the KV heads that each set serves
-    long long share;  // tokens per block
+    int places;       // of all sets
+    long long work;   // places, times the KV heads that each set serves
+    long long share;  // places per block
 
-    __device__ __forceinline__ Shares(const int* set_tokens, int sets, bool of_tiles, int heads_per_set,
-                                      int blocks, int smallest_share)
-        : appended(of_tiles ? 0 : set_tokens[sets + 1]), tokens(set_tokens[sets] + sets * appended),
-          work(static_cast<long long>(tokens) * heads_per_set) {
+    __device__ __forceinline__ Shares(const int* set_tokens, int sets, int heads_per_set, int blocks,
+                                      int smallest_share)
+        : appended(C::QUERY_ROWS > 1 ? 0 : set_tokens[sets + 1]), places(begin_of(set_tokens, sets)),
+          work(static_cast<long long>(places) * heads_per_set) {
         share = (work + blocks - 1) / blocks;
         if (share < smallest_share) share = smallest_share;
     }
 
-    // Selected tokens before a set.
-    __device__ __forceinline__ int before_set(const int* set_tokens, int set) const {
-        return set_tokens[set] + set * appended;
+    // Where the tokens of a set begin and end on the line.
+    __device__ __forceinline__ int begin_of(const int* set_tokens, int set) const {
+        return set_tokens[set] + set * (appended + C::BEGINNING);
+    }
+    __device__ __forceinline__ int end_of(const int* set_tokens, int set) const {
+        return begin_of(set_tokens, set + 1) - C::BEGINNING;
     }
 };
 

@@ -46,8 +46,7 @@ __device__ __forceinline__ void attend_staged(const DecodeArguments& a, const Pi
             const int count = min(C::TILE, piece.end - piece.begin - t * C::TILE);
             const unsigned to = ring + t % C::STAGES * 2 * L::TILE_BYTES;
             const long long* from = offsets + t % 2 * C::TILE;
-            // Eight copies ahead; more take registers that accumulators of long rows have.
-#pragma unroll L::COPIES > 32 ? 2 : 4
+#pragma unroll 4
             for (int row = first_row; row < C::TILE; row += L::ROWS_AT_ONCE) {
                 const bool exists = row < count;
                 const char* k = k_chunk + from[row];

@@ -237,8 +237,8 @@ struct WarpgroupState {
     __device__ __forceinline__ void finish(const DecodeArguments& a, const Piece& piece, int warp,
                                            int lane) {
         const Columns<C> columns(a, piece.tile, piece.head);
-        const bool whole = piece.first && piece.last;
-        const long long slot = partial_slot(blockIdx.x, piece.first);
+        const bool whole = piece.is_whole();
+        const long long slot = partial_slot(blockIdx.x, piece.is_first());
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
 #pragma unroll
@@ -281,8 +281,8 @@ struct WarpgroupState {
 
 // Brings the tiles of all pieces into the ring, by the warps of one warpgroup, each its part of every tile.
 template <class C>
-__device__ __forceinline__ void bring_tiles(const DecodeArguments& a, const Shares& shares, char* shared,
-                                            int warp, int lane) {
+__device__ __forceinline__ void bring_tiles(const DecodeArguments& a, const Shares<C>& shares,
+                                            char* shared, int warp, int lane) {
     using L = Layout<C>;
     constexpr int OWN = C::TILE / 4;      // tokens of a tile that a warp brings
     constexpr int LATER = C::STAGES - 2;  // tiles that are under way when one is waited for
@@ -300,8 +300,9 @@ __device__ __forceinline__ void bring_tiles(const DecodeArguments& a, const Shar
     };
 
     int count = 0;  // tiles so far
-    for (Walk<C> walk(a, shares); walk.more();) {
-        const Piece piece = walk.piece();
+    Walk<C> walk(a);
+    Piece piece;
+    for (bool more = walk.first(shares, piece); more; more = walk.next(piece)) {
         const int first_query_row = Columns<C>(a, piece.tile, piece.head).first_row;
         int index = piece.begin + warp * OWN + lane % OWN;
         TokenCursor<C> cursor(a, piece, first_query_row, piece.begin + warp * OWN);
@@ -320,7 +321,7 @@ __device__ __forceinline__ void bring_tiles(const DecodeArguments& a, const Shar
             wait_for_phase(barriers + stage * 16 + 8, count / C::STAGES % 2 ^ 1);
             if (warp == 0 && lane == 0)
                 pieces[stage] = make_int4(piece.tile, piece.head, (piece.end - begin + C::TILE - 1) / C::TILE,
-                                          (piece.first ? 1 : 0) + (piece.last ? 2 : 0));
+                                          piece.ends);
 #pragma unroll
             for (int w = 0; w < L::ROW_WORDS; ++w)
                 if (lane < OWN)
@@ -347,7 +348,6 @@ __device__ __forceinline__ void bring_tiles(const DecodeArguments& a, const Shar
             }
             ++count;
         }
-        walk.pass(piece);
     }
     // One more, of no piece.
     wait_for_phase(barriers + count % C::STAGES * 16 + 8, count / C::STAGES % 2 ^ 1);
@@ -379,7 +379,7 @@ __device__ __forceinline__ void attend_tiles(const DecodeArguments& a, char* sha
         wait();
         const int4 of = pieces[count % C::STAGES];
         if (of.z == 0) break;
-        const Piece piece = {0, of.x, of.y, 0, 0, 0, (of.w & 1) != 0, (of.w & 2) != 0};
+        const Piece piece = {0, of.x, of.y, 0, 0, 0, of.w};
         state.begin(a, piece, shared, warp, lane);
         const int end = count + of.z;
         while (count < end) {
@@ -393,7 +393,7 @@ __device__ __forceinline__ void attend_tiles(const DecodeArguments& a, char* sha
 }
 
 template <class C>
-__device__ __forceinline__ void attend_by_warpgroups(const DecodeArguments& a, const Shares& shares,
+__device__ __forceinline__ void attend_by_warpgroups(const DecodeArguments& a, const Shares<C>& shares,
                                                      char* shared) {
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
     static_assert(!C::WARPGROUPS, "products of warpgroups are for sm_90a only");

@@ -6,6 +6,11 @@ use crate::problem::ProblemError;
 use spanforge_spans::{BatchError, KvLayout, SpanBatch};
 use std::borrow::Cow;
 
+/// [`KernelShape::beginning_tokens`] of the shortest rows.
+///
+/// [`KernelShape::beginning_tokens`]: crate::configuration::KernelShape::beginning_tokens
+const MOST_BEGINNING_TOKENS: u64 = 256;
+
 /// The integers of a launch, on the host.
 #[derive(Clone, Copy, Debug)]
 pub struct Addressing<'a> {
@@ -56,7 +61,12 @@ impl Addressing<'_> {
             ),
             ("page table entries per request", self.max_pages as u64),
             ("tokens per page", u64::from(page_size)),
-            ("selected tokens of all rows", self.spans.total_selected_tokens()),
+            // Places of the line that the plan cuts.
+            (
+                "selected tokens of all rows, and 256 for each row,",
+                self.spans.total_selected_tokens()
+                    + self.spans.rows() as u64 * MOST_BEGINNING_TOKENS,
+            ),
             // Query tiles have room for twice as many.
             ("twice the spans", 2 * self.spans.spans().len() as u64),
         ] {

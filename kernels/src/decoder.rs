@@ -1,7 +1,7 @@
 //! A compiled decode kernel on a device, and whole problems put there, run and read back. What a
 //! model calls step by step is the runtime's `SpanAttention`.
 
-use crate::abi::{Operands, OverlayBuffers, PlanBuffers, Scalars, Workspace};
+use crate::abi::{Operands, OverlayBuffers, PlanBuffers, Scalars, Workspace, Written};
 use crate::configuration::{KernelSpec, Merge};
 use crate::launch::{Launcher, query_tiles};
 use crate::problem::{DecodeProblem, ProblemError};
@@ -104,8 +104,8 @@ impl<'d> Decoder<'d> {
     }
 
     /// How evenly the blocks of a decode launch share the work; see [`Launcher::imbalance`].
-    pub fn imbalance(&self, tokens: u64, kv_heads: u32) -> f64 {
-        self.launcher.imbalance(tokens, kv_heads)
+    pub fn imbalance(&self, set_tokens: &[u64], heads_per_set: u32) -> f64 {
+        self.launcher.imbalance(set_tokens, heads_per_set)
     }
 
     /// The loaded code.
@@ -377,13 +377,31 @@ impl<'d> Decoder<'d> {
             reports.push(self.device.launch(&launch)?);
         }
         if r.appended > 0 {
-            let count = r.plan.set_tokens.bytes - 4;
-            self.device.upload(r.plan.set_tokens, count, &r.appended.to_le_bytes())?;
+            let count = r.guard_bytes + r.plan.set_tokens.bytes - 4;
+            self.device.upload(r.whole(r.plan.set_tokens), count, &r.appended.to_le_bytes())?;
         }
         for launch in self.attention(r) {
             reports.push(self.device.launch(&launch)?);
         }
         Ok(reports)
+    }
+
+    /// Adds attention over other tokens, for the same rows, to what a step has written.
+    pub fn merge_outputs(
+        &self,
+        resident: &Resident<'_>,
+        other: &Resident<'_>,
+    ) -> Result<(), DecoderError> {
+        let heads = resident.heads.min(other.heads);
+        if heads > 0 {
+            let [to, from] = [resident, other].map(|r| {
+                let Operands { out, lse, .. } = r.operands;
+                Written { out, lse }
+            });
+            // `check` has established that rows times KV heads fit.
+            self.device.launch(&self.launcher.merge_outputs(&to, &from, heads as i32))?;
+        }
+        Ok(())
     }
 }
 

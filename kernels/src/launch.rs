@@ -49,13 +49,13 @@ impl Launcher {
         self.blocks
     }
 
-    /// How evenly the blocks share the work of so many selected tokens: tokens of the block with most,
-    /// over the mean of all. `Shares` of `cuda/plan.cuh` cuts like this.
-    pub fn imbalance(&self, tokens: u64, kv_heads: u32) -> f64 {
-        let (work, blocks) = (tokens.saturating_mul(kv_heads.into()), u64::from(self.blocks));
-        let smallest = u64::from(self.spec.configuration.smallest_share);
-        let largest = work.div_ceil(blocks.max(1)).max(smallest).min(work);
-        if work == 0 { 1.0 } else { largest as f64 * blocks as f64 / work as f64 }
+    /// How evenly the blocks share sets of so many tokens, each for `heads_per_set` KV heads: tokens of the
+    /// block with most, over the mean of all.
+    pub fn imbalance(&self, set_tokens: &[u64], heads_per_set: u32) -> f64 {
+        let of_block = block_tokens(&self.spec, self.blocks, set_tokens, heads_per_set);
+        let mean = of_block.iter().sum::<u64>() as f64 / of_block.len() as f64;
+        let most = of_block.into_iter().max().unwrap_or(0);
+        if most == 0 { 1.0 } else { most as f64 / mean }
     }
 
     /// Scratch memory for launches of at most that many query tiles. Only the arrivals depend on them:
@@ -157,6 +157,34 @@ impl Launcher {
     }
 }
 
+/// Tokens that each block of a decode launch attends to, of sets of so many tokens, each for `heads_per_set` KV
+/// heads: what `Shares` of `cuda/plan.cuh` makes of them.
+pub fn block_tokens(
+    spec: &KernelSpec,
+    blocks: u32,
+    set_tokens: &[u64],
+    heads_per_set: u32,
+) -> Vec<u64> {
+    let beginning = u64::from(spec.shape.beginning_tokens());
+    let places: u64 = set_tokens.iter().map(|tokens| tokens + beginning).sum();
+    let share = (places * u64::from(heads_per_set))
+        .div_ceil(blocks.max(1).into())
+        .max(spec.configuration.smallest_share.into());
+    let mut of_block = vec![0; blocks.max(1) as usize];
+    let mut at = 0;
+    for tokens in (0..heads_per_set).flat_map(|_| set_tokens) {
+        let end = at + tokens;
+        while at < end {
+            let block = at / share;
+            let stop = end.min((block + 1) * share);
+            of_block[block as usize] += stop - at;
+            at = stop;
+        }
+        at += beginning;
+    }
+    of_block
+}
+
 /// The query tiles of rows of those requests, for kernels whose tiles have up to `query_rows` rows: the
 /// first row of each, and their number of rows last. Rows of one request that follow each other share
 /// tiles.
@@ -176,6 +204,35 @@ pub fn query_tiles(row_request: &[i32], query_rows: u32) -> Vec<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Sets of all sizes, cut into shares that are smaller than a set, larger than all of them, and of
+        /// places without a token alone.
+        #[test]
+        fn blocks_have_the_tokens_at_their_places(
+            sets in prop::collection::vec(prop_oneof![Just(0), 1..4_u64, 1..900_u64], 1..6),
+            heads_per_set in 1..4_u32,
+            blocks in 1..50_u32,
+            smallest_share in prop_oneof![Just(1), 1..2000_u32],
+        ) {
+            let id = "f16-d128-g4-mma-staged-t64-s2-w4-h4-v16-u1-qr-p0-b3-x3-m64-second";
+            let mut spec: KernelSpec = id.parse().unwrap();
+            spec.configuration.smallest_share = smallest_share;
+            let beginning = spec.shape.beginning_tokens();
+            let has_token: Vec<bool> = (0..heads_per_set)
+                .flat_map(|_| &sets)
+                .flat_map(|n| [vec![true; *n as usize], vec![false; beginning as usize]].concat())
+                .collect();
+            let share = has_token.len().div_ceil(blocks as usize).max(smallest_share as usize);
+            let mut expected: Vec<u64> = has_token
+                .chunks(share)
+                .map(|of_block| of_block.iter().filter(|has| **has).count() as u64)
+                .collect();
+            expected.resize(blocks as usize, 0);
+            prop_assert_eq!(block_tokens(&spec, blocks, &sets, heads_per_set), expected);
+        }
+    }
 
     #[test]
     fn rows_of_one_request_share_tiles() {

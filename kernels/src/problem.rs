@@ -258,19 +258,24 @@ impl DecodeProblem {
     ///
     /// [`selected_kv_bytes`]: Self::selected_kv_bytes
     pub fn tile_kv_bytes(&self, query_rows: u32) -> u64 {
+        self.kv_bytes(self.set_tokens(query_rows).iter().sum())
+    }
+
+    /// Tokens that some row of a query tile of up to so many rows selects, by set of spans.
+    pub fn set_tokens(&self, query_rows: u32) -> Vec<u64> {
         if query_rows == 1 {
-            return self.selected_kv_bytes();
+            return self.spans.sets().map(|set| set.len_tokens()).collect();
         }
         let heads = self.span_heads() as usize;
-        let mut tokens = 0;
-        for tile in query_tiles(&self.row_request, query_rows).windows(2) {
-            for head in 0..heads {
-                let sets =
-                    (tile[0]..tile[1]).map(|row| self.spans.row(row as usize * heads + head));
-                tokens += sets.reduce(|a, b| a.union(&b)).map_or(0, |set| set.len_tokens());
-            }
-        }
-        self.kv_bytes(tokens)
+        let tiles = query_tiles(&self.row_request, query_rows);
+        let sets = tiles.windows(2).flat_map(|tile| {
+            (0..heads).map(|head| {
+                (tile[0]..tile[1])
+                    .map(|row| self.spans.row(row as usize * heads + head))
+                    .reduce(|a, b| a.union(&b))
+            })
+        });
+        sets.map(|set| set.map_or(0, |set| set.len_tokens())).collect()
     }
 
     /// Bytes of K and V of so many tokens of all sets.

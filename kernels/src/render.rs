@@ -187,7 +187,7 @@ pub fn spec_of(source: &str) -> Option<Result<KernelSpec, IdError>> {
 
 /// What templates can use. Only what the compiled code depends on is among them, so that
 /// configurations that differ in launch parameters alone share one compiled image.
-const VARIABLES: [&str; 19] = [
+const VARIABLES: [&str; 20] = [
     "element",
     "kv_element",
     "head_dim",
@@ -205,6 +205,7 @@ const VARIABLES: [&str; 19] = [
     "query_shared",
     "l2_prefetch",
     "min_blocks",
+    "beginning",
     "last_arriver_merges",
     "shared_bytes",
 ];
@@ -229,6 +230,7 @@ fn context(spec: &KernelSpec) -> Context {
     context.insert("query_shared", &(c.query == QueryHome::Shared));
     context.insert("l2_prefetch", &c.l2_prefetch);
     context.insert("min_blocks", &c.min_blocks);
+    context.insert("beginning", &shape.beginning_tokens());
     context.insert("last_arriver_merges", &(c.merge == Merge::LastArriver));
     context.insert("shared_bytes", &c.shared_bytes(shape));
     context

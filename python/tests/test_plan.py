@@ -117,14 +117,14 @@ class Refusals(unittest.TestCase):
                 step(**changes)
 
     def test_counts_beyond_32_bits_are_refused(self):
-        most = 2**31 - 1
-        wide = AttentionShape("bf16", 8, 2, 128, page_size=most)
-        one = {"page_table": [[0]], "kv_len": [most], "pages": 1}
+        page, most = 2**31 - 1, 2**31 - 1 - 256
+        wide = AttentionShape("bf16", 8, 2, 128, page_size=page)
+        one = {"page_table": [[0]], "kv_len": [page], "pages": 1}
         plan_step(wide, [[(0, most)]], [0], **one)
-        with self.assertRaisesRegex(StepError, "selected tokens of all rows is 4294967294"):
-            plan_step(wide, [[(0, most)]] * 2, [0, 0], **one)
+        with self.assertRaisesRegex(StepError, "tokens of all rows, and 256 for each row, is 2147483648"):
+            plan_step(wide, [[(0, most + 1)]], [0], **one)
         # A batch of that many spans takes gigabytes, so the limit is a small one here.
-        with mock.patch("spanforge.plan.I32_MAX", 16):
+        with mock.patch.multiple("spanforge.plan", I32_MAX=16, MOST_BEGINNING=0):
             step(spans=[[(0, 1), (2, 3), (4, 5), (6, 7)]] * 2, page_table=[[0] * 3] * 2, kv_len=[16] * 2)
             with self.assertRaisesRegex(StepError, "twice the spans is 18; the kernels count up to 16"):
                 step(
@@ -185,7 +185,7 @@ def overlaid(plan, tile_ptr):
     return bounds, tile_spans, span_rows, span_tokens
 
 
-def visited(plan, kv_heads, page_size, blocks, smallest_share, query_rows):
+def visited(plan, kv_heads, page_size, blocks, smallest_share, query_rows, beginning):
     """Per (row, KV head) the (page, slot) pairs that the blocks of a decode launch read, in order; how many
     blocks take part in each (query tile, KV head), and how many tokens they read in all."""
     tile_ptr = plan.query_tiles(query_rows)
@@ -202,32 +202,36 @@ def visited(plan, kv_heads, page_size, blocks, smallest_share, query_rows):
     else:
         span_tokens = list(accumulate((end - start for start, end in spans), initial=0))
         set_tokens = [span_tokens[at] for at in plan.span_ptr]
-    # The decode kernel: KV heads that a set serves outermost, cut into equal shares.
-    selected = set_tokens[sets]
-    work = selected * (kv_heads // plan.span_heads)
+    # The decode kernel: KV heads that a set serves outermost, cut into equal shares. Behind each set there
+    # are places without a token.
+    set_begin = [tokens + of_set * beginning for of_set, tokens in enumerate(set_tokens)]
+    work = set_begin[sets] * (kv_heads // plan.span_heads)
     share = max(-(-work // blocks), smallest_share)
     reads, pieces, tokens_read = {}, Counter(), 0
     for block in range(blocks):
         at, stop = block * share, min(work, (block + 1) * share)
         while at < stop:
-            repeat, begin = divmod(at, selected)
-            of_set = bisect.bisect_right(set_tokens, begin, 0, sets) - 1
+            repeat, begin = divmod(at, set_begin[sets])
+            of_set = bisect.bisect_right(set_begin, begin, 0, sets) - 1
+            set_end = set_begin[of_set + 1] - beginning
+            end = min(set_end, begin + stop - at)
+            at += (set_begin[of_set + 1] if end == set_end else end) - begin
+            if begin >= end:
+                continue
             tile = of_set // plan.span_heads
             head = repeat + of_set % plan.span_heads
-            end = min(set_tokens[of_set + 1], begin + stop - at)
             pieces[tile, head] += 1
             tokens_read += end - begin
             table = plan.page_table[plan.row_request[tile_ptr[tile]] * plan.max_pages :]
             for index in range(begin, end):
                 low, high = bounds[of_set][:2]
-                token = index - set_tokens[of_set] if query_rows > 1 else index
+                token = index - set_begin[of_set] + (0 if query_rows > 1 else set_tokens[of_set])
                 span = bisect.bisect_right(span_tokens, token, low, high) - 1
                 position = spans[span][0] + token - span_tokens[span]
                 page, slot = divmod(position, page_size)
                 for row in range(tile_ptr[tile], tile_ptr[tile + 1]):
                     if span_rows[span] >> (row - tile_ptr[tile]) & 1:
                         reads.setdefault((row, head), []).append((table[page], slot))
-            at += end - begin
     return reads, pieces, tokens_read
 
 
@@ -273,8 +277,8 @@ class Reading(unittest.TestCase):
             shape = AttentionShape("f16", kv_heads, kv_heads, 64, page_size)
             spans = sets if per_head else [of_heads[0] for of_heads in sets]
             plan = plan_step(shape, spans, row_request, page_table, kv_len, 1000, per_head)
-            blocks = draw.choice([1, 2, 7, 64])
-            reads, pieces, tokens_read = visited(plan, kv_heads, page_size, blocks, 8, query_rows)
+            blocks, beginning = draw.choice([1, 2, 7, 64]), draw.choice([1, 16, 256])
+            reads, pieces, tokens_read = visited(plan, kv_heads, page_size, blocks, 8, query_rows, beginning)
             for row, request in enumerate(row_request):
                 for head in range(kv_heads):
                     expected = [

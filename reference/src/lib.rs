@@ -5,7 +5,7 @@
 //! - [`attention_rounded`]: the same in the launch dtype's roundings: the error that a correct
 //!   kernel may have.
 //! - [`compare`], [`Tolerance`]: a kernel's answer against the oracle.
-//! - [`PartialState`]: merging attention over shares of the selected tokens.
+//! - [`PartialState`], [`merge_outputs_f64`]: merging attention over shares of the selected tokens.
 //!
 //! # Semantics
 //! For row `r` and query head `h`: softmax over the selected tokens of `q . k * scale`, times v;
@@ -26,7 +26,7 @@ mod problem;
 mod rounded;
 
 pub use compare::{CompareError, Comparison, Tolerance, WorstElement, WorstLse, compare};
-pub use merge::PartialState;
+pub use merge::{PartialState, merge_outputs_f64};
 pub use oracle::{Output, attention_f64};
 pub use problem::{Problem, ProblemError};
 pub use rounded::{RoundedOutput, attention_rounded};

@@ -3,7 +3,7 @@
 use crate::problem::{Problem, ProblemError};
 
 /// Unit roundoff of f32.
-const F32_ROUNDOFF: f64 = 1.0 / (1u32 << 24) as f64;
+pub(crate) const F32_ROUNDOFF: f64 = 1.0 / (1u32 << 24) as f64;
 
 /// Tokens whose logit is further below the maximum weigh less than e^-25 = 1.4e-11, so their
 /// rounding cannot be seen.

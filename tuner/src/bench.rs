@@ -323,7 +323,7 @@ pub fn time(
     let timing = decoder.time(&resident, &options)?;
     let plan_us = decoder.time_plan(&resident, &options)?.median_us();
     let selected_kv_bytes = problem.tile_kv_bytes(spec.configuration.query_rows);
-    let tokens = workload.selected_tokens();
+    let heads_per_set = problem.attention.kv_heads / problem.span_heads();
     Ok(CaseTime {
         basis: timing.basis,
         time_us: timing.median_us(),
@@ -335,7 +335,8 @@ pub fn time(
         bytes_ratio: fetched
             .filter(|_| selected_kv_bytes > 0)
             .map(|fetched| fetched as f64 / selected_kv_bytes as f64),
-        imbalance: decoder.imbalance(tokens, problem.attention.kv_heads),
+        imbalance: decoder
+            .imbalance(&problem.set_tokens(spec.configuration.query_rows), heads_per_set),
         samples_us: timing.samples_us,
     })
 }
@@ -462,7 +463,9 @@ mod tests {
                     let spec = KernelSpec { shape, configuration };
                     let launcher = Launcher::new(ModuleId(0), spec, &properties);
                     let heads = workload.attention.kv_heads;
-                    let imbalance = launcher.imbalance(workload.selected_tokens(), heads);
+                    let tokens: Vec<u64> =
+                        workload.rows.iter().map(|row| row.spans.len_tokens()).collect();
+                    let imbalance = launcher.imbalance(&tokens, heads);
                     assert!((1.0..1.05).contains(&imbalance), "{}: {imbalance}", workload.name);
                 }
             }

@@ -6,9 +6,11 @@ use crate::recipe::Recipe;
 use serde::{Deserialize, Serialize};
 use spanforge_device::{Basis, DeviceError, LaunchReport};
 use spanforge_emulator::Finding;
-use spanforge_kernels::decoder::{DecodeOutput, DecoderError, UploadOptions};
+use spanforge_kernels::decoder::{DecodeOutput, DecoderError, Resident, UploadOptions};
 use spanforge_kernels::{DecodeProblem, Decoder};
-use spanforge_reference::{Comparison, Problem, Tolerance, attention_f64, compare};
+use spanforge_reference::{
+    Comparison, Problem, RoundedOutput, Tolerance, attention_f64, compare, merge_outputs_f64,
+};
 use std::fmt;
 
 /// Bytes before and after each buffer on a device that does not check bounds by itself.
@@ -105,7 +107,64 @@ pub fn check_seeds(
 pub fn check_recipe(decoder: &Decoder<'_>, recipe: &Recipe) -> Result<CaseReport, VerifyError> {
     let problem = recipe.problem().map_err(|error| VerifyError::Oracle(error.to_string()))?;
     let Recipe { first_page, appended, .. } = *recipe;
-    check_with(decoder, &problem, UploadOptions { first_page, appended, ..Default::default() })
+    let options = UploadOptions { first_page, appended, ..Default::default() };
+    let mut report = check_with(decoder, &problem, options)?;
+    let parts = recipe.parts(&problem).map_err(|error| VerifyError::Oracle(error.to_string()))?;
+    if let (Some(parts), None) = (parts, &report.fault) {
+        report.problem += ", in two parts too";
+        match check_parts(decoder, &parts, options) {
+            Ok(fault) => report.fault = fault,
+            Err(error) => {
+                report.findings = findings_of(&error).to_vec();
+                report.fault = Some(as_fault(error)?);
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// Checks attention over two parts of the selected tokens, merged on the device, with what merging the two
+/// has to give; that attention over a part is right itself is not looked at.
+fn check_parts(
+    decoder: &Decoder<'_>,
+    parts: &[DecodeProblem; 2],
+    options: UploadOptions,
+) -> Result<Option<Fault>, VerifyError> {
+    let options = at_risk(decoder, options);
+    let [one, other] = parts;
+    let (one_resident, other_resident) =
+        (decoder.upload(one, options)?, decoder.upload(other, options)?);
+    let attend = |resident: &Resident<'_>| -> Result<RoundedOutput, VerifyError> {
+        resident.poison_output()?;
+        decoder.run(resident)?;
+        let DecodeOutput { out, lse } = resident.output()?;
+        Ok(RoundedOutput { out, lse })
+    };
+    let (first, second) = (attend(&one_resident)?, attend(&other_resident)?);
+    decoder.merge_outputs(&one_resident, &other_resident)?;
+    let DecodeOutput { out, lse } = one_resident.output()?;
+    for resident in [&one_resident, &other_resident] {
+        let broken = resident.broken_guards()?;
+        if !broken.is_empty() {
+            return Ok(Some(Fault::Overrun(format!("beyond {}", broken.join(", ")))));
+        }
+    }
+    let a = &one.attention;
+    let shape = [one.rows(), a.query_heads as usize, a.head_dim as usize];
+    let comparison = merge_outputs_f64(a.dtype, shape, &first, &second)
+        .and_then(|merged| compare(&out, &lse, &merged, a.dtype, &Tolerance::of(a.dtype)))
+        .map_err(|e| VerifyError::Oracle(e.to_string()))?;
+    let wrong = || Fault::WrongAnswer(format!("two parts, merged: {comparison}"));
+    Ok((!comparison.passed).then(wrong))
+}
+
+/// The options under which what a kernel does to memory that is not its own is found.
+fn at_risk(decoder: &Decoder<'_>, options: UploadOptions) -> UploadOptions {
+    let emulated = decoder.device().properties().basis == Basis::Predicted;
+    // On an emulated device every allocation has its own bounds, and scratch memory must stay
+    // uninitialised for reads of it to be found.
+    let guard_bytes = if emulated { 0 } else { GUARD_BYTES };
+    UploadOptions { guard_bytes, poison: !emulated, ..options }
 }
 
 /// Checks a kernel on one problem.
@@ -209,12 +268,7 @@ fn run(
     problem: &DecodeProblem,
     options: UploadOptions,
 ) -> Result<Result<Answer, Fault>, VerifyError> {
-    let emulated = decoder.device().properties().basis == Basis::Predicted;
-    // On an emulated device every allocation has its own bounds, and scratch memory must stay
-    // uninitialised for reads of it to be found.
-    let guard_bytes = if emulated { 0 } else { GUARD_BYTES };
-    let options = UploadOptions { guard_bytes, poison: !emulated, ..options };
-    let resident = decoder.upload(problem, options)?;
+    let resident = decoder.upload(problem, at_risk(decoder, options))?;
     resident.poison_output()?;
     let reports = decoder.run(&resident)?;
     let first = resident.output()?;

@@ -6,7 +6,7 @@ use crate::recipe::Values;
 use serde::Serialize;
 use spanforge_kernels::abi::PLAN_THREADS;
 use spanforge_kernels::decoder::appendable;
-use spanforge_kernels::launch::query_tiles;
+use spanforge_kernels::launch::{block_tokens, query_tiles};
 use spanforge_kernels::{KernelSpec, LoadPath, Merge, QueryHome, SearchSpace, WARPGROUP_COLUMNS};
 use spanforge_spans::{KvDtype, KvLayout, SpanSet};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ pub struct Coverage {
 }
 
 /// The edges, by what they concern.
-const EDGES: [&str; 61] = [
+const EDGES: [&str; 63] = [
     "row: empty",
     "row: one token",
     "row: whole cache",
@@ -54,6 +54,7 @@ const EDGES: [&str; 61] = [
     "page: offsets beyond 2^31 elements",
     "spans: of each KV head's own",
     "spans: with tokens appended to the plan",
+    "spans: in two parts, merged",
     "query tile: full",
     "query tile: with rows to spare",
     "query tile: rows with other spans",
@@ -80,6 +81,7 @@ const EDGES: [&str; 61] = [
     "share: smaller than configured",
     "share: larger than configured",
     "share: larger than all rows",
+    "share: of places without a token alone",
     "batch: no selected token",
 ];
 
@@ -128,6 +130,7 @@ pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
     meet("spans: of each KV head's own", p.has_head_spans());
     let appends = p.appended > 0 && c.query_rows == 1 && appendable(&batch.canonicalise()) > 0;
     meet("spans: with tokens appended to the plan", appends);
+    meet("spans: in two parts, merged", p.parts != 0 && total > 0);
     meet("values: soft cap", p.soft_cap > 0.0 && total > 0);
     meet("values: sinks", p.sinks > 0 && total > 0);
     let of_8_bits = p.attention.kv_dtype == KvDtype::E4m3 && total > 0;
@@ -208,6 +211,13 @@ pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
     meet("share: smaller than configured", share < u64::from(own_share));
     meet("share: larger than configured", share > u64::from(own_share));
     meet("share: larger than all rows", total > 0 && share > total);
+    let blocks = trial.multiprocessors.map(|n| n.saturating_mul(c.blocks_per_multiprocessor));
+    let has_nothing = blocks.filter(|_| c.query_rows == 1).is_some_and(|blocks| {
+        let heads_per_set = p.attention.kv_heads as usize / sets.max(1);
+        let of_block = block_tokens(spec, blocks, &tokens, heads_per_set as u32);
+        of_block.iter().skip_while(|n| **n > 0).any(|n| *n > 0)
+    });
+    meet("share: of places without a token alone", has_nothing);
     meet("page: one token", page == 1);
     meet("page: 2 to 15 tokens", (2..16).contains(&page));
     meet("page: 16 tokens", page == 16);

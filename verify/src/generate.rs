@@ -35,6 +35,7 @@ impl Edges {
             c.tile_tokens * (c.stages - 1).max(1),
             c.tile_tokens * c.stages,
             c.smallest_share,
+            c.smallest_share.saturating_sub(spec.shape.beginning_tokens()),
             32 * c.token_warps,
         ];
         counts.sort_unstable();
@@ -104,6 +105,7 @@ pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
         extra_pages: rng.random_range(0..3),
         first_page: 0,
         appended: 0,
+        parts: 0,
         shared_pages: 0,
         page_order: rng.random(),
         unneeded_entry: *[-1, i32::MAX, i32::MIN].choose(rng).expect("not empty"),
@@ -117,8 +119,8 @@ pub fn generate_recipe(shape: KernelShape, edges: &Edges, seed: u64) -> Recipe {
 
 /// What problems have now and then, drawn apart from everything else: pages in common, a cache so
 /// large that offsets need 64 bits, logits far from zero or capped, sinks, spans of each KV head's own,
-/// several rows of a request next to each other, tokens appended to a plan, and, one time in a hundred
-/// since they cost more than others, hundreds of spans or of rows.
+/// several rows of a request next to each other, tokens appended to a plan, attention over two parts that
+/// are merged, and, one time in a hundred since they cost more than others, hundreds of spans or of rows.
 fn rarely(rng: &mut impl Rng, mut recipe: Recipe, edges: &Edges, weight: u32) -> Recipe {
     match rng.random_range(0..100) {
         0 => many_spans(rng, &mut recipe, weight),
@@ -159,6 +161,9 @@ fn rarely(rng: &mut impl Rng, mut recipe: Recipe, edges: &Edges, weight: u32) ->
     }
     if rng.random_ratio(1, 4) {
         recipe.appended = rng.random_range(1..=3);
+    }
+    if rng.random_ratio(1, 8) {
+        recipe.parts = rng.random_range(1..=u64::MAX);
     }
     recipe
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use spanforge_kernels::DecodeProblem;
 use spanforge_kernels::configuration::{AttentionShape, ShapeError};
 use spanforge_kernels::problem::ProblemError;
-use spanforge_spans::{BatchError, KvDtype, SpanBatch};
+use spanforge_spans::{BatchError, KvDtype, SpanBatch, SpanSet};
 use std::sync::LazyLock;
 
 /// How to make a [`DecodeProblem`].
@@ -49,6 +49,10 @@ pub struct Recipe {
     /// [`UploadOptions::appended`]: spanforge_kernels::decoder::UploadOptions::appended
     #[serde(default, skip_serializing_if = "is_zero")]
     pub appended: u32,
+    /// Seed of a division of every set into two parts, attention over which is computed apart too and then
+    /// merged; 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub parts: u64,
     /// Pages at the start of the first request that all others begin with too, as far as they are
     /// long enough: a prefix in common.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -279,6 +283,37 @@ impl Recipe {
             return Err(RecipeError::TooLarge);
         }
         Ok(self.kv_len.iter().map(|n| pages(n) as usize).collect())
+    }
+
+    /// The problem over two parts of each set, one of which may be empty, if there are to be any: before and
+    /// behind a token, or spans by turns. The first part has the sinks.
+    pub fn parts(
+        &self,
+        problem: &DecodeProblem,
+    ) -> Result<Option<[DecodeProblem; 2]>, RecipeError> {
+        if self.parts == 0 {
+            return Ok(None);
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(self.parts);
+        let sets = problem.spans.sets().map(|set| {
+            let first = match rng.random_range(0..4) {
+                0 => SpanSet::empty(),
+                1 => set.clone(),
+                2 => {
+                    let at = rng.random_range(0..=set.len_tokens());
+                    let cut = set.tokens().nth(at as usize).unwrap_or(u32::MAX);
+                    set.intersection(&SpanSet::from(0..cut))
+                }
+                _ => set.iter().step_by(2).collect(),
+            };
+            (set.difference(&first), first)
+        });
+        let (others, firsts): (Vec<_>, Vec<_>) = sets.unzip();
+        let part = |sets: &[SpanSet], sinks: &[f32]| -> Result<DecodeProblem, RecipeError> {
+            let spans = SpanBatch::from_sets(sets)?;
+            Ok(DecodeProblem { spans, sinks: sinks.to_vec(), ..problem.clone() })
+        };
+        Ok(Some([part(&firsts, &problem.sinks)?, part(&others, &[])?]))
     }
 
     /// The problem: tokens put on pages and all tensors drawn.

@@ -180,6 +180,7 @@ fn plainer(trial: &Trial) -> Vec<Trial> {
         with(trial, |t| (t.problem.extra_entries, t.problem.extra_pages) = (0, 0)),
         with(trial, |t| t.problem.first_page = 0),
         with(trial, |t| t.problem.appended = 0),
+        with(trial, |t| t.problem.parts = 0),
         with(trial, |t| t.problem.shared_pages = 0),
         with(trial, |t| t.problem.page_order = 0),
         with(trial, |t| t.problem.unneeded_entry = -1),

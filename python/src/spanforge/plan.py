@@ -14,6 +14,8 @@ from .errors import StepError
 from .spans import Span, canonical
 
 I32_MAX = 2**31 - 1
+# Tokens that stand for beginning with a set of spans, at most: of the shortest K and V rows.
+MOST_BEGINNING = 256
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,11 @@ def plan_step(
     for what, found in (
         ("rows x KV heads", rows * shape.kv_heads),
         ("tokens per page", shape.page_size),
-        ("selected tokens of all rows", tokens),
+        # Places of the line that the plan cuts.
+        (
+            f"selected tokens of all rows, and {MOST_BEGINNING} for each row,",
+            tokens + MOST_BEGINNING * (len(span_ptr) - 1),
+        ),
         # Query tiles have room for twice as many.
         ("twice the spans", len(flat)),
         ("pages", pages),

@@ -6,8 +6,8 @@ use super::kernels::*;
 
 /// What reads the spans of query tiles, or what was made of them.
 const READS_OVERLAY: &[&str] = &[
-    "end = tokens_before() + a.span_tokens[of_lane + 1];",
-    "shift = a.spans[of_lane].x - tokens_before()",
+    "end = a.span_tokens[of_lane + 1];",
+    "shift = a.spans[of_lane].x - a.span_tokens[of_lane];",
     "return a.span_rows[span * Layout<C>::ROW_WORDS + word];",
 ];
 
@@ -103,8 +103,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "tokens-before-set-left-out",
         Operands,
         ROWS,
-        "return (C::QUERY_ROWS > 1 ? a.set_tokens[piece.set] : 0)",
-        "return 0",
+        "const int uncounted = C::QUERY_ROWS > 1 ? begin : 0;",
+        "const int uncounted = 0;",
     ),
     Mutant::new(
         "plan-of-tiles-without-total",

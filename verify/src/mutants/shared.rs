@@ -90,7 +90,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "const int first = base + warp * 32 * each + lane;",
         "const int first = base + warp * 32 + lane;",
     )
-    .shows_at(&["set_tokens[set] = span_tokens[span_ptr[set]];", "+ a.span_tokens[of_lane + 1];"]),
+    .shows_at(&["set_tokens[set] = span_tokens[span_ptr[set]];", "end = a.span_tokens[of_lane + 1];"]),
     Mutant::new("plan-carry-replaced", Overlap, ANY, "carry += total;", "carry = total;"),
     Mutant::new(
         "plan-closed-spans",
@@ -113,7 +113,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "set <= sets; set += PLAN_THREADS",
         "set < sets; set += PLAN_THREADS",
     )
-    .shows_at(&["tokens(set_tokens[sets] + sets * appended),"]),
+    .shows_at(&["return set_tokens[set] + set * (appended + C::BEGINNING);"]),
     Mutant::new(
         "plan-total-misplaced",
         Bound,
@@ -133,8 +133,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "work-in-32-bits",
         Width,
         ANY,
-        "work(static_cast<long long>(tokens) * heads_per_set)",
-        "work(tokens * heads_per_set)",
+        "work(static_cast<long long>(places) * heads_per_set)",
+        "work(places * heads_per_set)",
     )
     .needs("launches of 2^31 selected tokens times KV heads, which take hours on the emulated device"),
     Mutant::new(
@@ -166,18 +166,25 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "place < high && prefix[place] <= value;",
     ),
     Mutant::new(
-        "appended-left-out-of-work",
+        "work-of-tokens-alone",
         Operands,
         ANY,
-        "tokens(set_tokens[sets] + sets * appended),",
-        "tokens(set_tokens[sets]),",
+        "places(begin_of(set_tokens, sets)),",
+        "places(set_tokens[sets]),",
     ),
     Mutant::new(
         "appended-left-out-of-sets-before",
         Operands,
         ANY,
-        "return set_tokens[set] + set * appended;",
-        "return set_tokens[set];",
+        "return set_tokens[set] + set * (appended + C::BEGINNING);",
+        "return set_tokens[set] + set * C::BEGINNING;",
+    ),
+    Mutant::new(
+        "set-ends-where-the-next-begins",
+        Bound,
+        &[PLAIN, PADDED],
+        "return begin_of(set_tokens, set + 1) - C::BEGINNING;",
+        "return begin_of(set_tokens, set + 1);",
     ),
     Mutant::new(
         "appended-not-begun",
@@ -186,7 +193,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "if (threadIdx.x == 0) set_tokens[sets + 1] = 0;",
         "",
     )
-    .shows_at(&["appended(of_tiles ? 0 : set_tokens[sets + 1])"]),
+    .shows_at(&["appended(C::QUERY_ROWS > 1 ? 0 : set_tokens[sets + 1])"]),
     Mutant::new(
         "search-ends-early",
         Bound,

@@ -402,8 +402,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "first-and-last-exchanged",
         Operands,
         WARPGROUPS,
-        "(piece.first ? 1 : 0) + (piece.last ? 2 : 0));",
-        "(piece.first ? 2 : 0) + (piece.last ? 1 : 0));",
+        "        piece.ends);",
+        "        (piece.is_first() ? 2 : 0) + (piece.is_last() ? 1 : 0));",
     )
     .shows_at(&["ml[j] = __ldcg(", "acc[j] = __ldcg("]),
     Mutant::new(
