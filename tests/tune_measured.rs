@@ -270,7 +270,7 @@ fn a_worker_elsewhere_measures_the_finalists_of_a_study_in_turn() {
         }
     };
     let cluster = connect();
-    let request = request(own_worker::study(2, 1, WINDOW), here.path());
+    let request = request(own_worker::study(3, 1, WINDOW), here.path());
     let means = Means {
         compiler: &compiler,
         open: &open,

@@ -7,6 +7,7 @@
 mod decode;
 mod eight_bits;
 mod fragments;
+mod outputs;
 mod rows;
 mod run;
 mod shared;
@@ -130,6 +131,7 @@ pub fn all() -> impl Iterator<Item = &'static Mutant> {
         rows::MUTANTS,
         eight_bits::MUTANTS,
         warpgroups::MUTANTS,
+        outputs::MUTANTS,
     ];
     tables.into_iter().flatten()
 }
