@@ -52,9 +52,12 @@ impl Launcher {
     /// How evenly the blocks share sets of so many tokens, each for `heads_per_set` KV heads: tokens of the
     /// block with most, over the mean of all.
     pub fn imbalance(&self, set_tokens: &[u64], heads_per_set: u32) -> f64 {
-        let of_block = block_tokens(&self.spec, self.blocks, set_tokens, heads_per_set);
-        let mean = of_block.iter().sum::<u64>() as f64 / of_block.len() as f64;
-        let most = of_block.into_iter().max().unwrap_or(0);
+        let pieces = pieces(&self.spec, self.blocks, set_tokens, heads_per_set);
+        let of_blocks = pieces.chunk_by(|a, b| a.block == b.block);
+        let tokens = of_blocks.map(|of_block| of_block.iter().map(|piece| piece.tokens).sum());
+        let most: u64 = tokens.max().unwrap_or(0);
+        let mean = pieces.iter().map(|piece| piece.tokens).sum::<u64>() as f64
+            / f64::from(self.blocks.max(1));
         if most == 0 { 1.0 } else { most as f64 / mean }
     }
 
@@ -157,32 +160,43 @@ impl Launcher {
     }
 }
 
-/// Tokens that each block of a decode launch attends to, of sets of so many tokens, each for `heads_per_set` KV
-/// heads: what `Shares` of `cuda/plan.cuh` makes of them.
-pub fn block_tokens(
+/// A run of tokens of one set, for one KV head, that one block attends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The block.
+    pub block: u64,
+    /// How many tokens, at least one.
+    pub tokens: u64,
+    /// Whether these are all tokens of the set.
+    pub is_whole: bool,
+}
+
+/// What the blocks of a decode launch make of sets of so many tokens, each for `heads_per_set` KV heads, in the
+/// order of the line that `Shares` of `cuda/plan.cuh` cuts.
+pub fn pieces(
     spec: &KernelSpec,
     blocks: u32,
     set_tokens: &[u64],
     heads_per_set: u32,
-) -> Vec<u64> {
+) -> Vec<Piece> {
     let beginning = u64::from(spec.shape.beginning_tokens());
     let places: u64 = set_tokens.iter().map(|tokens| tokens + beginning).sum();
     let share = (places * u64::from(heads_per_set))
         .div_ceil(blocks.max(1).into())
         .max(spec.configuration.smallest_share.into());
-    let mut of_block = vec![0; blocks.max(1) as usize];
+    let mut pieces = Vec::new();
     let mut at = 0;
     for tokens in (0..heads_per_set).flat_map(|_| set_tokens) {
         let end = at + tokens;
         while at < end {
             let block = at / share;
             let stop = end.min((block + 1) * share);
-            of_block[block as usize] += stop - at;
+            pieces.push(Piece { block, tokens: stop - at, is_whole: stop - at == *tokens });
             at = stop;
         }
         at += beginning;
     }
-    of_block
+    pieces
 }
 
 /// The query tiles of rows of those requests, for kernels whose tiles have up to `query_rows` rows: the
@@ -225,12 +239,16 @@ mod tests {
                 .flat_map(|n| [vec![true; *n as usize], vec![false; beginning as usize]].concat())
                 .collect();
             let share = has_token.len().div_ceil(blocks as usize).max(smallest_share as usize);
-            let mut expected: Vec<u64> = has_token
+            let expected = has_token
                 .chunks(share)
                 .map(|of_block| of_block.iter().filter(|has| **has).count() as u64)
-                .collect();
-            expected.resize(blocks as usize, 0);
-            prop_assert_eq!(block_tokens(&spec, blocks, &sets, heads_per_set), expected);
+                .enumerate()
+                .filter(|(_, tokens)| *tokens > 0);
+            let pieces = pieces(&spec, blocks, &sets, heads_per_set);
+            let found = pieces.chunk_by(|a, b| a.block == b.block).map(|of_block| {
+                (of_block[0].block as usize, of_block.iter().map(|piece| piece.tokens).sum())
+            });
+            prop_assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
         }
     }
 

@@ -6,7 +6,7 @@ use crate::recipe::Values;
 use serde::Serialize;
 use spanforge_kernels::abi::PLAN_THREADS;
 use spanforge_kernels::decoder::appendable;
-use spanforge_kernels::launch::{block_tokens, query_tiles};
+use spanforge_kernels::launch::{pieces, query_tiles};
 use spanforge_kernels::{KernelSpec, LoadPath, Merge, QueryHome, SearchSpace, WARPGROUP_COLUMNS};
 use spanforge_spans::{KvDtype, KvLayout, SpanSet};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ pub struct Coverage {
 }
 
 /// The edges, by what they concern.
-const EDGES: [&str; 63] = [
+const EDGES: [&str; 64] = [
     "row: empty",
     "row: one token",
     "row: whole cache",
@@ -82,6 +82,7 @@ const EDGES: [&str; 63] = [
     "share: larger than configured",
     "share: larger than all rows",
     "share: of places without a token alone",
+    "share: with two sets in part",
     "batch: no selected token",
 ];
 
@@ -212,12 +213,17 @@ pub fn edges_of(kernel: &KernelSpec, trial: &Trial) -> u64 {
     meet("share: larger than configured", share > u64::from(own_share));
     meet("share: larger than all rows", total > 0 && share > total);
     let blocks = trial.multiprocessors.map(|n| n.saturating_mul(c.blocks_per_multiprocessor));
-    let has_nothing = blocks.filter(|_| c.query_rows == 1).is_some_and(|blocks| {
+    if let Some(blocks) = blocks.filter(|_| c.query_rows == 1) {
         let heads_per_set = p.attention.kv_heads as usize / sets.max(1);
-        let of_block = block_tokens(spec, blocks, &tokens, heads_per_set as u32);
-        of_block.iter().skip_while(|n| **n > 0).any(|n| *n > 0)
-    });
-    meet("share: of places without a token alone", has_nothing);
+        let pieces = pieces(spec, blocks, &tokens, heads_per_set as u32);
+        let mut shares: BTreeMap<u64, usize> = BTreeMap::new();
+        for piece in &pieces {
+            *shares.entry(piece.block).or_default() += usize::from(!piece.is_whole);
+        }
+        meet("share: with two sets in part", shares.values().any(|in_part| *in_part > 1));
+        let last = shares.last_key_value().map_or(0, |(block, _)| *block);
+        meet("share: of places without a token alone", (shares.len() as u64) <= last);
+    }
     meet("page: one token", page == 1);
     meet("page: 2 to 15 tokens", (2..16).contains(&page));
     meet("page: 16 tokens", page == 16);

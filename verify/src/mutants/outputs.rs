@@ -12,13 +12,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "const int head = (blockIdx.x * MERGE_THREADS + threadIdx.x) / 32;",
         "const int head = threadIdx.x / 32;",
     ),
-    Mutant::new(
-        "outputs-beyond-heads",
-        Bound,
-        ANY,
-        "    if (head >= heads) return;",
-        "    ",
-    ),
+    Mutant::new("outputs-beyond-heads", Bound, ANY, "    if (head >= heads) return;", "    ")
+        .shows_at(&["const float one = lse[head];"]),
     Mutant::new(
         "outputs-of-last-head-left",
         Bound,
@@ -102,5 +97,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
         ANY,
         "    __syncwarp();  // every lane has read the LSE before one writes it",
         "    ",
-    ),
+    )
+    .shows_at(&["const float one = lse[head];", "lse[head] = largest + log2"]),
 ];

@@ -147,7 +147,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant::new(
         "one-slot-per-block",
         Slot,
-        &[PLAIN, PADDED],
+        &[LONG],
         "return 2 * block + (begins_here ? 1 : 0);",
         "return 2 * block;",
     ),
