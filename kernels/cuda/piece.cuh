@@ -55,8 +55,7 @@ struct Walk {
         return false;
     }
 
-    // Makes it a piece of the query tile and KV head that the set is for, at the repeat of that number of all
-    // sets.
+    // Sets query tile and KV head to those that the set serves the `repeat`th time that the line has it.
     __device__ __forceinline__ void serve(Piece& piece, int repeat) const {
         piece.tile = piece.set / a.span_heads;
         piece.head = repeat + piece.set - piece.tile * a.span_heads;

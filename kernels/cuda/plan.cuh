@@ -3,7 +3,7 @@
 // Sets of spans are laid end to end by their selected tokens, once per KV head that they serve (heads
 // outermost), and this line is cut into equal shares, one per block. Behind each set the line has some
 // places without a token: to begin with a set takes time too, in which nothing is read. A block finds its
-// sets and spans by searching two prefix sums:
+// first set, and the spans of each, by searching two prefix sums:
 //   set_tokens[s]   selected tokens before set s                                   (sets + 1 entries)
 //   set_tokens[sets + 1]  tokens that were appended to the last span of each set since, 0 here
 //   span_tokens[i]  selected tokens before span i; those of its set, of query tiles (spans + 1 entries)

@@ -259,7 +259,7 @@ pub struct Scalars {
     pub token_stride: i32,
     /// Elements from one KV head to the next.
     pub head_stride: i32,
-    /// Fewest selected tokens of a block.
+    /// Fewest selected tokens of a block, as in the configuration.
     pub smallest_share: i32,
     /// Factor of q . k.
     pub scale: f32,

@@ -176,7 +176,8 @@ pub struct Configuration {
     pub min_blocks: u32,
     /// Blocks launched per multiprocessor.
     pub blocks_per_multiprocessor: u32,
-    /// Fewest selected tokens that are given to a block of their own.
+    /// Fewest selected tokens that are given to a block of their own, with those that stand for beginning
+    /// with a set of spans ([`KernelShape::beginning_tokens`]).
     pub smallest_share: u32,
     /// Who merges.
     pub merge: Merge,

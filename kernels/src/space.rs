@@ -366,7 +366,11 @@ impl SearchSpace {
             number("unroll", &[1, 2, 4]),
             word("query", &["registers", "shared"]),
             number("l2_prefetch", &[0, 128, 256]),
-            number("min_blocks", &[1, 2, 3, 4]),
+            // Query tiles of few columns take small blocks.
+            number(
+                "min_blocks",
+                if query_rows.len() > 1 { &[1, 2, 3, 4, 6, 8] } else { &[1, 2, 3, 4] },
+            ),
             number("blocks_per_multiprocessor", &[1, 2, 3, 4, 6, 8]),
             number("smallest_share", &[64, 128, 256, 512]),
             word("merge", &["second-kernel", "last-arriver"]),

@@ -7,7 +7,8 @@ impl SearchSpace {
     /// The configuration to use where nothing has been tuned: warpgroups where rows fill them, other query
     /// tiles in a space that has them, tensor cores for groups of more than three query heads, 16-byte
     /// loads, and as many blocks with a small ring as the device has room for, up to four per
-    /// multiprocessor (six, of CUDA cores with elements of 8 bits). `None` where no configuration fits the shape on this device.
+    /// multiprocessor (six, of CUDA cores with elements of 8 bits; eight, of query tiles with few columns).
+    /// `None` where no configuration fits the shape on this device.
     pub fn default_configuration(&self) -> Option<Configuration> {
         if let Some(by_warpgroups) = self.warpgroup_default() {
             return Some(by_warpgroups);
@@ -21,8 +22,13 @@ impl SearchSpace {
         };
         // Small rings in many blocks: other warps compute while one waits. Elements of 8 bits take more
         // instructions for the bytes that are under way meanwhile.
-        let most = if preferred.core == Core::Fma && self.shape.kv_bytes() == 1 { 6 } else { 4 };
-        for blocks in [6, 4, 3, 2, 1].into_iter().filter(|blocks| *blocks <= most) {
+        let most = match preferred.core {
+            Core::Fma if self.shape.kv_bytes() == 1 => 6,
+            // Twenty warps.
+            Core::Mma if preferred.query_rows > 1 => 640 / preferred.threads(&self.shape).max(1),
+            _ => 4,
+        };
+        for blocks in [8, 6, 4, 3, 2, 1].into_iter().filter(|blocks| *blocks <= most) {
             // Tensor cores take so many registers that only the cap makes room for all blocks.
             let min_blocks =
                 if preferred.core == Core::Mma { blocks } else { preferred.min_blocks };
@@ -122,7 +128,8 @@ impl SearchSpace {
     }
 
     /// Sixteen columns per warp and four such warps, fewer where heads are wide: the accumulators of more
-    /// do not fit the registers.
+    /// do not fit the registers. Elements of 8 bits take more instructions, and more warps for them, and
+    /// larger tiles where the blocks are few.
     fn query_tile_preference(&self) -> Configuration {
         let (per_warp, columns) = match self.shape.head_dim {
             ..=128 => (16, 64),
@@ -133,14 +140,17 @@ impl SearchSpace {
         let query_rows = [32, 16, 8, 4, 2].into_iter().filter(|r| *r <= rows).find(fits);
         let query_rows = query_rows.unwrap_or(2);
         let columns = query_rows * self.shape.group_size;
+        let of_8_bits = self.shape.kv_bytes() == 1;
+        let per_warp = if of_8_bits && columns <= 16 { 8 } else { per_warp };
         // Eights where sixteens would not be filled.
         let sixteens = balanced(columns, per_warp);
         let filled = sixteens.div_ceil(8) * columns.div_ceil(sixteens) == columns.div_ceil(8);
-        let token_warps = if self.shape.head_dim > 256 { 1 } else { 2 };
+        let token_warps = if self.shape.row_bytes() > 512 { 1 } else { 2 };
+        let steps = if of_8_bits && columns > 8 && self.shape.head_dim <= 256 { 2 } else { 1 };
         Configuration {
             core: Core::Mma,
             query_rows,
-            tile_tokens: 16 * token_warps,
+            tile_tokens: 16 * token_warps * steps,
             token_warps,
             heads_per_warp: if filled { sixteens } else { balanced(columns, 8) },
             vector_bytes: 16,

@@ -257,6 +257,9 @@ mod kernels {
     pub const WARPGROUPS_SHARED: &str =
         "bf16-d128-g5-wgmma-r25-staged-t128-s2-w1-h16-v16-u1-qs-p0-b1-x1-m160-second";
 
+    pub const WARPGROUPS_LONG: &str =
+        "f16-d64-g2-wgmma-r64-staged-t64-s3-w1-h16-v16-u1-qr-p0-b1-x1-m512-second";
+
     pub const WARPGROUPS: &[&str] = &[WARPGROUPS_ROWS, WARPGROUPS_SHARED];
     pub const ROWS: &[&str] = &[ROWS_SHARED, ROWS_SPLIT];
     pub const TENSOR_CORES: &[&str] = &[TENSOR, TENSOR_SHARED];

@@ -394,7 +394,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant::new(
         "sink-left-out-of-outputs",
         Scale,
-        WARPGROUPS,
+        &[WARPGROUPS_LONG],
         "const float scale = state.acc.x * normaliser(state.l);",
         "const float scale = normaliser(state.l);",
     ),
