@@ -2,8 +2,6 @@
 //! generator draws, on the emulated device with all checks. Compiling costs more than running, so a
 //! few dozen kernels are drawn from a fixed seed and each meets many problems.
 
-use std::collections::BTreeSet;
-
 use proptest::prelude::*;
 use spanforge_device::{Buffer, Compiler, Device, Settings};
 use spanforge_kernels::abi::{OverlayBuffers, PlanBuffers};
@@ -20,6 +18,7 @@ use spanforge_tuner::evaluate::predict;
 use spanforge_tuner::export::compile;
 use spanforge_tuner::search::strategy;
 use spanforge_verify::check_seeds;
+use std::collections::BTreeSet;
 
 const DEVICE: &str = "emulated:h200";
 
@@ -271,6 +270,27 @@ fn decoders_take_turns_at_a_problem() {
         decoders[turn].run(&shared).unwrap();
         assert_eq!(shared.output().unwrap(), alone[turn]);
     }
+}
+
+/// 2026-11-29: with guard bands, as on a GPU, the number of appended tokens went to an address that was no
+/// allocation's.
+#[test]
+fn tokens_are_appended_between_guard_bands() {
+    let compiler = compiler();
+    let device = spanforge_device::open(DEVICE).unwrap();
+    let problem = Workload::named("ssas-llama2", 2, 1).unwrap().problem(1, 1 << 24).unwrap();
+    let shape = problem.kernel_shape().unwrap();
+    let spec = KernelSpec { shape, configuration: space(shape).default_configuration().unwrap() };
+    let image = compile(&compiler, &spec, "sm_90a").unwrap();
+    let decoder = Decoder::load(device.as_ref(), &image, spec).unwrap();
+    let [alone, between] = [0, 256].map(|guard_bytes| {
+        let options = UploadOptions { guard_bytes, appended: 1, ..UploadOptions::default() };
+        let resident = decoder.upload(&problem, options).unwrap();
+        decoder.run(&resident).unwrap();
+        assert!(resident.broken_guards().unwrap().is_empty());
+        resident.output().unwrap()
+    });
+    assert_eq!(alone, between);
 }
 
 /// 2026-11-25: queries in shared memory were read by pairs of floats 16 bytes apart, which takes every

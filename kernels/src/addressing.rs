@@ -1,15 +1,12 @@
 //! Where the selected tokens of a launch lie, and the proof that every address a kernel will form
 //! from the page table lies in the cache. A kernel trusts its integers; this is what lets it.
 
-use crate::configuration::AttentionShape;
+use crate::configuration::{AttentionShape, MOST_BEGINNING_TOKENS};
 use crate::problem::ProblemError;
 use spanforge_spans::{BatchError, KvLayout, SpanBatch};
 use std::borrow::Cow;
 
-/// [`KernelShape::beginning_tokens`] of the shortest rows.
-///
-/// [`KernelShape::beginning_tokens`]: crate::configuration::KernelShape::beginning_tokens
-const MOST_BEGINNING_TOKENS: u64 = 256;
+const _: () = assert!(MOST_BEGINNING_TOKENS == 256, "a message says so");
 
 /// The integers of a launch, on the host.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +62,7 @@ impl Addressing<'_> {
             (
                 "selected tokens of all rows, and 256 for each row,",
                 self.spans.total_selected_tokens()
-                    + self.spans.rows() as u64 * MOST_BEGINNING_TOKENS,
+                    + self.spans.rows() as u64 * u64::from(MOST_BEGINNING_TOKENS),
             ),
             // Query tiles have room for twice as many.
             ("twice the spans", 2 * self.spans.spans().len() as u64),
@@ -180,5 +177,36 @@ impl KvStrides {
         let last = last.checked_add(self.token.checked_mul(u64::from(attention.page_size) - 1)?)?;
         let last = last.checked_add(self.head.checked_mul(u64::from(attention.kv_heads) - 1)?)?;
         last.checked_add(u64::from(attention.head_dim))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spanforge_spans::{Dtype, KvDtype, SpanSet};
+
+    /// Places on the plan's line are counted by 32 bits, those behind a row included.
+    #[test]
+    fn as_many_tokens_are_refused_as_the_line_cannot_hold() {
+        let page_size = i32::MAX.cast_unsigned();
+        let attention = AttentionShape {
+            dtype: Dtype::F16,
+            kv_dtype: KvDtype::Same,
+            query_heads: 4,
+            kv_heads: 1,
+            head_dim: 128,
+            page_size,
+            layout: KvLayout::Nhd,
+        };
+        let check = |tokens: u32| {
+            let spans = &SpanBatch::from_sets(&[SpanSet::from(0..tokens)]).unwrap();
+            let (kv_len, one) = (&[i32::MAX][..], &[0][..]);
+            Addressing { spans, row_request: one, kv_len, page_table: one, max_pages: 1, pages: 1 }
+                .check(&attention)
+        };
+        let most = page_size - MOST_BEGINNING_TOKENS;
+        check(most).unwrap();
+        let refused = check(most + 1).unwrap_err().to_string();
+        assert!(refused.contains("all rows, and 256 for each row, is 2147483648"), "{refused}");
     }
 }

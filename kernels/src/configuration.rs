@@ -27,6 +27,9 @@ pub const HEAD_DIMS: [u32; 4] = [64, 128, 256, 512];
 /// after the other: 3 us of what 396 blocks read at 4.3 TB/s.
 const BEGINNING_BYTES: u32 = 32 << 10;
 
+/// [`KernelShape::beginning_tokens`] of the shortest rows, which have elements of 8 bits.
+pub(crate) const MOST_BEGINNING_TOKENS: u32 = BEGINNING_BYTES / (2 * HEAD_DIMS[0]);
+
 /// Largest group size; more query heads per KV head than this exceed a block's threads.
 pub const MAX_GROUP_SIZE: u32 = 128;
 

@@ -1,6 +1,9 @@
 //! A compiled decode kernel on a device, and whole problems put there, run and read back. What a
 //! model calls step by step is the runtime's `SpanAttention`.
 
+mod buffers;
+
+use self::buffers::{Builder, GUARD, POISON};
 use crate::abi::{Operands, OverlayBuffers, PlanBuffers, Scalars, Workspace, Written};
 use crate::configuration::{KernelSpec, Merge};
 use crate::launch::{Launcher, query_tiles};
@@ -9,7 +12,7 @@ use spanforge_device::{
     Basis, Buffer, Device, DeviceError, Image, KERNEL_LAUNCH, Launch, LaunchReport, ModuleId,
     TimeOptions, Timing,
 };
-use spanforge_spans::{KvDtype, SpanBatch};
+use spanforge_spans::SpanBatch;
 
 /// What can go wrong when a decoder is used.
 #[derive(Debug, thiserror::Error)]
@@ -398,7 +401,7 @@ impl<'d> Decoder<'d> {
                 let Operands { out, lse, .. } = r.operands;
                 Written { out, lse }
             });
-            // `check` has established that rows times KV heads fit.
+            // Their outputs are in memory, so their number fits.
             self.device.launch(&self.launcher.merge_outputs(&to, &from, heads as i32))?;
         }
         Ok(())
@@ -505,78 +508,4 @@ struct PlanInputs<'a> {
     count: usize,
     /// Sets of each row.
     span_heads: usize,
-}
-
-/// All bits set: NaN in every float type, and a negative integer.
-const POISON: u8 = 0xff;
-const GUARD: u8 = 0xa7;
-
-struct Builder<'d> {
-    device: &'d dyn Device,
-    options: UploadOptions,
-    allocations: Vec<(String, Buffer)>,
-}
-
-impl Builder<'_> {
-    /// The buffer between its guard bands. Only the whole allocation is known to the device, so it
-    /// is what copies name.
-    fn allocate(&mut self, name: &str, bytes: usize) -> Result<Buffer, DeviceError> {
-        let guard = self.options.guard_bytes;
-        // Empty tensors have an address like all others.
-        let whole = self.device.allocate(name, bytes.max(4) + 2 * guard)?;
-        self.allocations.push((name.to_owned(), whole));
-        if guard > 0 {
-            let band = vec![GUARD; guard];
-            self.device.upload(whole, 0, &band)?;
-            self.device.upload(whole, whole.bytes - guard, &band)?;
-        }
-        Ok(whole)
-    }
-
-    fn inner(&self, whole: Buffer) -> Buffer {
-        let guard = self.options.guard_bytes;
-        Buffer { address: whole.address + guard as u64, bytes: whole.bytes - 2 * guard }
-    }
-
-    /// K or V: of elements of 8 bits, the lower bytes.
-    fn kv(&mut self, name: &str, bits: &[u16], dtype: KvDtype) -> Result<Buffer, DeviceError> {
-        match dtype {
-            KvDtype::Same => self.input(name, bits, |e| e.to_le_bytes()),
-            KvDtype::E4m3 => self.input(name, bits, |e| [*e as u8]),
-        }
-    }
-
-    /// A buffer of numbers that need not be there: `None` where they are not.
-    fn floats(&mut self, name: &str, values: &[f32]) -> Result<Option<Buffer>, DeviceError> {
-        let there = !values.is_empty();
-        there.then(|| self.input(name, values, |e| e.to_le_bytes())).transpose()
-    }
-
-    /// A buffer of `values`, whose bytes are made a stretch at a time: a cache of gigabytes is not
-    /// copied whole on the host.
-    fn input<T, const N: usize>(
-        &mut self,
-        name: &str,
-        values: &[T],
-        bytes: impl Fn(&T) -> [u8; N],
-    ) -> Result<Buffer, DeviceError> {
-        let whole = self.allocate(name, N * values.len())?;
-        let mut at = self.options.guard_bytes;
-        let mut stretch = Vec::new();
-        for values in values.chunks(1 << 20) {
-            stretch.clear();
-            stretch.extend(values.iter().flat_map(&bytes));
-            self.device.upload(whole, at, &stretch)?;
-            at += stretch.len();
-        }
-        Ok(self.inner(whole))
-    }
-
-    fn scratch(&mut self, name: &str, bytes: usize) -> Result<Buffer, DeviceError> {
-        let whole = self.allocate(name, bytes)?;
-        if self.options.poison {
-            self.device.upload(whole, self.options.guard_bytes, &vec![POISON; bytes])?;
-        }
-        Ok(self.inner(whole))
-    }
 }
